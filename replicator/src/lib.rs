@@ -1,1 +1,12 @@
-//! Placeholder.
+//! Replication of volumes between sites: everything around the pure engine that touches a disk or the network.
+//!
+//! - [`disk`], [`catalogue`]: what is asked of storage.
+//! - [`intake`]: what a write must wait for before it touches the image.
+//! - [`identity`], [`pairing`], [`transport`]: who the sites are and how bytes travel between them.
+
+pub mod catalogue;
+pub mod disk;
+pub mod identity;
+pub mod intake;
+pub mod pairing;
+pub mod transport;

@@ -1,0 +1,142 @@
+//! Who may pass to a volume's image, and who is still inside.
+//!
+//! A volume serves only while it is primary (or stands alone). Front ends enter for each request and leave when it completed; the
+//! daemon shuts the gate, waits until the last one left, and knows then that the image stands still.
+
+use std::io;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use tokio::sync::Notify;
+
+/// State of a [`Gate`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum GateState {
+    /// Requests pass.
+    Open,
+    /// New requests wait; those inside complete as usual.
+    Shut,
+    /// New requests wait; those inside fail, because another site may be primary already.
+    Fenced,
+}
+
+/// See the module's documentation.
+pub struct Gate {
+    state: AtomicU32,
+    inside: AtomicU64,
+    changed: Notify,
+    /// Called at each change of state; front ends that cannot await put an eventfd's write here.
+    bells: Mutex<Vec<Bell>>,
+}
+
+struct Bell {
+    id: u64,
+    ring: Box<dyn Fn() + Send>,
+}
+
+impl Gate {
+    /// A gate in `state`.
+    pub fn new(state: GateState) -> Self {
+        Self { state: AtomicU32::new(state as u32), inside: AtomicU64::new(0), changed: Notify::new(), bells: Mutex::default() }
+    }
+
+    /// The state now.
+    pub fn state(&self) -> GateState {
+        match self.state.load(SeqCst) {
+            0 => GateState::Open,
+            1 => GateState::Shut,
+            _ => GateState::Fenced,
+        }
+    }
+
+    /// Changes the state and wakes whoever waits.
+    pub fn set(&self, state: GateState) {
+        self.state.store(state as u32, SeqCst);
+        self.changed.notify_waiters();
+        for bell in self.bells.lock().expect("no panic under this lock").iter() {
+            (bell.ring)();
+        }
+    }
+
+    /// Enters, if the gate is open.
+    pub fn try_enter(&self) -> bool {
+        self.inside.fetch_add(1, SeqCst);
+        let open = self.state() == GateState::Open;
+        if !open {
+            self.leave();
+        }
+        open
+    }
+
+    /// Leaves, after [`Self::try_enter`] returned true. An error says that the request must not be acknowledged.
+    pub fn exit(&self) -> io::Result<()> {
+        let state = self.state();
+        self.leave();
+        if state == GateState::Fenced { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
+    }
+
+    fn leave(&self) {
+        if self.inside.fetch_sub(1, SeqCst) == 1 && self.state() != GateState::Open {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Returns when the gate is open.
+    pub async fn opened(&self) {
+        self.wait(|| self.state() == GateState::Open).await;
+    }
+
+    /// Returns when nobody is inside. Shut the gate first.
+    pub async fn drained(&self) {
+        self.wait(|| self.inside.load(SeqCst) == 0).await;
+    }
+
+    async fn wait(&self, condition: impl Fn() -> bool) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if condition() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Has `ring` called at each change of state, until [`Self::remove_bell`] with the same id.
+    pub fn add_bell(&self, id: u64, ring: Box<dyn Fn() + Send>) {
+        self.bells.lock().expect("no panic under this lock").push(Bell { id, ring });
+    }
+
+    /// Forgets a bell.
+    pub fn remove_bell(&self, id: u64) {
+        self.bells.lock().expect("no panic under this lock").retain(|bell| bell.id != id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[tokio::test]
+    async fn a_shut_gate_lets_out_and_not_in() {
+        let gate = Arc::new(Gate::new(GateState::Open));
+        assert!(gate.try_enter());
+        gate.set(GateState::Shut);
+        assert!(!gate.try_enter());
+        let drained = tokio::spawn({
+            let gate = gate.clone();
+            async move { gate.drained().await }
+        });
+        assert!(gate.exit().is_ok());
+        tokio::time::timeout(std::time::Duration::from_secs(5), drained).await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_fenced_gate_acknowledges_nothing() {
+        let gate = Gate::new(GateState::Open);
+        assert!(gate.try_enter());
+        gate.set(GateState::Fenced);
+        assert!(gate.exit().is_err());
+    }
+}

@@ -1,0 +1,108 @@
+//! A volume as front ends see it: a gate, a tracker of writes and an image.
+//!
+//! ```text
+//!   front end ──► admit ──► (its own io_uring on Volume::image) ──► complete ──► front end
+//!                  gate, epoch, activity log                 epoch's count, fence
+//! ```
+//!
+//! The volume moves no data itself: whoever was admitted submits to the image with whatever ring it owns. That keeps one thread on a
+//! request from the socket to the disk and back.
+
+pub mod gate;
+
+pub use gate::{Gate, GateState};
+
+use crate::request::Request;
+use crate::store::Image;
+use replicator::intake::{Intake, Intaken};
+use replicator_engine::tracker::Write;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A volume that is open at this site.
+pub struct Volume {
+    /// Its name, unique at the site.
+    pub name: String,
+    /// Where its content lies.
+    pub image: Image,
+    /// Shut unless the volume may be served here.
+    pub gate: Gate,
+    /// What has to happen before a write touches the image.
+    pub intake: Arc<Intake>,
+    /// Who is attached.
+    pub clients: Clients,
+}
+
+/// Permission to carry out one request. Hand it back with [`Volume::complete`], whatever became of the request.
+#[derive(Debug)]
+#[must_use = "a pass that is not handed back keeps the gate from draining"]
+pub struct Pass(Option<Write>);
+
+/// Answer to [`Volume::admit`].
+#[derive(Debug)]
+pub enum Admission {
+    /// Go on.
+    Granted(Pass),
+    /// The volume is not served here now: wait for the gate, then ask again.
+    Closed,
+    /// The waiter is called with the answer. Old content is kept or the activity log written first.
+    Pending,
+}
+
+/// Is called, once, from another thread, with the pass for a write that had to wait.
+pub type Waiter = Box<dyn FnOnce(io::Result<Pass>) + Send>;
+
+impl Volume {
+    /// Asks to carry out a checked request. `waiter` is only called upon, and what it makes only used, for [`Admission::Pending`].
+    pub fn admit(&self, request: Request, waiter: impl FnOnce() -> Waiter) -> Admission {
+        if !self.gate.try_enter() {
+            return Admission::Closed;
+        }
+        let Some(run) = request.changed_run() else { return Admission::Granted(Pass(None)) };
+        match self.intake.admit(run) {
+            Intaken::Ready(write) => Admission::Granted(Pass(Some(write))),
+            Intaken::Parked(parked) => {
+                let waiter = waiter();
+                self.intake.resolve(parked, Box::new(move |answer| waiter(answer.map(|write| Pass(Some(write))))));
+                Admission::Pending
+            }
+        }
+    }
+
+    /// The request is done, well or not. Returns what the client is to be told.
+    pub fn complete<T>(&self, pass: Pass, result: io::Result<T>) -> io::Result<T> {
+        if let Some(write) = pass.0 {
+            self.intake.tracker().finish_write(write);
+        }
+        self.gate.exit()?;
+        result
+    }
+
+    /// The answer to a [`Waiter`] was an error: leaves the gate in place of [`Self::complete`].
+    pub fn abandon(&self) {
+        let _ = self.gate.exit();
+    }
+
+    /// Size in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.image.size_bytes()
+    }
+}
+
+/// Counts the clients that are attached to a volume, by protocol.
+#[derive(Debug, Default)]
+pub struct Clients {
+    /// NBD connections in transmission.
+    pub nbd: AtomicU64,
+    /// vhost-user connections with a started ring.
+    pub vhost_user: AtomicU64,
+}
+
+impl Clients {
+    /// The protocols by which somebody is attached.
+    pub fn attached(&self) -> Vec<&'static str> {
+        let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst) > 0;
+        [("vhost-user", count(&self.vhost_user)), ("nbd", count(&self.nbd))].into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect()
+    }
+}

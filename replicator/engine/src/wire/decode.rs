@@ -1,0 +1,193 @@
+//! From bytes to messages. The bytes come from another machine: every length is checked before it is used, and nothing is allocated
+//! that the frame does not pay for.
+
+use super::{
+    Against, Attach, Attached, Base, Blocks, Commit, Compare, Compared, Content, Encoding, Envelope, MAX_COMPARE_BLOCKS, MAX_CONTENT_BLOCKS,
+    MAX_RUNS, MAX_TEXT_BYTES, Message, Refusal, Refused,
+};
+use crate::block::{BLOCK_BYTES, Run};
+use crate::generation::{Generation, Id, Lineage};
+use bytes::{Buf, Bytes};
+use roaring::RoaringBitmap;
+
+/// Why bytes are not a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// It ends too early.
+    #[error("the message is cut short")]
+    CutShort,
+    /// Something follows it.
+    #[error("bytes follow the message")]
+    Surplus,
+    /// No such kind.
+    #[error("unknown kind of message {0}")]
+    UnknownKind(u8),
+    /// A field has a value that it cannot have.
+    #[error("the message's {0} is out of range")]
+    OutOfRange(&'static str),
+}
+
+type Result<T> = std::result::Result<T, DecodeError>;
+
+impl Envelope {
+    /// The message in a frame's bytes.
+    pub fn decode(frame: Bytes) -> Result<Self> {
+        let mut input = Input(frame);
+        let kind = input.u8()?;
+        let generation = input.generation()?;
+        let message = match kind {
+            1 => Message::Attach(Attach { volume: input.id()?, size_bytes: input.u64()?, lineage: input.lineage()? }),
+            2 => Message::Blocks(input.blocks()?),
+            3 => Message::Compare(input.compare()?),
+            4 => Message::Commit(Commit {
+                epoch: input.u64()?,
+                blocks: input.u64()?,
+                digest: input.array()?,
+                size_bytes: input.u64()?,
+                cut_unix_ms: input.u64()?,
+            }),
+            5 => Message::Abandon,
+            129 => Message::Attached(Attached { replica: input.id()?, committed: input.u64()?, base: input.base()? }),
+            130 => Message::Refused(Refused { reason: input.refusal()?, text: input.text()?, lineage: input.lineage()? }),
+            131 => Message::Compared(Compared { ticket: input.u64()?, different: input.runs()? }),
+            132 => Message::Committed(input.u64()?),
+            other => return Err(DecodeError::UnknownKind(other)),
+        };
+        if input.0.has_remaining() { Err(DecodeError::Surplus) } else { Ok(Self { generation, message }) }
+    }
+}
+
+struct Input(Bytes);
+
+impl Input {
+    fn take(&mut self, len: usize) -> Result<Bytes> {
+        if self.0.len() < len { Err(DecodeError::CutShort) } else { Ok(self.0.split_to(len)) }
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        Ok(self.take(N)?.as_ref().try_into().expect("just taken with this length"))
+    }
+
+    fn u8(&mut self) -> Result<u8> {
+        self.array::<1>().map(|[byte]| byte)
+    }
+
+    fn u16(&mut self) -> Result<u16> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn id(&mut self) -> Result<Id> {
+        self.array().map(Id)
+    }
+
+    fn generation(&mut self) -> Result<Generation> {
+        Ok(Generation { counter: self.u64()?, id: self.id()?, branch_epoch: self.u64()? })
+    }
+
+    fn lineage(&mut self) -> Result<Lineage> {
+        let count = self.u16()?;
+        let generations = (0..count).map(|_| self.generation()).collect::<Result<Vec<_>>>()?;
+        Lineage::from_generations(generations).ok_or(DecodeError::OutOfRange("lineage"))
+    }
+
+    fn run(&mut self) -> Result<Run> {
+        let (start, len) = (self.u32()?, self.u32()?);
+        Run::new(start, len).ok_or(DecodeError::OutOfRange("run"))
+    }
+
+    fn run_count(&mut self) -> Result<usize> {
+        let count = self.u32()? as usize;
+        if count > MAX_RUNS { Err(DecodeError::OutOfRange("number of runs")) } else { Ok(count) }
+    }
+
+    fn runs(&mut self) -> Result<Vec<Run>> {
+        let count = self.run_count()?;
+        (0..count).map(|_| self.run()).collect()
+    }
+
+    fn text(&mut self) -> Result<String> {
+        let len = usize::from(self.u16()?);
+        if len > MAX_TEXT_BYTES {
+            return Err(DecodeError::OutOfRange("text"));
+        }
+        let text = self.take(len)?;
+        // It is printed on terminals and in logs: no control characters.
+        Ok(String::from_utf8_lossy(&text).chars().map(|c| if c.is_control() { ' ' } else { c }).collect())
+    }
+
+    fn refusal(&mut self) -> Result<Refusal> {
+        use Refusal::*;
+        let code = self.u8()?;
+        let all = [Stale, SplitBrain, Unrelated, NotStandby, Diverged, Protocol, Storage];
+        all.into_iter().find(|reason| *reason as u8 == code).ok_or(DecodeError::OutOfRange("refusal"))
+    }
+
+    fn base(&mut self) -> Result<Base> {
+        match self.u8()? {
+            0 => Ok(Base::Blank),
+            1 => Ok(Base::Unfinished),
+            2 => Ok(Base::Point),
+            3 => {
+                let mut reader = std::mem::take(&mut self.0).reader();
+                let blocks = RoaringBitmap::deserialize_from(&mut reader).map_err(|_| DecodeError::OutOfRange("set of blocks"))?;
+                self.0 = reader.into_inner();
+                Ok(Base::PointBut(blocks))
+            }
+            _ => Err(DecodeError::OutOfRange("base")),
+        }
+    }
+
+    fn blocks(&mut self) -> Result<Blocks> {
+        let encoding = match self.u8()? {
+            0 => Encoding::Plain,
+            1 => Encoding::Zstd,
+            _ => return Err(DecodeError::OutOfRange("encoding")),
+        };
+        let digest = self.array()?;
+        let count = self.run_count()?;
+        let mut runs = Vec::with_capacity(count);
+        let mut content_blocks: u32 = 0;
+        for _ in 0..count {
+            let run = self.run()?;
+            let content = match self.u8()? {
+                0 => Content::Zero,
+                1 => Content::Data,
+                _ => return Err(DecodeError::OutOfRange("content")),
+            };
+            if content == Content::Data {
+                content_blocks = content_blocks.checked_add(run.len).ok_or(DecodeError::OutOfRange("content"))?;
+            }
+            runs.push((run, content));
+        }
+        let payload = std::mem::take(&mut self.0);
+        let plain = encoding == Encoding::Plain && payload.len() != content_blocks as usize * BLOCK_BYTES;
+        if content_blocks > MAX_CONTENT_BLOCKS || plain || payload.len() > (MAX_CONTENT_BLOCKS as usize + 1) * BLOCK_BYTES {
+            return Err(DecodeError::OutOfRange("content"));
+        }
+        Ok(Blocks { runs, encoding, digest, payload })
+    }
+
+    fn compare(&mut self) -> Result<Compare> {
+        let ticket = self.u64()?;
+        let against = match self.u8()? {
+            0 => Against::Epoch,
+            1 => Against::Point,
+            _ => return Err(DecodeError::OutOfRange("purpose")),
+        };
+        let runs = self.runs()?;
+        let blocks: u64 = runs.iter().map(|run| u64::from(run.len)).sum();
+        if blocks > u64::from(MAX_COMPARE_BLOCKS) {
+            return Err(DecodeError::OutOfRange("number of blocks"));
+        }
+        let fingerprints = (0..blocks).map(|_| self.array()).collect::<Result<_>>()?;
+        Ok(Compare { ticket, against, runs, fingerprints })
+    }
+}

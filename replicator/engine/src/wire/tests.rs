@@ -1,0 +1,88 @@
+//! Every message survives the wire; nothing else gets through it.
+
+use super::*;
+use proptest::prelude::*;
+
+fn lineage() -> Lineage {
+    Lineage::first(Id([1; 16])).promoted(Id([2; 16]), 17)
+}
+
+fn messages() -> Vec<Message> {
+    let run = |start, len| Run::new(start, len).unwrap();
+    vec![
+        Message::Attach(Attach { volume: Id([7; 16]), size_bytes: 1 << 40, lineage: lineage() }),
+        Message::Blocks(Blocks {
+            runs: vec![(run(0, 1 << 28), Content::Zero), (run(5, 1), Content::Data)],
+            encoding: Encoding::Plain,
+            digest: [9; 32],
+            payload: Bytes::from(vec![3; 4096]),
+        }),
+        Message::Compare(Compare { ticket: 4, against: Against::Point, runs: vec![run(8, 2)], fingerprints: vec![[1; 16], [2; 16]] }),
+        Message::Commit(Commit { epoch: 8, blocks: 3, digest: [1; 32], size_bytes: 4096, cut_unix_ms: 77 }),
+        Message::Abandon,
+        Message::Attached(Attached { replica: Id([3; 16]), committed: 9, base: Base::PointBut((5..700).collect()) }),
+        Message::Attached(Attached { replica: Id([3; 16]), committed: 0, base: Base::Blank }),
+        Message::Refused(Refused { reason: Refusal::Stale, text: "no".into(), lineage: lineage() }),
+        Message::Compared(Compared { ticket: 4, different: vec![run(9, 1)] }),
+        Message::Committed(u64::MAX),
+    ]
+}
+
+fn frames() -> Vec<Bytes> {
+    let generation = lineage().current();
+    messages().into_iter().map(|message| Envelope { generation, message }.encode()).collect()
+}
+
+#[test]
+fn every_message_survives_the_wire() {
+    for (message, frame) in messages().into_iter().zip(frames()) {
+        assert_eq!(Envelope::decode(frame).unwrap().message, message);
+    }
+}
+
+#[test]
+fn a_message_cut_short_or_with_more_behind_it_is_refused() {
+    for (message, frame) in messages().iter().zip(frames()) {
+        for len in 0..frame.len() {
+            assert!(Envelope::decode(frame.slice(..len)).is_err(), "{message:?} cut at {len}");
+        }
+        let longer = [frame.as_ref(), &[0]].concat();
+        assert!(Envelope::decode(longer.into()).is_err(), "{message:?} with a byte more");
+    }
+}
+
+#[test]
+fn limits_are_limits() {
+    let generation = lineage().current();
+    let compare = |blocks: u32| {
+        let runs = vec![Run::new(0, blocks).unwrap()];
+        let fingerprints = vec![[0; 16]; blocks as usize];
+        let message = Message::Compare(Compare { ticket: 0, against: Against::Epoch, runs, fingerprints });
+        Envelope::decode(Envelope { generation, message }.encode())
+    };
+    assert!(compare(MAX_COMPARE_BLOCKS - 1).is_ok() && compare(MAX_COMPARE_BLOCKS).is_ok());
+    assert_eq!(compare(MAX_COMPARE_BLOCKS + 1), Err(DecodeError::OutOfRange("number of blocks")));
+    let blocks = |blocks: u32| {
+        let payload = Bytes::from(vec![0; blocks as usize * 4096]);
+        let runs = vec![(Run::new(0, blocks).unwrap(), Content::Data)];
+        let message = Message::Blocks(Blocks { runs, encoding: Encoding::Plain, digest: [0; 32], payload });
+        Envelope::decode(Envelope { generation, message }.encode())
+    };
+    assert!(blocks(MAX_CONTENT_BLOCKS - 1).is_ok() && blocks(MAX_CONTENT_BLOCKS).is_ok());
+    assert_eq!(blocks(MAX_CONTENT_BLOCKS + 1), Err(DecodeError::OutOfRange("content")));
+}
+
+proptest! {
+    #[test]
+    fn no_frame_panics(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let _ = Envelope::decode(bytes.into());
+    }
+
+    #[test]
+    fn no_damaged_frame_panics(which in 0usize..10, at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+        let mut frame = frames()[which].to_vec();
+        let at = at.index(frame.len().min(200));
+        frame[at] = byte;
+        let _ = Envelope::decode(frame.into());
+    }
+}

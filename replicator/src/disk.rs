@@ -1,0 +1,74 @@
+//! What replication needs of storage, as narrow traits, so that the simulator can put a disk that loses power behind the real code.
+
+use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run};
+use std::io;
+use std::ops::{Deref, DerefMut};
+
+/// A volume's content at this site. Buffers are page aligned ([`Pages`]), so that direct I/O can take them as they are.
+pub trait BlockDevice: Send + Sync {
+    /// Reads the blocks of `run` into `content`, which has exactly their length.
+    fn read(&self, run: Run, content: &mut [u8]) -> io::Result<()>;
+    /// Writes the blocks of `run`.
+    fn write(&self, run: Run, content: &[u8]) -> io::Result<()>;
+    /// Makes the blocks read as zeroes, and frees their space where that is possible.
+    fn zero(&self, run: Run) -> io::Result<()>;
+    /// Makes every write that was finished before durable.
+    fn sync(&self) -> io::Result<()>;
+    /// The first run of blocks at or after `from` that may hold something other than zeroes; it may end early.
+    fn allocated(&self, from: BlockNumber) -> io::Result<Option<Run>>;
+    /// Size in bytes, a multiple of a block.
+    fn size_bytes(&self) -> u64;
+    /// Grows to `size_bytes`, durably.
+    fn grow(&self, size_bytes: u64) -> io::Result<()>;
+}
+
+/// A directory of append-only files, named by number.
+pub trait SegmentFiles: Send {
+    /// The numbers of the files there, ascending.
+    fn list(&self) -> io::Result<Vec<u64>>;
+    /// Makes an empty file; its name is durable on return.
+    fn create(&mut self, number: u64) -> io::Result<()>;
+    /// Appends to the file that was created last.
+    fn append(&mut self, number: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Makes what was appended durable.
+    fn sync(&mut self, number: u64) -> io::Result<()>;
+    /// Length of the file in bytes.
+    fn len_bytes(&self, number: u64) -> io::Result<u64>;
+    /// Reads exactly `content.len()` bytes at `offset`.
+    fn read(&self, number: u64, offset: u64, content: &mut [u8]) -> io::Result<()>;
+    /// Cuts the file off at `len_bytes`, durably.
+    fn truncate(&mut self, number: u64, len_bytes: u64) -> io::Result<()>;
+    /// Removes the file, durably.
+    fn delete(&mut self, number: u64) -> io::Result<()>;
+}
+
+/// A page-aligned buffer of whole blocks.
+pub struct Pages {
+    bytes: Vec<u8>,
+    start: usize,
+    len_bytes: usize,
+}
+
+impl Pages {
+    /// A zeroed buffer of `blocks` blocks.
+    pub fn new(blocks: u32) -> Self {
+        let len_bytes = blocks as usize * BLOCK_BYTES;
+        let bytes = vec![0; len_bytes + BLOCK_BYTES];
+        let start = bytes.as_ptr().align_offset(BLOCK_BYTES);
+        Self { bytes, start, len_bytes }
+    }
+}
+
+impl Deref for Pages {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.start..self.start + self.len_bytes]
+    }
+}
+
+impl DerefMut for Pages {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + self.len_bytes]
+    }
+}
