@@ -1,0 +1,80 @@
+//! Changing the primary, and proving that two sites hold the same.
+
+use serde::{Deserialize, Serialize};
+
+/// Makes this site the primary.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Promote {
+    /// Accepts the loss of what is not in the last recovery point, and fences an active primary.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Gives up being the primary.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Demote {
+    /// Goes on although a client is active.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// What a promotion did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Promotion {
+    /// Planned or not.
+    pub kind: PromotionKind,
+    /// The epoch that the volume continues from.
+    pub epoch: u64,
+    /// The new generation's counter.
+    pub generation: u64,
+    /// How long it took until the volume could be served.
+    pub seconds: f64,
+    /// Acknowledged data that is not in this primary; `null` when it cannot be known.
+    pub lost_bytes: Option<u64>,
+}
+
+/// How the primary changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PromotionKind {
+    /// The old primary handed over: nothing is lost.
+    Handover,
+    /// The old primary did not take part.
+    Failover,
+}
+
+/// An old primary follows the new one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resync {
+    /// Accepts that this site's own changes are given up. Without it nothing happens.
+    #[serde(default)]
+    pub discard_local: bool,
+    /// Also lets go of what was kept aside.
+    #[serde(default)]
+    pub yes: bool,
+}
+
+/// What a resync gave up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resynced {
+    /// Blocks of 4 KiB that were changed here and are not at the new primary.
+    pub blocks: u64,
+    /// The same in bytes.
+    pub bytes: u64,
+    /// Whether they are still kept aside; a resync with `yes` lets them go.
+    pub kept: bool,
+}
+
+/// What a comparison of both sites found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verification {
+    /// Blocks of 4 KiB that were compared.
+    pub blocks_compared: u64,
+    /// How many of them differ.
+    pub blocks_different: u64,
+    /// The epoch that both sides showed.
+    pub at_epoch: u64,
+}
