@@ -191,8 +191,10 @@ words! {
 
 words! {
     /// When writes and flushes are acknowledged.
+    #[derive(Default)]
     Mode {
         /// When they are locally done.
+        #[default]
         Async = "async",
         /// Flushes when their epoch is durable at the standby.
         Barrier = "barrier",
@@ -200,12 +202,6 @@ words! {
         Sync = "sync",
         /// When they are locally done; recovery points on a schedule.
         Snapshot = "snapshot",
-    }
-}
-
-impl Default for Mode {
-    fn default() -> Self {
-        Self::Async
     }
 }
 

@@ -50,12 +50,7 @@ pub trait Control: Send + Sync + 'static {
     /// Changes the mode.
     fn set_mode(&self, volume: VolumeName, request: SetMode) -> impl Future<Output = Outcome<VolumeStatus>> + Send;
     /// Returns as soon as the condition holds, or can never hold. The server keeps the time.
-    fn wait(
-        &self,
-        volume: VolumeName,
-        condition: Condition,
-        progress: ProgressSink,
-    ) -> impl Future<Output = Outcome<VolumeStatus>> + Send;
+    fn wait(&self, volume: VolumeName, condition: Condition, progress: ProgressSink) -> impl Future<Output = Outcome<VolumeStatus>> + Send;
     /// Cuts now; returns when the recovery point is durable at the standby.
     fn snapshot(&self, volume: VolumeName, progress: ProgressSink) -> impl Future<Output = Outcome<Snapshot>> + Send;
 

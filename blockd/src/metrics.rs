@@ -1,0 +1,103 @@
+//! What Prometheus sees: the fields of the status, and how long things take.
+//!
+//! Durations are recorded by whoever completes a request, without a lock and without an allocation: a [`VolumeMetrics`] is fetched once
+//! per front end, not per request. Everything else is read from the status when somebody asks, so that no number exists twice.
+//!
+//! Samples have exactly the names of the contract (`tern_wire_bytes_sent`, no `_total`), which is Prometheus's text format 0.0.4 and not
+//! OpenMetrics.
+
+mod collect;
+mod histogram;
+mod http;
+
+pub use histogram::Histogram;
+pub use http::serve;
+
+use blockd_api::{PeerList, Status, VolumeName};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+/// What a client's request asked for, as the label `op`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum RequestOp {
+    /// Read.
+    Read,
+    /// Write.
+    Write,
+    /// Flush.
+    Flush,
+    /// Discard.
+    Discard,
+    /// Write zeroes.
+    WriteZeroes,
+}
+
+impl RequestOp {
+    /// Every operation, in the order of their numbers.
+    pub const ALL: [Self; 5] = [Self::Read, Self::Write, Self::Flush, Self::Discard, Self::WriteZeroes];
+
+    /// The label's value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Flush => "flush",
+            Self::Discard => "discard",
+            Self::WriteZeroes => "write-zeroes",
+        }
+    }
+}
+
+/// The durations of one volume.
+#[derive(Debug, Default)]
+pub struct VolumeMetrics {
+    requests: [Histogram; RequestOp::ALL.len()],
+    /// From a flush's or a FUA write's arrival to its acknowledgement.
+    pub flush: Histogram,
+    /// From an epoch's cut to its commit.
+    pub epoch_commit: Histogram,
+}
+
+impl VolumeMetrics {
+    /// The durations of one kind of request, from its arrival to its acknowledgement.
+    pub fn request(&self, op: RequestOp) -> &Histogram {
+        &self.requests[op as usize]
+    }
+
+    /// Records a request that was acknowledged after `elapsed`.
+    pub fn observe_request(&self, op: RequestOp, elapsed: Duration) {
+        self.request(op).observe(elapsed);
+        if op == RequestOp::Flush {
+            self.flush.observe(elapsed);
+        }
+    }
+}
+
+/// The metrics of all volumes.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    volumes: Mutex<BTreeMap<VolumeName, Arc<VolumeMetrics>>>,
+}
+
+impl Metrics {
+    /// The handles of a volume, made at the first call. To be kept, not asked for per request.
+    pub fn volume(&self, name: &VolumeName) -> Arc<VolumeMetrics> {
+        let mut volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(volumes.entry(name.clone()).or_default())
+    }
+
+    /// Forgets a deleted volume.
+    pub fn remove_volume(&self, name: &VolumeName) {
+        self.volumes.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// The page that Prometheus reads.
+    pub fn encode(&self, status: Status, peers: PeerList) -> Result<String, std::fmt::Error> {
+        let durations = self.volumes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        collect::encode(collect::Scrape { status, peers, durations })
+    }
+}
