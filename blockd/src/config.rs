@@ -1,0 +1,291 @@
+//! The daemon's configuration: defaults, then the file, then the flags.
+//!
+//! [`options`] names every key once, as flag and as TOML key; here they become checked values. Nothing is touched but the configuration
+//! file: whether a port is free or a directory can be made is for its user to find out.
+//!
+//! Every [`ConfigError`] is one line that names the key and the cure.
+
+mod options;
+mod sys;
+#[cfg(test)]
+mod tests;
+
+pub use options::{Congestion, LogFormat};
+
+use crate::admin::SocketAccess;
+use blockd_api::{MAX_SOCKET_PATH_BYTES, Rate, SiteName, Size, Span};
+use clap::Parser;
+use options::{CommandLine, Options, SocketOptions};
+use std::{
+    ffi::OsString,
+    fmt, io,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Where sites find each other unless told otherwise.
+pub const DEFAULT_PORT: u16 = 7447;
+/// Where `tern` looks.
+pub const DEFAULT_ADMIN: &str = "/run/tern/blockd.sock";
+/// Catalogue, keys, journals and images.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/tern";
+
+/// Smallest quota: a few epochs.
+const MIN_QUOTA: Size = Size::mib(16);
+/// Largest configuration file.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// Everything that the daemon can be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// This site's name.
+    pub site: SiteName,
+    /// Where everything is kept.
+    pub state_dir: PathBuf,
+    /// Where other sites connect (QUIC).
+    pub listen: SocketAddr,
+    /// The admin API's socket.
+    pub admin: PathBuf,
+    /// Where Prometheus looks; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// Who may open the sockets of exports.
+    pub export_access: SocketAccess,
+    /// Who may open the admin socket.
+    pub admin_access: SocketAccess,
+    /// Most that the journals may take.
+    pub journal_quota: Size,
+    /// Most that old content of frozen blocks may take.
+    pub spill_quota: Size,
+    /// Links to other sites.
+    pub transport: TransportConfig,
+    /// NBD clients.
+    pub nbd: NbdConfig,
+    /// What is insecure.
+    pub danger_zone: DangerZone,
+}
+
+/// Links to other sites.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TransportConfig {
+    /// Who decides how fast to send.
+    pub congestion: Congestion,
+    /// Fastest link to plan windows for.
+    pub bandwidth: Rate,
+    /// Longest round trip to plan windows for.
+    pub round_trip: Duration,
+}
+
+impl TransportConfig {
+    /// What such a link holds: bandwidth times delay.
+    pub fn bandwidth_delay_bytes(&self) -> u64 {
+        let bytes = u128::from(self.bandwidth.bytes_per_second()) * self.round_trip.as_millis() / 1000;
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+}
+
+/// NBD clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NbdConfig {
+    /// Most connections at once, over all addresses.
+    pub max_connections: usize,
+    /// How long a client may take to choose an export.
+    pub handshake_timeout: Duration,
+}
+
+/// What is insecure and off unless asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DangerZone {
+    /// Plain NBD on TCP addresses that other hosts can reach.
+    pub plain_nbd_anywhere: bool,
+}
+
+/// What is wrong with the configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The command line: help, version, or a wrong flag. `exit()` of it does the right thing.
+    #[error("{0}")]
+    CommandLine(#[from] clap::Error),
+    /// The file cannot be read.
+    #[error("--config {path}: {source}: give the path of a readable TOML file", path = path.display())]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{path}:{line}: {message}", path = path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Where; from 1.
+        line: usize,
+        /// What is wrong, naming the key.
+        message: String,
+    },
+    /// A value does not make sense.
+    #[error("{key}: {why}")]
+    Value {
+        /// The key as in the file.
+        key: &'static str,
+        /// What is wrong and what to write.
+        why: String,
+    },
+}
+
+fn wrong(key: &'static str, why: impl fmt::Display) -> ConfigError {
+    ConfigError::Value { key, why: why.to_string() }
+}
+
+impl Config {
+    /// From the program's arguments, its name first.
+    pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Self, ConfigError> {
+        let line = CommandLine::try_parse_from(args)?;
+        let file = line.config.as_deref().map(read).transpose()?.unwrap_or_default();
+        Self::resolve(line.options.or(file))
+    }
+
+    /// Checks everything and fills in what was left open.
+    fn resolve(options: Options) -> Result<Self, ConfigError> {
+        let (export_access, admin_access) = access(&options.sockets)?;
+        let listen = options.listen.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, DEFAULT_PORT)));
+        Ok(Self {
+            site: options.site.map_or_else(site_of_host, Ok)?,
+            state_dir: absolute("state_dir", options.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()))?,
+            listen,
+            admin: socket_path("admin", options.admin.unwrap_or_else(|| DEFAULT_ADMIN.into()))?,
+            metrics: options.metrics,
+            log_format: options.log_format.unwrap_or(LogFormat::Text),
+            export_access,
+            admin_access,
+            journal_quota: quota("journal.quota", options.journal.quota, Size::gib(20))?,
+            spill_quota: quota("spill.quota", options.spill.quota, Size::gib(10))?,
+            transport: TransportConfig {
+                congestion: options.transport.congestion.unwrap_or(Congestion::Cubic),
+                bandwidth: options.transport.bandwidth.map_or_else(default_bandwidth, Ok)?,
+                round_trip: within("transport.round_trip", options.transport.round_trip, 200, 1..=10_000)?,
+            },
+            nbd: NbdConfig {
+                max_connections: connections(options.nbd.max_connections)?,
+                handshake_timeout: within("nbd.handshake_timeout", options.nbd.handshake_timeout, 10_000, 100..=600_000)?,
+            },
+            danger_zone: DangerZone { plain_nbd_anywhere: options.danger_zone.plain_nbd_anywhere.unwrap_or(false) },
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<Options, ConfigError> {
+    use io::Read;
+    let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).map_err(unreadable)?;
+    if text.len() as u64 > MAX_FILE_BYTES {
+        return Err(unreadable(io::Error::other(format!("larger than {MAX_FILE_BYTES} bytes"))));
+    }
+    options::from_toml(&text).map_err(|(line, message)| ConfigError::File { path: path.to_owned(), line, message })
+}
+
+fn site_of_host() -> Result<SiteName, ConfigError> {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let first_label = host.trim().split('.').next().unwrap_or_default();
+    first_label.parse().map_err(|_| wrong("site", format_args!("the host's name {first_label:?} cannot be a site's: give --site NAME")))
+}
+
+fn default_bandwidth() -> Result<Rate, ConfigError> {
+    Rate::from_bits_per_second(1_000_000_000).ok_or_else(|| wrong("transport.bandwidth", "give a rate such as 1Gbit"))
+}
+
+fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+    std::path::absolute(&path).map_err(|error| wrong(key, format_args!("{path:?} is no path ({error}): give an absolute one")))
+}
+
+fn socket_path(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+    let path = absolute(key, path)?;
+    if path.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
+        return Err(wrong(
+            key,
+            format_args!("{path:?} is longer than a unix socket's path may be: give one of {MAX_SOCKET_PATH_BYTES} bytes or less"),
+        ));
+    }
+    Ok(path)
+}
+
+fn quota(key: &'static str, given: Option<Size>, default: Size) -> Result<Size, ConfigError> {
+    match given.unwrap_or(default) {
+        quota if quota < MIN_QUOTA => Err(wrong(key, format_args!("{quota} is too small to work: give {MIN_QUOTA} or more"))),
+        quota => Ok(quota),
+    }
+}
+
+fn within(
+    key: &'static str,
+    given: Option<Span>,
+    default_ms: u64,
+    allowed_ms: std::ops::RangeInclusive<u64>,
+) -> Result<Duration, ConfigError> {
+    let (low, high) = (Span::from_millis(*allowed_ms.start()), Span::from_millis(*allowed_ms.end()));
+    match given.unwrap_or(Span::from_millis(default_ms)) {
+        span if span < low || span > high => Err(wrong(key, format_args!("{span} is out of range: give {low} to {high}"))),
+        span => Ok(span.duration()),
+    }
+}
+
+fn connections(given: Option<usize>) -> Result<usize, ConfigError> {
+    const MOST: usize = 65_536;
+    match given.unwrap_or(256) {
+        count if (1..=MOST).contains(&count) => Ok(count),
+        count => Err(wrong("nbd.max_connections", format_args!("{count} is out of range: give 1 to {MOST}"))),
+    }
+}
+
+/// Who may open the sockets of exports, and who the admin socket.
+fn access(sockets: &SocketOptions) -> Result<(SocketAccess, SocketAccess), ConfigError> {
+    let exports = SocketAccess {
+        owner: sockets.owner.as_deref().map(|name| user("sockets.owner", name)).transpose()?,
+        group: sockets.group.as_deref().map(|name| group("sockets.group", name)).transpose()?,
+        mode: mode("sockets.mode", sockets.mode.as_deref(), 0o660)?,
+    };
+    let admin = SocketAccess {
+        owner: sockets.admin_owner.as_deref().map(|name| user("sockets.admin_owner", name)).transpose()?,
+        group: sockets.admin_group.as_deref().map(|name| group("sockets.admin_group", name)).transpose()?,
+        mode: mode("sockets.admin_mode", sockets.admin_mode.as_deref(), 0o660)?,
+    };
+    if admin.mode & 0o007 != 0 {
+        return Err(wrong(
+            "sockets.admin_mode",
+            "everybody on this host could control the daemon: let the last digit be 0 and use sockets.admin_group",
+        ));
+    }
+    Ok((exports, admin))
+}
+
+fn mode(key: &'static str, given: Option<&str>, default: u32) -> Result<u32, ConfigError> {
+    let Some(text) = given else { return Ok(default) };
+    let digits = text.strip_prefix("0o").unwrap_or(text);
+    let well_formed = (3..=4).contains(&digits.len()) && digits.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
+    let bits = u32::from_str_radix(digits, 8).ok().filter(|bits| well_formed && *bits <= 0o777);
+    bits.ok_or_else(|| wrong(key, format_args!("{text:?} is no mode: write it in octal, as in \"0660\"")))
+}
+
+fn user(key: &'static str, name: &str) -> Result<u32, ConfigError> {
+    known(key, name, "user", sys::user_id)
+}
+
+fn group(key: &'static str, name: &str) -> Result<u32, ConfigError> {
+    known(key, name, "group", sys::group_id)
+}
+
+fn known(key: &'static str, name: &str, kind: &str, look_up: fn(&str) -> io::Result<Option<u32>>) -> Result<u32, ConfigError> {
+    if let Ok(id) = name.parse() {
+        return Ok(id);
+    }
+    match look_up(name) {
+        Ok(Some(id)) => Ok(id),
+        Ok(None) => Err(wrong(key, format_args!("there is no {kind} {name:?}: make it, or give its number"))),
+        Err(error) => Err(wrong(key, format_args!("cannot look up {kind} {name:?} ({error}): give its number"))),
+    }
+}

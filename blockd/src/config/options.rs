@@ -1,0 +1,205 @@
+//! Every key, once: its flag, its place in the file and its help. All are optional here; `None` leaves the word to the next source.
+
+use blockd_api::{Rate, SiteName, Size, Span};
+use clap::{Args, Parser, ValueEnum};
+use serde::Deserialize;
+use std::{net::SocketAddr, path::PathBuf};
+
+/// The Tern daemon: serves volumes to virtual machines and keeps their standbys one step behind.
+#[derive(Debug, Parser)]
+#[command(name = "blockd", version)]
+pub struct CommandLine {
+    /// Configuration file (TOML); every flag below is also a key of it, and flags win
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub options: Options,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Who decides how fast to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Congestion {
+    /// Backs off at loss: fair, slow on a link that loses without being full.
+    Cubic,
+    /// Follows the measured bandwidth: fast over loss, and sends more than it needs.
+    Bbr,
+}
+
+/// Declares a group of optional keys and how two sources of them merge.
+macro_rules! options {
+    ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* } $(sections { $($section:ident: $section_type:ident,)* })?) => {
+        $(#[$meta])*
+        #[derive(Debug, Default, Args, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct $name {
+            $($(#[$field_meta])* pub $field: Option<$type>,)*
+            $($(#[command(flatten)] pub $section: $section_type,)*)?
+        }
+
+        impl $name {
+            /// These, and where they are silent, the others.
+            pub fn or(self, other: Self) -> Self {
+                Self {
+                    $($field: self.$field.or(other.$field),)*
+                    $($($section: self.$section.or(other.$section),)*)?
+                }
+            }
+        }
+    };
+}
+
+options! {
+    /// The keys at the top of the file.
+    Options {
+        /// This site's name [default: the host's name]
+        #[arg(long, value_name = "NAME")]
+        site: SiteName,
+        /// Where everything is kept [default: /var/lib/tern]
+        #[arg(long, value_name = "DIR")]
+        #[serde(alias = "state-dir")]
+        state_dir: PathBuf,
+        /// Where other sites connect, QUIC [default: 0.0.0.0:7447]
+        #[arg(long, value_name = "IP:PORT")]
+        listen: SocketAddr,
+        /// Socket of the admin API [default: /run/tern/blockd.sock]
+        #[arg(long, value_name = "PATH")]
+        admin: PathBuf,
+        /// Where to serve /metrics and /healthz, HTTP [default: nowhere]
+        #[arg(long, value_name = "IP:PORT")]
+        metrics: SocketAddr,
+        /// How log lines look [default: text]
+        #[arg(long, value_name = "FORMAT")]
+        #[serde(alias = "log-format")]
+        log_format: LogFormat,
+    }
+    sections {
+        sockets: SocketOptions,
+        journal: JournalOptions,
+        spill: SpillOptions,
+        transport: TransportOptions,
+        nbd: NbdOptions,
+        danger_zone: DangerOptions,
+    }
+}
+
+options! {
+    /// `[sockets]`: who may open unix sockets. Users and groups are names or numbers, modes are octal.
+    SocketOptions {
+        /// Owner of the sockets of exports [default: the daemon's user]
+        #[arg(long = "sockets-owner", value_name = "USER")]
+        #[serde(deserialize_with = "name_or_number")]
+        owner: String,
+        /// Group of the sockets of exports [default: the daemon's group]
+        #[arg(long = "sockets-group", value_name = "GROUP")]
+        #[serde(deserialize_with = "name_or_number")]
+        group: String,
+        /// Mode of the sockets of exports [default: 0660]
+        #[arg(long = "sockets-mode", value_name = "MODE")]
+        mode: String,
+        /// Owner of the admin socket [default: the daemon's user]
+        #[arg(long = "sockets-admin-owner", value_name = "USER")]
+        #[serde(deserialize_with = "name_or_number")]
+        admin_owner: String,
+        /// Group of the admin socket [default: the daemon's group]
+        #[arg(long = "sockets-admin-group", value_name = "GROUP")]
+        #[serde(deserialize_with = "name_or_number")]
+        admin_group: String,
+        /// Mode of the admin socket [default: 0660]
+        #[arg(long = "sockets-admin-mode", value_name = "MODE")]
+        admin_mode: String,
+    }
+}
+
+options! {
+    /// `[journal]`.
+    JournalOptions {
+        /// Most that the journals may take [default: 20GiB]
+        #[arg(id = "journal-quota", long = "journal-quota", value_name = "SIZE")]
+        quota: Size,
+    }
+}
+
+options! {
+    /// `[spill]`.
+    SpillOptions {
+        /// Most that old content of frozen blocks may take on disk [default: 10GiB]
+        #[arg(id = "spill-quota", long = "spill-quota", value_name = "SIZE")]
+        quota: Size,
+    }
+}
+
+options! {
+    /// `[transport]`.
+    TransportOptions {
+        /// Congestion control [default: cubic]
+        #[arg(long = "transport-congestion", value_name = "NAME")]
+        congestion: Congestion,
+        /// Fastest link to plan buffers for; no limit to what is sent [default: 1Gbit]
+        #[arg(long = "transport-bandwidth", value_name = "RATE")]
+        bandwidth: Rate,
+        /// Longest round trip to plan buffers for [default: 200ms]
+        #[arg(long = "transport-round-trip", value_name = "DURATION")]
+        round_trip: Span,
+    }
+}
+
+options! {
+    /// `[nbd]`.
+    NbdOptions {
+        /// Most NBD connections at once [default: 256]
+        #[arg(long = "nbd-max-connections", value_name = "COUNT")]
+        max_connections: usize,
+        /// How long an NBD client may take to choose an export [default: 10s]
+        #[arg(long = "nbd-handshake-timeout", value_name = "DURATION")]
+        handshake_timeout: Span,
+    }
+}
+
+options! {
+    /// `[danger_zone]`: what is insecure.
+    DangerOptions {
+        /// INSECURE: allow plain NBD on TCP addresses that other hosts can reach
+        #[arg(long = "danger-zone-plain-nbd-anywhere", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+        plain_nbd_anywhere: bool,
+    }
+}
+
+/// A user or a group: `"libvirt-qemu"` or `64055`.
+fn name_or_number<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a name or a number")]
+    enum Either {
+        Name(String),
+        Number(u32),
+    }
+    Either::deserialize(deserializer).map(|either| match either {
+        Either::Name(name) => Some(name),
+        Either::Number(number) => Some(number.to_string()),
+    })
+}
+
+/// Reads the file's text; an error is a line number and one line that names the key.
+pub fn from_toml(text: &str) -> Result<Options, (usize, String)> {
+    toml::from_str(text).map_err(|error: toml::de::Error| {
+        let at = error.span().map_or(0, |span| span.start.min(text.len()));
+        let before = text.get(..at).unwrap_or_default();
+        let number = before.matches('\n').count() + 1;
+        let line = text.lines().nth(number - 1).unwrap_or_default();
+        let message = error.message().replace('\n', ": ");
+        match line.split_once('=').map(|(key, _)| key.trim()) {
+            Some(key) if !message.contains(&format!("`{key}`")) => (number, format!("{key}: {message}")),
+            _ => (number, message),
+        }
+    })
+}
