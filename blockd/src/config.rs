@@ -13,7 +13,7 @@ mod tests;
 pub use options::{Congestion, LogFormat};
 
 use crate::admin::SocketAccess;
-use blockd_api::{MAX_SOCKET_PATH_BYTES, Rate, SiteName, Size, Span};
+use blockd_api::{DEFAULT_ADMIN_PATH, MAX_SOCKET_PATH_BYTES, Rate, SiteName, Size, Span};
 use clap::Parser;
 use options::{CommandLine, Options, SocketOptions};
 use std::{
@@ -26,8 +26,6 @@ use std::{
 
 /// Where sites find each other unless told otherwise.
 pub const DEFAULT_PORT: u16 = 7447;
-/// Where `tern` looks.
-pub const DEFAULT_ADMIN: &str = "/run/tern/blockd.sock";
 /// Catalogue, keys, journals and images.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/tern";
 
@@ -156,7 +154,7 @@ impl Config {
             site: options.site.map_or_else(site_of_host, Ok)?,
             state_dir: absolute("state_dir", options.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()))?,
             listen,
-            admin: socket_path("admin", options.admin.unwrap_or_else(|| DEFAULT_ADMIN.into()))?,
+            admin: socket_path("admin", options.admin.unwrap_or_else(|| DEFAULT_ADMIN_PATH.into()))?,
             metrics: options.metrics,
             log_format: options.log_format.unwrap_or(LogFormat::Text),
             export_access,

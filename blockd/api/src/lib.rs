@@ -33,6 +33,9 @@ pub use wait::{Condition, Wait};
 
 use serde::{Deserialize, Serialize};
 
+/// Where the daemon serves its admin API and clients look for it, unless told otherwise.
+pub const DEFAULT_ADMIN_PATH: &str = "/run/tern/blockd.sock";
+
 /// Largest request body in bytes that the daemon reads; a bigger one is refused unread.
 pub const MAX_REQUEST_BYTES: usize = 64 << 10;
 

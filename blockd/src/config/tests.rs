@@ -29,7 +29,7 @@ fn error_of(text: &str) -> String {
 fn without_a_word_there_are_defaults() {
     let config = with_args(&["--site", "osaka"]).unwrap();
     assert_eq!(config.listen, "0.0.0.0:7447".parse().unwrap());
-    assert_eq!((config.admin.to_str(), config.state_dir.to_str()), (Some(DEFAULT_ADMIN), Some(DEFAULT_STATE_DIR)));
+    assert_eq!((config.admin.to_str(), config.state_dir.to_str()), (Some(DEFAULT_ADMIN_PATH), Some(DEFAULT_STATE_DIR)));
     assert_eq!((config.metrics, config.log_format), (None, LogFormat::Text));
     assert_eq!(config.transport.bandwidth_delay_bytes(), 25_000_000);
     assert!(!config.danger_zone.plain_nbd_anywhere);

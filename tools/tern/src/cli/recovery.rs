@@ -1,0 +1,64 @@
+//! Verbs that change the primary.
+
+use super::values;
+use blockd_api::{NbdAddress, SocketPath, VolumeName};
+use clap::Args;
+
+/// Makes this site the primary.
+#[derive(Debug, Args)]
+pub struct PromoteArgs {
+    /// Which volume
+    #[arg(value_name = "NAME")]
+    pub volume: VolumeName,
+    /// Accept the loss of what is not in the last recovery point; fence an active primary
+    #[arg(long)]
+    pub force: bool,
+    /// Go back to this recovery point
+    #[arg(long, value_name = "POINT")]
+    pub at: Option<u64>,
+}
+
+/// Gives up being the primary.
+#[derive(Debug, Args)]
+pub struct DemoteArgs {
+    /// Which volume
+    #[arg(value_name = "NAME")]
+    pub volume: VolumeName,
+    /// Go on although a client is active
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Lets an old primary follow.
+#[derive(Debug, Args)]
+pub struct ResyncArgs {
+    /// Which volume
+    #[arg(value_name = "NAME")]
+    pub volume: VolumeName,
+    /// Give up this site's own changes; they are kept aside
+    #[arg(long)]
+    pub discard_local: bool,
+    /// Let go of what was kept aside, too
+    #[arg(long, requires = "discard_local")]
+    pub yes: bool,
+}
+
+/// Works on a copy.
+#[derive(Debug, Args)]
+pub struct DrillArgs {
+    /// Which volume
+    #[arg(value_name = "NAME")]
+    pub volume: VolumeName,
+    /// Serve the copy over NBD at unix:PATH or tcp:IP:PORT
+    #[arg(long, value_name = "ADDRESS", value_parser = values::nbd_address, required_unless_present_any = ["vhost_user", "end"])]
+    pub nbd: Option<NbdAddress>,
+    /// Serve the copy over vhost-user-blk on this socket
+    #[arg(long, value_name = "PATH", value_parser = values::socket_path)]
+    pub vhost_user: Option<SocketPath>,
+    /// Which recovery point [default: the newest]
+    #[arg(long, value_name = "POINT")]
+    pub at: Option<u64>,
+    /// End it and forget the copy
+    #[arg(long, conflicts_with_all = ["nbd", "vhost_user", "at"])]
+    pub end: bool,
+}

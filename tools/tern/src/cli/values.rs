@@ -1,0 +1,28 @@
+//! Values of flags that need more than their own `FromStr`.
+
+use blockd_api::{Mode, NbdAddress, SocketPath};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use std::path::PathBuf;
+
+/// A path made absolute here: the daemon's working directory is another one.
+pub fn absolute(text: &str) -> Result<PathBuf, String> {
+    std::path::absolute(text).map_err(|error| error.to_string())
+}
+
+/// The path of a socket, made absolute.
+pub fn socket_path(text: &str) -> Result<SocketPath, String> {
+    SocketPath::try_from(absolute(text)?).map_err(|error| error.to_string())
+}
+
+/// `unix:PATH`, made absolute, or `tcp:IP:PORT`.
+pub fn nbd_address(text: &str) -> Result<NbdAddress, String> {
+    match text.strip_prefix("unix:") {
+        Some(path) => socket_path(path).map(NbdAddress::Unix),
+        None => text.parse().map_err(|error: blockd_api::ParseExportError| error.to_string()),
+    }
+}
+
+/// A mode, as one of a list that completions know.
+pub fn mode() -> impl TypedValueParser<Value = Mode> {
+    PossibleValuesParser::new(Mode::ALL.iter().map(|mode| mode.as_str())).try_map(|word| word.parse::<Mode>())
+}

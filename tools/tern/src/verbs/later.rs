@@ -1,0 +1,17 @@
+//! What the command line knows and this version does not have.
+
+use blockd_api::{ApiError, ErrorCode, Mode};
+
+/// The refusal.
+pub fn not_yet(what: &str) -> ApiError {
+    ApiError::new(ErrorCode::NotSupported, format!("{what} is not in version {} yet", env!("CARGO_PKG_VERSION")))
+        .with_hint("see the changelog of newer versions")
+}
+
+/// Refuses the modes that are not there yet.
+pub fn check_mode(mode: Mode) -> Result<(), ApiError> {
+    match mode {
+        Mode::Async => Ok(()),
+        _ => Err(not_yet(&format!("mode {mode}"))),
+    }
+}

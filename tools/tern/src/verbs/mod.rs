@@ -1,0 +1,46 @@
+//! Verbs: arguments into a request, the answer into a report.
+
+mod later;
+mod peer;
+mod recovery;
+mod replication;
+mod status;
+#[cfg(test)]
+pub mod tests;
+mod volume;
+
+use crate::{app::Format, cli::Verb, client::Client, meter::ProgressView, report::Report};
+use blockd_api::{ApiError, ErrorCode};
+
+/// What every verb works with.
+pub struct Context<'a> {
+    /// The daemon.
+    pub client: &'a Client,
+    /// How to print.
+    pub format: Format,
+    /// Where long work shows.
+    pub progress: &'a ProgressView,
+}
+
+/// Runs a verb.
+pub async fn run(verb: Verb, client: &Client, format: Format, progress: &ProgressView) -> Result<Report, ApiError> {
+    let context = &Context { client, format, progress };
+    match verb {
+        Verb::Peer(verb) => peer::run(context, verb).await,
+        Verb::Volume(verb) => volume::run(context, verb).await,
+        Verb::Replicate(arguments) => replication::replicate(context, arguments).await,
+        Verb::Mode(arguments) => replication::mode(context, arguments).await,
+        Verb::Wait(arguments) => replication::wait(context, arguments).await,
+        Verb::Snapshot(arguments) => replication::snapshot(context, arguments).await,
+        Verb::Status(arguments) => status::status(context, &arguments).await,
+        Verb::Promote(arguments) => recovery::promote(context, arguments).await,
+        Verb::Demote(arguments) => recovery::demote(context, arguments).await,
+        Verb::Resync(arguments) => recovery::resync(context, arguments).await,
+        Verb::Verify { volume } => recovery::verify(context, volume).await,
+        Verb::Points { .. } => Err(later::not_yet("`tern points`")),
+        Verb::Drill(_) => Err(later::not_yet("`tern drill`")),
+        Verb::Forecast { .. } => Err(later::not_yet("`tern forecast`")),
+        // Handled before there is a client.
+        Verb::Completions { .. } | Verb::Man { .. } => Err(ApiError::new(ErrorCode::Internal, "this verb needs no daemon")),
+    }
+}

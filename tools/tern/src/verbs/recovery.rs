@@ -1,0 +1,75 @@
+//! `tern promote`, `demote`, `resync`, `verify`
+
+use super::{Context, later};
+use crate::{
+    cli::{DemoteArgs, PromoteArgs, ResyncArgs},
+    client::decode,
+    report::Report,
+};
+use blockd_api::{
+    ApiError, Demote, Done, ExitCode, Promote, Promotion, PromotionKind, Resync, Resynced, Verification, VolumeName, VolumeStatus,
+    human_bytes, human_seconds, routes::VolumeOp,
+};
+
+/// `tern promote NAME`.
+pub async fn promote(context: &Context<'_>, arguments: PromoteArgs) -> Result<Report, ApiError> {
+    let PromoteArgs { volume, force, at } = arguments;
+    if at.is_some() {
+        return Err(later::not_yet("`tern promote --at`"));
+    }
+    let path = VolumeOp::Promote.path(&volume);
+    let document = context.client.follow(&path, &Promote { force }, |progress| context.progress.tell(&progress)).await?;
+    Report::of(document, context.format, |done: Promotion| promoted(&volume, &done))
+}
+
+fn promoted(volume: &VolumeName, done: &Promotion) -> String {
+    let kind = match done.kind {
+        PromotionKind::Handover => "handover",
+        PromotionKind::Failover => "failover",
+    };
+    let lost = match done.lost_bytes {
+        Some(0) => "nothing lost".to_owned(),
+        Some(bytes) => format!("{} lost", human_bytes(bytes)),
+        None => "what was lost cannot be known".to_owned(),
+    };
+    let (epoch, generation, seconds) = (done.epoch, done.generation, human_seconds(done.seconds));
+    format!("{volume}: primary here after a {kind} at epoch {epoch}, generation {generation}, in {seconds}; {lost}")
+}
+
+/// `tern demote NAME`.
+pub async fn demote(context: &Context<'_>, arguments: DemoteArgs) -> Result<Report, ApiError> {
+    let DemoteArgs { volume, force } = arguments;
+    let path = VolumeOp::Demote.path(&volume);
+    let document = context.client.follow(&path, &Demote { force }, |progress| context.progress.tell(&progress)).await?;
+    Report::of(document, context.format, |now: VolumeStatus| format!("{}: {}, {}", now.name, now.role, now.state))
+}
+
+/// `tern resync NAME --discard-local`.
+pub async fn resync(context: &Context<'_>, arguments: ResyncArgs) -> Result<Report, ApiError> {
+    let ResyncArgs { volume, discard_local, yes } = arguments;
+    let path = VolumeOp::Resync.path(&volume);
+    let request = Resync { discard_local, yes };
+    let document = context.client.follow(&path, &request, |progress| context.progress.tell(&progress)).await?;
+    Report::of(document, context.format, |gone: Resynced| {
+        let kept = match (gone.kept, gone.blocks) {
+            (_, 0) => String::new(),
+            (true, _) => format!("; they are kept aside until `tern resync {volume} --discard-local --yes`"),
+            (false, _) => "; they are gone".to_owned(),
+        };
+        format!("{volume}: follows the new primary, gave up {} blocks ({}){kept}", gone.blocks, human_bytes(gone.bytes))
+    })
+}
+
+/// `tern verify NAME`: a difference is a failure, told with the result.
+pub async fn verify(context: &Context<'_>, volume: VolumeName) -> Result<Report, ApiError> {
+    let path = VolumeOp::Verify.path(&volume);
+    let document = context.client.follow(&path, &Done {}, |progress| context.progress.tell(&progress)).await?;
+    let found: Verification = decode(document.clone())?;
+    let report = Report::of(document, context.format, |found: Verification| {
+        format!("{volume}: {} blocks compared, {} differ, at epoch {}", found.blocks_compared, found.blocks_different, found.at_epoch)
+    })?;
+    Ok(match found.blocks_different {
+        0 => report,
+        count => report.but(ExitCode::Failed, format!("{volume} differs between its sites in {count} blocks; replicate it afresh")),
+    })
+}

@@ -1,0 +1,51 @@
+//! `tern replicate`, `mode`, `wait`, `snapshot`
+
+use super::{Context, later};
+use crate::{
+    cli::{ModeArgs, ReplicateArgs, SnapshotArgs, WaitArgs},
+    report::Report,
+};
+use blockd_api::{
+    ApiError, Done, ErrorCode, Replicate, SetMode, Snapshot, StopReplication, VolumeStatus, Wait, human_seconds, routes::VolumeOp,
+};
+
+/// `tern replicate NAME --to SITE`, `--stop`.
+pub async fn replicate(context: &Context<'_>, arguments: ReplicateArgs) -> Result<Report, ApiError> {
+    let ReplicateArgs { volume, to, mode, rpo, bandwidth, stop } = arguments;
+    if stop {
+        let document = context.client.post(&VolumeOp::Stop.path(&volume), &StopReplication { to }).await?;
+        return Report::of(document, context.format, |now: VolumeStatus| format!("{}: replication ended, it is {}", now.name, now.role));
+    }
+    later::check_mode(mode)?;
+    let to = to.ok_or_else(|| ApiError::new(ErrorCode::InvalidRequest, "--to SITE is missing"))?;
+    let request = Replicate { to, mode, rpo, bandwidth };
+    let document = context.client.post(&VolumeOp::Replicate.path(&volume), &request).await?;
+    Report::of(document, context.format, |now: VolumeStatus| format!("{}: replicates to {} ({mode}), {}", now.name, request.to, now.state))
+}
+
+/// `tern mode NAME MODE`.
+pub async fn mode(context: &Context<'_>, arguments: ModeArgs) -> Result<Report, ApiError> {
+    let ModeArgs { volume, mode, to } = arguments;
+    later::check_mode(mode)?;
+    let document = context.client.post(&VolumeOp::Mode.path(&volume), &SetMode { mode, to }).await?;
+    Report::of(document, context.format, |now: VolumeStatus| format!("{}: {}, {}", now.name, now.mode, now.state))
+}
+
+/// `tern wait NAME --for CONDITION`.
+pub async fn wait(context: &Context<'_>, arguments: WaitArgs) -> Result<Report, ApiError> {
+    let WaitArgs { volume, condition, timeout } = arguments;
+    let request = Wait { condition, timeout: Some(timeout) };
+    let document = context.client.follow(&VolumeOp::Wait.path(&volume), &request, |progress| context.progress.tell(&progress)).await?;
+    Report::of(document, context.format, |now: VolumeStatus| {
+        format!("{}: {}, {}, epoch {} committed", now.name, now.role, now.state, now.epoch_committed)
+    })
+}
+
+/// `tern snapshot NAME`.
+pub async fn snapshot(context: &Context<'_>, arguments: SnapshotArgs) -> Result<Report, ApiError> {
+    let volume = arguments.volume;
+    let document = context.client.follow(&VolumeOp::Snapshot.path(&volume), &Done {}, |progress| context.progress.tell(&progress)).await?;
+    Report::of(document, context.format, |point: Snapshot| {
+        format!("{volume}: recovery point {} is durable at the standby after {}", point.epoch, human_seconds(point.seconds))
+    })
+}

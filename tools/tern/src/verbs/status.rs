@@ -1,0 +1,62 @@
+//! `tern status`
+
+use super::Context;
+use crate::{
+    cli::StatusArgs,
+    report::Report,
+    table::{Align, Table},
+};
+use blockd_api::{ApiError, FrontEnd, Role, Status, VolumeStatus, human_bytes, human_seconds, routes};
+
+/// `tern status [NAME]`.
+pub async fn status(context: &Context<'_>, arguments: &StatusArgs) -> Result<Report, ApiError> {
+    let document = context.client.get(&routes::status(arguments.volume.as_ref())).await?;
+    Report::of(document, context.format, |status: Status| table(&status))
+}
+
+fn table(status: &Status) -> String {
+    if status.volumes.is_empty() {
+        return format!("{} has no volumes yet: make one with `tern volume create NAME --size 10G`", status.site);
+    }
+    let columns = [
+        ("VOLUME", Align::Left),
+        ("ROLE", Align::Left),
+        ("STATE", Align::Left),
+        ("MODE", Align::Left),
+        ("PEER", Align::Left),
+        ("RPO", Align::Right),
+        ("BACKLOG", Align::Right),
+        ("EVACUATION", Align::Right),
+        ("ATTACHED", Align::Left),
+    ];
+    let mut table = Table::new(&columns);
+    for volume in &status.volumes {
+        table.row(row(volume));
+    }
+    let mut text = table.render();
+    for volume in &status.volumes {
+        if let Some(error) = &volume.last_error {
+            // The error may quote what others sent.
+            let error: String = error.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+            text.push_str(&format!("{}: {error}\n", volume.name));
+        }
+    }
+    text
+}
+
+fn row(volume: &VolumeStatus) -> [String; 9] {
+    let none = || "-".to_owned();
+    let replicated = volume.role != Role::Standalone;
+    let attached = volume.attached.iter().map(|front_end: &FrontEnd| front_end.as_str()).collect::<Vec<_>>().join(",");
+    [
+        volume.name.to_string(),
+        volume.role.to_string(),
+        if replicated { volume.state.to_string() } else { none() },
+        if replicated { volume.mode.to_string() } else { none() },
+        volume.peer.as_ref().map_or_else(none, ToString::to_string),
+        volume.rpo_seconds.filter(|_| replicated).map_or_else(none, human_seconds),
+        if replicated { human_bytes(volume.backlog_bytes) } else { none() },
+        volume.evacuation_seconds.map_or_else(none, human_seconds),
+        if attached.is_empty() { none() } else { attached },
+    ]
+}
