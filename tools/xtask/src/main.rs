@@ -1,2 +1,99 @@
-//! Placeholder.
-fn main() {}
+//! The project's own tasks: `cargo xtask check` is the gate that a developer, `make test` and CI share.
+//!
+//! It depends on nothing that is slow to build, RocksDB above all, because it is what builds RocksDB's archive.
+
+mod check;
+mod optional_tools;
+mod rocksdb;
+mod subprocess;
+mod tidy;
+mod totals;
+mod workspace;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+use crate::subprocess::{Subprocess, Verdict};
+use crate::workspace::Workspace;
+
+/// How long a command given to `exec` may take: a release build without any cache, with room to spare.
+const EXEC_LIMIT: Duration = Duration::from_secs(2 * 60 * 60);
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Tasks of the Tern workspace")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Run the gate: format, style, dependencies, lints, documentation and every test this machine can run
+    Check {
+        /// Run only these steps, and those that they need
+        #[arg(long, value_name = "STEP", value_delimiter = ',')]
+        only: Vec<String>,
+        /// Leave these steps out
+        #[arg(long, value_name = "STEP", value_delimiter = ',')]
+        without: Vec<String>,
+    },
+    /// Check only what no compiler checks: file length, names, unsafe, lints, forbidden words
+    Tidy,
+    /// Build RocksDB's static archive into the cache if it is not there; print the variables that use it
+    Rocksdb,
+    /// Run a command with the variables that make cargo use the cached archive
+    Exec {
+        /// The command and its arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+    /// Install the optional tools of the gate (cargo-deny, mdbook) into the cache
+    Tools,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<ExitCode> {
+    let workspace = Workspace::locate()?;
+    match task {
+        Task::Check { only, without } => check::run(&workspace, &check::Selection::new(only, without)?),
+        Task::Tidy => {
+            let violations = tidy::run(&workspace.root)?;
+            violations.iter().for_each(|violation| println!("{violation}"));
+            Ok(if violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Task::Rocksdb => {
+            for (name, value) in rocksdb::ensure_archive(&workspace)?.environment() {
+                println!("export {name}='{}'", value.display());
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Exec { command } => {
+            let (program, arguments) = command.split_first().context("exec needs a command")?;
+            let archive = rocksdb::ensure_archive(&workspace)?;
+            let verdict = Subprocess::new(program, EXEC_LIMIT)
+                .args(arguments)
+                .envs(archive.environment())
+                .env("CARGO_TARGET_DIR", &workspace.target)
+                .run()?;
+            match verdict {
+                Verdict::Passed => Ok(ExitCode::SUCCESS),
+                Verdict::Failed { .. } => Ok(ExitCode::FAILURE),
+                Verdict::TimedOut => anyhow::bail!("{} took longer than {} s", program.display(), EXEC_LIMIT.as_secs()),
+            }
+        }
+        Task::Tools => optional_tools::install(&workspace).map(|()| ExitCode::SUCCESS),
+    }
+}
