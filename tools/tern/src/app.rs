@@ -61,6 +61,8 @@ fn execute(cli: Cli, format: Format, console: &mut Console) -> Result<ExitCode, 
         }
         let progress = ProgressView::new(console.progress, format);
         let report = verbs::run(cli.verb, &client, format, &progress).await?;
+        // The bar leaves the line before the result takes it.
+        drop(progress);
         console.print(&report.text);
         if let Some(remark) = &report.remark {
             console.complain(&format!("tern: {remark}\n"));
