@@ -1,6 +1,6 @@
 //! The daemon's configuration: defaults, then the file, then the flags.
 //!
-//! [`options`] names every key once, as flag and as TOML key; here they become checked values. Nothing is touched but the configuration
+//! `options` names every key once, as flag and as TOML key; here they become checked values. Nothing is touched but the configuration
 //! file: whether a port is free or a directory can be made is for its user to find out.
 //!
 //! Every [`ConfigError`] is one line that names the key and the cure.
