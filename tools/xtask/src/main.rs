@@ -2,8 +2,8 @@
 //!
 //! It depends on nothing that is slow to build, RocksDB above all, because it is what builds RocksDB's archive.
 
+mod cargo_tools;
 mod check;
-mod optional_tools;
 mod rocksdb;
 mod subprocess;
 mod tidy;
@@ -51,8 +51,6 @@ enum Task {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
     },
-    /// Install the optional tools of the gate (cargo-deny, mdbook) into the cache
-    Tools,
 }
 
 fn main() -> ExitCode {
@@ -94,6 +92,5 @@ fn run(task: Task) -> Result<ExitCode> {
                 Verdict::TimedOut => anyhow::bail!("{} took longer than {} s", program.display(), EXEC_LIMIT.as_secs()),
             }
         }
-        Task::Tools => optional_tools::install(&workspace).map(|()| ExitCode::SUCCESS),
     }
 }

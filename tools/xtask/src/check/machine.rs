@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::optional_tools;
+use crate::cargo_tools;
 use crate::workspace::Workspace;
 
 /// Programs that the end-to-end tests drive, with the Debian package of each.
@@ -25,10 +25,6 @@ const SYSTEM_DIRS: [&str; 2] = ["/usr/sbin", "/sbin"];
 pub struct Machine {
     /// cargo-nextest, if it is installed.
     pub nextest: bool,
-    /// cargo-deny, if it is installed.
-    pub cargo_deny: Option<PathBuf>,
-    /// mdbook, if it is installed.
-    pub mdbook: Option<PathBuf>,
     /// Why tests that make network namespaces cannot run, if they cannot.
     pub no_namespaces: Option<String>,
     /// Debian packages whose programs the end-to-end tests miss.
@@ -39,11 +35,9 @@ impl Machine {
     /// Looks around.
     pub fn probe(workspace: &Workspace) -> Self {
         let in_system_dir = |program: &str| SYSTEM_DIRS.iter().any(|dir| PathBuf::from(dir).join(program).is_file());
-        let there = |program: &str| optional_tools::find(workspace, program).is_some() || in_system_dir(program);
+        let there = |program: &str| cargo_tools::find(workspace, program).is_some() || in_system_dir(program);
         Self {
             nextest: there("cargo-nextest"),
-            cargo_deny: optional_tools::find(workspace, "cargo-deny"),
-            mdbook: optional_tools::find(workspace, "mdbook"),
             no_namespaces: no_namespaces(),
             missing_packages: CLIENTS.iter().filter(|(program, _)| !there(program)).map(|(_, package)| *package).collect(),
         }

@@ -46,8 +46,10 @@ impl Report {
         for note in notes {
             println!("  note: {note}");
         }
-        let total: Duration = self.steps.iter().map(|(_, _, took)| took).sum();
-        println!("{}", closing_line(totals, total));
+        if totals != Totals::default() {
+            let total: Duration = self.steps.iter().map(|(_, _, took)| took).sum();
+            println!("{}", closing_line(totals, total));
+        }
     }
 }
 

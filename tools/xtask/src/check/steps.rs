@@ -9,6 +9,7 @@ use anyhow::Result;
 use super::machine::Machine;
 use super::report::Outcome;
 use super::test_runner::{self, Suite};
+use crate::cargo_tools::{CARGO_DENY, MDBOOK};
 use crate::rocksdb::{self, Archive};
 use crate::subprocess::{Subprocess, Verdict};
 use crate::tidy;
@@ -108,8 +109,9 @@ fn shell_syntax(gate: &mut Gate<'_>) -> Result<Outcome> {
 
 fn dependencies(gate: &mut Gate<'_>) -> Result<Outcome> {
     let limit = minutes(5);
-    let Some(cargo_deny) = &gate.machine.cargo_deny else {
-        return Ok(Outcome::LeftOut("cargo-deny is not installed: `cargo xtask tools`".to_owned()));
+    let cargo_deny = match CARGO_DENY.obtain(gate.workspace) {
+        Ok(program) => program,
+        Err(error) => return Ok(Outcome::LeftOut(format!("{error:#}"))),
     };
     let mut checks = vec!["bans", "licenses", "sources"];
     if advisories_fetched() {
@@ -128,7 +130,7 @@ fn advisories_fetched() -> bool {
     let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let cargo_home = cargo_home.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));
     let databases = cargo_home.and_then(|home| fs::read_dir(home.join("advisory-dbs")).ok());
-    databases.is_some_and(|mut entries| entries.next().is_some())
+    databases.is_some_and(|mut entries| entries.any(|entry| entry.is_ok_and(|entry| entry.path().join(".git/FETCH_HEAD").is_file())))
 }
 
 fn rocksdb_archive(gate: &mut Gate<'_>) -> Result<Outcome> {
@@ -148,8 +150,9 @@ fn documentation(gate: &mut Gate<'_>) -> Result<Outcome> {
 
 fn book(gate: &mut Gate<'_>) -> Result<Outcome> {
     let limit = minutes(2);
-    let Some(mdbook) = &gate.machine.mdbook else {
-        return Ok(Outcome::LeftOut("mdbook is not installed: `cargo xtask tools`".to_owned()));
+    let mdbook = match MDBOOK.obtain(gate.workspace) {
+        Ok(program) => program,
+        Err(error) => return Ok(Outcome::LeftOut(format!("{error:#}"))),
     };
     let destination = gate.workspace.target.join("book");
     let build = Subprocess::new(mdbook, limit).args(["build", "docs", "--dest-dir"]).args([destination]);
