@@ -1,1 +1,311 @@
-//! Soon.
+//! The standby's side of one replica: which messages may change its copy, and when an epoch may become visible.
+//!
+//! The receiver decides; its shell stages content, makes it durable, and tells it. Invariants:
+//! - Nothing is looked at before the sender's generation is.
+//! - An epoch is committed only if its count and digest are those of the messages since the last commit, and if every block staged by an
+//!   attempt that was broken off has been sent or confirmed again: such a block changed since the last commit, so the primary owes it.
+
+use crate::block::{MAX_BLOCKS, Run, block_count};
+use crate::generation::{Id, Lineage, Relation};
+use crate::tracker::Epoch;
+use crate::wire::{Against, Attach, Attached, Base, Blocks, Commit, Compare, Content, Envelope, EpochDigest, Message, Refusal, Refused};
+use roaring::RoaringBitmap;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Receiver {
+    volume: Id,
+    replica: Id,
+    lineage: Lineage,
+    committed: Epoch,
+    base: Base,
+    size_bytes: u64,
+    attached: bool,
+    digest: EpochDigest,
+    /// Staged by the attempt under way.
+    staged: RoaringBitmap,
+    /// Staged by attempts that were broken off, and not confirmed since.
+    unconfirmed: RoaringBitmap,
+}
+
+/// What the shell has to do for a message.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Record `lineage` durably, drop what is staged if `restart` says so, then answer.
+    Adopt {
+        /// The primary's lineage.
+        lineage: Lineage,
+        /// What to do with content that was staged before.
+        staged: Staged,
+        /// To be sent then.
+        answer: Message,
+    },
+    /// Stage the blocks, after checking their content.
+    Stage(Blocks),
+    /// Compare, call [`Receiver::handle_compared`], answer.
+    Compare(Compare),
+    /// Make the epoch durable, call [`Receiver::handle_committed`], answer [`Message::Committed`].
+    Commit(Commit),
+    /// Nothing.
+    Nothing,
+}
+
+/// What becomes of content that an earlier attempt staged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Staged {
+    /// It stays, to be confirmed by comparing.
+    Stays,
+    /// Another primary staged it: drop it.
+    Goes,
+}
+
+impl Receiver {
+    /// A receiver of `volume`, whose copy `replica` stands at `committed` with `base`; `unconfirmed` is what earlier attempts staged.
+    pub fn new(
+        volume: Id,
+        replica: Id,
+        lineage: Lineage,
+        size_bytes: u64,
+        committed: Epoch,
+        base: Base,
+        unconfirmed: RoaringBitmap,
+    ) -> Self {
+        let staged = RoaringBitmap::new();
+        Self { volume, replica, lineage, committed, base, size_bytes, attached: false, digest: EpochDigest::default(), staged, unconfirmed }
+    }
+
+    /// The last committed epoch.
+    pub fn committed(&self) -> Epoch {
+        self.committed
+    }
+
+    /// What the copy holds.
+    pub fn base(&self) -> &Base {
+        &self.base
+    }
+
+    /// The lineage that was last adopted.
+    pub fn lineage(&self) -> &Lineage {
+        &self.lineage
+    }
+
+    /// Whether a primary is attached.
+    pub fn is_attached(&self) -> bool {
+        self.attached
+    }
+
+    /// Whether content goes to the journal first: before the first recovery point there is nothing to protect.
+    pub fn needs_journal(&self) -> bool {
+        self.base == Base::Point
+    }
+
+    /// The stream broke.
+    pub fn handle_disconnected(&mut self) {
+        self.attached = false;
+        self.restart_epoch();
+    }
+
+    /// A message came.
+    pub fn handle_message(&mut self, envelope: Envelope) -> Result<Step, Refused> {
+        if let Message::Attach(attach) = envelope.message {
+            return self.handle_attach(attach);
+        }
+        if !self.attached {
+            return Err(self.refuse(Refusal::Protocol, "the stream did not begin with an attach"));
+        }
+        if envelope.generation != self.lineage.current() {
+            return Err(self.refuse(Refusal::Stale, "the message is of another generation than the stream"));
+        }
+        match envelope.message {
+            Message::Blocks(blocks) => self.handle_blocks(blocks),
+            Message::Compare(compare) => {
+                self.check_runs(compare.runs.iter().copied())?;
+                Ok(Step::Compare(compare))
+            }
+            Message::Commit(commit) => self.handle_commit(commit),
+            Message::Abandon => {
+                self.restart_epoch();
+                Ok(Step::Nothing)
+            }
+            _ => Err(self.refuse(Refusal::Protocol, "the message goes from a standby to a primary, not to a standby")),
+        }
+    }
+
+    fn handle_attach(&mut self, attach: Attach) -> Result<Step, Refused> {
+        if attach.volume != self.volume {
+            return Err(self.refuse(Refusal::Unrelated, "another volume has this name here"));
+        }
+        if block_count(attach.size_bytes) > MAX_BLOCKS {
+            return Err(self.refuse(Refusal::Protocol, "the volume is larger than any can be"));
+        }
+        let staged = match self.lineage.relation(&attach.lineage) {
+            Relation::Same => Staged::Stays,
+            Relation::TheirsAhead(branch) if self.committed <= branch || !matches!(self.base, Base::Point | Base::PointBut(_)) => {
+                Staged::Goes
+            }
+            // A copy that never had content takes whichever volume it was made for.
+            _ if self.base == Base::Blank => Staged::Goes,
+            Relation::TheirsAhead(_) => return Err(self.refuse(Refusal::Diverged, "this standby has epochs beyond the branch")),
+            Relation::MineAhead(_) => return Err(self.refuse(Refusal::Stale, "this site has seen a later generation of the volume")),
+            Relation::Split => return Err(self.refuse(Refusal::SplitBrain, "both sites were primary since they last agreed")),
+            Relation::Unrelated => return Err(self.refuse(Refusal::Unrelated, "the two volumes have no generation in common")),
+        };
+        self.restart_epoch();
+        if staged == Staged::Goes {
+            self.unconfirmed.clear();
+        }
+        self.attached = true;
+        self.lineage = attach.lineage.clone();
+        self.size_bytes = self.size_bytes.max(attach.size_bytes);
+        let answer = Message::Attached(Attached { replica: self.replica, committed: self.committed, base: self.base.clone() });
+        Ok(Step::Adopt { lineage: attach.lineage, staged, answer })
+    }
+
+    fn handle_blocks(&mut self, blocks: Blocks) -> Result<Step, Refused> {
+        self.check_runs(blocks.runs.iter().map(|(run, _)| *run))?;
+        self.digest.add(&blocks);
+        for (run, _) in &blocks.runs {
+            self.staged.insert_range(run.blocks());
+            self.unconfirmed.remove_range(run.blocks());
+        }
+        if self.base == Base::Blank && blocks.runs.iter().any(|(_, content)| *content == Content::Data) {
+            self.base = Base::Unfinished;
+        }
+        Ok(Step::Stage(blocks))
+    }
+
+    fn handle_commit(&mut self, commit: Commit) -> Result<Step, Refused> {
+        let problem = if commit.epoch <= self.committed {
+            "the epoch is not after the last committed one"
+        } else if (commit.blocks, commit.digest) != self.digest.value() {
+            "the epoch's count or digest is not that of what arrived"
+        } else if !self.unconfirmed.is_empty() {
+            "blocks of an attempt that was broken off were not sent again"
+        } else if commit.size_bytes < self.size_bytes && self.needs_journal() {
+            "the volume shrank"
+        } else {
+            return Ok(Step::Commit(commit));
+        };
+        Err(self.refuse(Refusal::Protocol, problem))
+    }
+
+    /// The epoch is durable.
+    pub fn handle_committed(&mut self, commit: &Commit) {
+        self.committed = commit.epoch;
+        self.size_bytes = commit.size_bytes;
+        self.base = Base::Point;
+        self.staged.clear();
+        self.digest = EpochDigest::default();
+    }
+
+    /// The blocks of a comparison with the epoch that were found equal.
+    pub fn handle_compared(&mut self, against: Against, equal: &[Run]) {
+        if against == Against::Epoch {
+            for run in equal {
+                self.unconfirmed.remove_range(run.blocks());
+            }
+        }
+    }
+
+    fn check_runs(&self, mut runs: impl Iterator<Item = Run>) -> Result<(), Refused> {
+        let blocks = block_count(self.size_bytes);
+        if runs.all(|run| u64::from(run.end()) <= blocks) {
+            Ok(())
+        } else {
+            Err(self.refuse(Refusal::Protocol, "blocks beyond the end of the volume"))
+        }
+    }
+
+    fn restart_epoch(&mut self) {
+        self.unconfirmed |= std::mem::take(&mut self.staged);
+        if !self.needs_journal() {
+            // Content went straight to a copy that is no recovery point yet: the primary compares what it does not send again.
+            self.unconfirmed.clear();
+        }
+        self.digest = EpochDigest::default();
+    }
+
+    fn refuse(&self, reason: Refusal, text: &str) -> Refused {
+        Refused { reason, text: text.into(), lineage: self.lineage.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Encoding;
+    use bytes::Bytes;
+
+    fn lineage() -> Lineage {
+        Lineage::first(Id([1; 16]))
+    }
+
+    fn receiver(base: Base, committed: Epoch) -> Receiver {
+        Receiver::new(Id([7; 16]), Id([8; 16]), lineage(), 1 << 20, committed, base, RoaringBitmap::new())
+    }
+
+    fn send(receiver: &mut Receiver, lineage: &Lineage, message: Message) -> Result<Step, Refusal> {
+        receiver.handle_message(Envelope { generation: lineage.current(), message }).map_err(|refused| refused.reason)
+    }
+
+    fn attach(receiver: &mut Receiver, lineage: &Lineage) -> Result<Step, Refusal> {
+        send(receiver, lineage, Message::Attach(Attach { volume: Id([7; 16]), size_bytes: 1 << 20, lineage: lineage.clone() }))
+    }
+
+    fn blocks(start: u32) -> Blocks {
+        let runs = vec![(Run::new(start, 1).unwrap(), Content::Data)];
+        Blocks { runs, encoding: Encoding::Plain, digest: [start as u8; 32], payload: Bytes::from(vec![0; 4096]) }
+    }
+
+    fn commit(epoch: Epoch, sent: &[&Blocks]) -> Message {
+        let mut digest = EpochDigest::default();
+        sent.iter().for_each(|blocks| digest.add(blocks));
+        let (blocks, digest) = digest.value();
+        Message::Commit(Commit { epoch, blocks, digest, size_bytes: 1 << 20, cut_unix_ms: 0 })
+    }
+
+    #[test]
+    fn an_epoch_with_a_missing_message_is_not_committed() {
+        let mut receiver = receiver(Base::Point, 5);
+        attach(&mut receiver, &lineage()).unwrap();
+        send(&mut receiver, &lineage(), Message::Blocks(blocks(1))).unwrap();
+        assert_eq!(send(&mut receiver, &lineage(), commit(6, &[&blocks(1), &blocks(2)])), Err(Refusal::Protocol));
+        assert!(matches!(send(&mut receiver, &lineage(), commit(6, &[&blocks(1)])), Ok(Step::Commit(_))));
+    }
+
+    #[test]
+    fn a_block_of_a_broken_attempt_must_come_again_before_a_commit() {
+        let mut receiver = receiver(Base::Point, 5);
+        attach(&mut receiver, &lineage()).unwrap();
+        send(&mut receiver, &lineage(), Message::Blocks(blocks(1))).unwrap();
+        receiver.handle_disconnected();
+        attach(&mut receiver, &lineage()).unwrap();
+        assert_eq!(send(&mut receiver, &lineage(), commit(7, &[])), Err(Refusal::Protocol));
+        receiver.handle_compared(Against::Epoch, &[Run::new(1, 1).unwrap()]);
+        assert!(matches!(send(&mut receiver, &lineage(), commit(7, &[])), Ok(Step::Commit(_))));
+    }
+
+    #[test]
+    fn an_old_generation_is_refused_before_anything_else() {
+        let new = lineage().promoted(Id([2; 16]), 5);
+        let mut receiver = receiver(Base::Point, 5);
+        attach(&mut receiver, &new).unwrap();
+        assert_eq!(attach(&mut receiver, &lineage()), Err(Refusal::Stale));
+        assert_eq!(send(&mut receiver, &lineage(), Message::Blocks(blocks(1))), Err(Refusal::Stale));
+        assert_eq!(attach(&mut receiver, &lineage().promoted(Id([3; 16]), 5)), Err(Refusal::SplitBrain));
+    }
+
+    #[test]
+    fn epochs_beyond_the_branch_are_not_overwritten_silently() {
+        assert_eq!(attach(&mut receiver(Base::Point, 6), &lineage().promoted(Id([2; 16]), 5)), Err(Refusal::Diverged));
+        assert!(attach(&mut receiver(Base::Point, 5), &lineage().promoted(Id([2; 16]), 5)).is_ok());
+    }
+
+    #[test]
+    fn blocks_beyond_the_end_are_refused() {
+        let mut receiver = receiver(Base::Point, 5);
+        attach(&mut receiver, &lineage()).unwrap();
+        assert!(send(&mut receiver, &lineage(), Message::Blocks(blocks(255))).is_ok());
+        assert_eq!(send(&mut receiver, &lineage(), Message::Blocks(blocks(256))), Err(Refusal::Protocol));
+    }
+}

@@ -60,7 +60,8 @@ impl ActivityLog {
     /// Makes the extents of all `runs` hot: durable on return.
     pub fn heat(&self, runs: impl IntoIterator<Item = Run>) -> io::Result<()> {
         let _changing = self.changing.lock().expect("no panic under this lock");
-        let cold: RoaringBitmap = runs.into_iter().flat_map(|run| extents(run).blocks()).filter(|extent| !self.hot.contains(*extent)).collect();
+        let cold: RoaringBitmap =
+            runs.into_iter().flat_map(|run| extents(run).blocks()).filter(|extent| !self.hot.contains(*extent)).collect();
         if cold.is_empty() {
             return Ok(());
         }

@@ -18,6 +18,7 @@ pub use kept::{KeptBlocks, KeptLimits};
 use crate::disk::{BlockDevice, Pages};
 use replicator_engine::block::Run;
 use replicator_engine::tracker::{Begun, Epoch, Tracker, Write};
+use roaring::RoaringBitmap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -36,8 +37,17 @@ pub struct Intake {
     /// Whether the volume has a standby: without one the activity log is not written.
     replicated: AtomicBool,
     /// Held while old content is kept and while an epoch is cut, so that both mean the same frozen epoch.
-    cutting: Mutex<()>,
+    cutting: Mutex<Cutting>,
     lane: OnceLock<mpsc::Sender<(Parked, Waiter)>>,
+}
+
+/// How far the epoch before the open one has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cutting {
+    /// Writes of it may still be under way, or what changed in it is not written down yet: nothing of it may be overwritten.
+    Closing,
+    /// What changed in it is written down: a block may be overwritten once its content is kept.
+    Frozen,
 }
 
 /// Answer to [`Intake::admit`].
@@ -68,7 +78,7 @@ impl Intake {
             log,
             kept: KeptBlocks::new(limits),
             replicated: AtomicBool::new(false),
-            cutting: Mutex::new(()),
+            cutting: Mutex::new(Cutting::Frozen),
             lane: OnceLock::new(),
         }
     }
@@ -124,9 +134,27 @@ impl Intake {
 
     /// Closes the open epoch to new writes and returns it.
     pub fn cut(&self) -> Epoch {
-        let _cutting = self.cutting.lock().expect("no panic under this lock");
+        let mut cutting = self.cutting.lock().expect("no panic under this lock");
         self.kept.clear();
+        *cutting = Cutting::Closing;
         self.tracker.cut()
+    }
+
+    /// What changed in the epoch that was cut last, once all its writes have finished. From then on its blocks may be overwritten.
+    pub fn try_freeze(&self) -> Option<RoaringBitmap> {
+        let mut cutting = self.cutting.lock().expect("no panic under this lock");
+        if !self.tracker.is_closed() {
+            return None;
+        }
+        *cutting = Cutting::Frozen;
+        Some(self.tracker.frozen().snapshot())
+    }
+
+    /// The frozen epoch is given up; its blocks were marked again.
+    pub fn thaw(&self) {
+        let _cutting = self.cutting.lock().expect("no panic under this lock");
+        self.tracker.thaw();
+        self.kept.clear();
     }
 
     /// Makes the activity log cover the writes of all `parked`, durably.
@@ -139,12 +167,12 @@ impl Intake {
         if !parked.over_frozen {
             return Ok(Ok(parked.write));
         }
-        let _cutting = self.cutting.lock().expect("no panic under this lock");
+        let cutting = self.cutting.lock().expect("no panic under this lock");
         // If the write's own epoch was cut meanwhile, the one before it has shipped.
         if self.tracker.open_epoch() != parked.write.epoch() {
             return Ok(Ok(parked.write));
         }
-        if !self.tracker.is_closed() {
+        if *cutting == Cutting::Closing {
             return Err(parked);
         }
         match self.keep_run(parked.write.run()) {
@@ -175,11 +203,8 @@ impl Intake {
 fn serve(parked: &mpsc::Receiver<(Parked, Waiter)>, intake: impl Fn() -> Option<Arc<Intake>>) {
     let mut waiting: Vec<(Parked, Waiter)> = Vec::new();
     loop {
-        let first = if waiting.is_empty() {
-            parked.recv().map_err(|_| RecvTimeoutError::Disconnected)
-        } else {
-            parked.recv_timeout(CLOSING_POLL)
-        };
+        let first =
+            if waiting.is_empty() { parked.recv().map_err(|_| RecvTimeoutError::Disconnected) } else { parked.recv_timeout(CLOSING_POLL) };
         if matches!(first, Err(RecvTimeoutError::Disconnected)) {
             return;
         }

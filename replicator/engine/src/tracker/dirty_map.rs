@@ -83,7 +83,8 @@ impl DirtyMap {
 
     /// Whether any block of `run` is set.
     pub fn intersects(&self, run: Run) -> bool {
-        !self.is_empty() && masks(run).any(|(leaf, word, mask)| self.leaves[leaf].get().is_some_and(|l| l.words[word].load(SeqCst) & mask != 0))
+        !self.is_empty()
+            && masks(run).any(|(leaf, word, mask)| self.leaves[leaf].get().is_some_and(|l| l.words[word].load(SeqCst) & mask != 0))
     }
 
     /// Number of set blocks.
@@ -133,7 +134,10 @@ impl DirtyMap {
 
     fn leaf(&self, index: usize) -> &Leaf {
         self.leaves[index].get_or_init(|| {
-            Box::new(Leaf { words: (0..LEAF_WORDS).map(|_| AtomicU64::new(0)).collect(), summary: std::array::from_fn(|_| AtomicU64::new(0)) })
+            Box::new(Leaf {
+                words: (0..LEAF_WORDS).map(|_| AtomicU64::new(0)).collect(),
+                summary: std::array::from_fn(|_| AtomicU64::new(0)),
+            })
         })
     }
 }

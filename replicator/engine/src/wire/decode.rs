@@ -2,8 +2,8 @@
 //! that the frame does not pay for.
 
 use super::{
-    Against, Attach, Attached, Base, Blocks, Commit, Compare, Compared, Content, Encoding, Envelope, MAX_COMPARE_BLOCKS, MAX_CONTENT_BLOCKS,
-    MAX_RUNS, MAX_TEXT_BYTES, Message, Refusal, Refused,
+    Against, Attach, Attached, Base, Blocks, Commit, Compare, Compared, Content, Encoding, Envelope, MAX_COMPARE_BLOCKS,
+    MAX_CONTENT_BLOCKS, MAX_RUNS, MAX_TEXT_BYTES, Message, Refusal, Refused,
 };
 use crate::block::{BLOCK_BYTES, Run};
 use crate::generation::{Generation, Id, Lineage};

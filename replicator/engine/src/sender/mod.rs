@@ -1,0 +1,494 @@
+//! The primary's side of one replica: what to ship next, when to cut, what is safely there.
+//!
+//! ```text
+//!   Offline ──connected──► Attaching ──attached──► Online ──refused──► Refused
+//!      ▲                                              │
+//!      └────────────────── disconnected ──────────────┘
+//!
+//!   Online:  [zeroes of holes] ──► compare, ship early while the backlog is large ──► cut ──► freeze ──► ship frozen ──► commit
+//! ```
+//!
+//! Inputs are the `handle_*` methods; after each, [`Sender::poll`] is called until it answers [`Action::Wait`].
+//!
+//! Invariants
+//! - A block is in the tracker's open or frozen map, in `early`, in `asked`, in the frozen epoch's `changed`, or in a pending epoch's
+//!   `changed`, from its write until a commit that contains that write is acknowledged. Shipped is not clean.
+//! - `compare_first` holds only blocks of the open map; it is a hint that saves bytes.
+//! - Nothing is sent between the last block of a cut epoch and its commit.
+
+mod backlog;
+mod pace;
+
+pub use backlog::Pending;
+pub use pace::{Pace, Settings};
+
+use crate::block::{BlockNumber, MAX_BLOCKS, Run, block_count, runs};
+use crate::generation::{Id, Lineage, Relation};
+use crate::tracker::{Epoch, Tracker};
+use crate::wire::{
+    Attach, Attached, Base, Blocks, Commit, Compared, Content, Digest, Encoding, EpochDigest, MAX_COMPARE_BLOCKS, MAX_RUNS, Message,
+    Refusal, Refused,
+};
+use backlog::Frozen;
+use bytes::Bytes;
+use roaring::RoaringBitmap;
+use std::collections::{BTreeMap, VecDeque};
+
+/// Most epochs that are sent and not yet acknowledged.
+pub const MAX_PENDING_EPOCHS: usize = 16;
+
+/// See the module's documentation.
+pub struct Sender {
+    settings: Settings,
+    volume: Id,
+    size_bytes: u64,
+    lineage: Lineage,
+    phase: Phase,
+    known: Option<Known>,
+    compare_first: RoaringBitmap,
+    early: RoaringBitmap,
+    asked: BTreeMap<u64, RoaringBitmap>,
+    next_ticket: u64,
+    holes: VecDeque<Run>,
+    mark_base: Option<MarkBase>,
+    cut: Cut,
+    pending: VecDeque<Pending>,
+    digest: EpochDigest,
+    cursor: BlockNumber,
+    pace: Pace,
+    cut_requested: bool,
+    outgoing: VecDeque<Message>,
+}
+
+/// What the primary knows of the standby's copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Which copy it is; `None` if it was this site's own before a handover.
+    pub replica: Option<Id>,
+    /// The last epoch that it acknowledged: everything that changed since is marked.
+    pub acked: Epoch,
+}
+
+/// Where the connection stands.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Phase {
+    /// No connection.
+    Offline,
+    /// The standby has been asked where it stands.
+    Attaching,
+    /// Epochs travel.
+    Online,
+    /// The standby will not have us: nothing is sent until the operator, or time, changes that.
+    Refused(Refused),
+}
+
+enum Cut {
+    None,
+    /// Cut; writes of the epoch are still under way.
+    Closing(Epoch),
+    Frozen(Frozen),
+}
+
+/// Which blocks a copy needs that has no usable base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MarkBase {
+    /// The copy is all zeroes: what is allocated here.
+    Allocated,
+    /// The copy holds anything: compare what is allocated here, zero the rest.
+    Everything,
+}
+
+/// What the shell has to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Send this.
+    Send(Message),
+    /// Find out which blocks are allocated and call [`Sender::handle_allocated`].
+    FindAllocated,
+    /// Read these blocks of the image, send them, call [`Sender::handle_shipped`].
+    ShipOpen(Vec<Run>),
+    /// The same, but of the frozen epoch: content that was kept goes before the image's.
+    ShipFrozen(Vec<Run>),
+    /// Read and fingerprint these blocks, and ask about them under this ticket.
+    Ask(u64, Vec<Run>),
+    /// Cut, and call [`Sender::handle_cut`].
+    Cut,
+    /// Try to freeze the epoch that was cut, and call [`Sender::handle_frozen`] if it closed.
+    Freeze,
+    /// Nothing until an input, or until this time.
+    Wait(u64),
+}
+
+impl Sender {
+    /// A sender of `volume`; `known` is what was recorded of the standby, `compare_first` which of the marked blocks it may hold.
+    pub fn new(
+        settings: Settings,
+        volume: Id,
+        size_bytes: u64,
+        lineage: Lineage,
+        known: Option<Known>,
+        compare_first: RoaringBitmap,
+    ) -> Self {
+        Self {
+            settings,
+            volume,
+            size_bytes,
+            lineage,
+            phase: Phase::Offline,
+            known,
+            compare_first,
+            early: RoaringBitmap::new(),
+            asked: BTreeMap::new(),
+            next_ticket: 0,
+            holes: VecDeque::new(),
+            mark_base: None,
+            cut: Cut::None,
+            pending: VecDeque::new(),
+            digest: EpochDigest::default(),
+            cursor: 0,
+            pace: Pace::default(),
+            cut_requested: false,
+            outgoing: VecDeque::new(),
+        }
+    }
+
+    /// Where the connection stands.
+    pub fn phase(&self) -> &Phase {
+        &self.phase
+    }
+
+    /// What the primary knows of the standby's copy. To be recorded when it changes.
+    pub fn known(&self) -> Option<Known> {
+        self.known
+    }
+
+    /// The lineage that goes into every message.
+    pub fn lineage(&self) -> &Lineage {
+        &self.lineage
+    }
+
+    /// Rates and times, for forecasts.
+    pub fn pace(&self) -> &Pace {
+        &self.pace
+    }
+
+    /// Blocks that are sent or frozen and not yet acknowledged, beside the tracker's maps.
+    pub fn unacknowledged(&self) -> RoaringBitmap {
+        let mut blocks = self.early.clone();
+        self.asked.values().for_each(|asked| blocks |= asked);
+        self.pending.iter().for_each(|pending| blocks |= &pending.changed);
+        if let Cut::Frozen(frozen) = &self.cut {
+            blocks |= &frozen.changed;
+        }
+        blocks
+    }
+
+    /// Time of the oldest write that is not in an acknowledged epoch.
+    pub fn oldest_unacknowledged_ms(&self, tracker: &Tracker) -> Option<u64> {
+        let cut = match &self.cut {
+            Cut::None => None,
+            Cut::Closing(_) => tracker.frozen_oldest_ms(),
+            Cut::Frozen(frozen) => frozen.oldest_ms,
+        };
+        self.pending.iter().filter_map(|pending| pending.oldest_ms).chain(cut).chain(tracker.open_oldest_ms()).min()
+    }
+
+    /// Whether everything that was written is acknowledged. Computed, never stored.
+    pub fn is_drained(&self, tracker: &Tracker) -> bool {
+        self.known.is_some() && tracker.open().is_empty() && tracker.frozen().is_empty() && self.unacknowledged().is_empty()
+    }
+
+    /// Asks for a cut as soon as one is possible, whether or not it is due.
+    pub fn request_cut(&mut self) {
+        self.cut_requested = true;
+    }
+
+    /// The volume grew: from the next epoch on.
+    pub fn handle_resized(&mut self, size_bytes: u64) {
+        self.size_bytes = size_bytes;
+    }
+
+    /// A stream is there.
+    pub fn handle_connected(&mut self, now_ms: u64) {
+        self.phase = Phase::Attaching;
+        self.pace.handle_connected(now_ms);
+        let attach = Attach { volume: self.volume, size_bytes: self.size_bytes, lineage: self.lineage.clone() };
+        self.outgoing = VecDeque::from([Message::Attach(attach)]);
+    }
+
+    /// The stream broke. What was sent early counts as changed again, and may be there already.
+    pub fn handle_disconnected(&mut self, tracker: &Tracker) {
+        if !matches!(self.phase, Phase::Refused(_)) {
+            self.phase = Phase::Offline;
+        }
+        self.outgoing.clear();
+        self.holes.clear();
+        self.mark_base = None;
+        self.pace.handle_disconnected();
+        self.abandon(tracker);
+    }
+
+    /// A message from the standby. `Err` says that it breaks the protocol: close the stream.
+    pub fn handle_message(&mut self, tracker: &Tracker, message: Message, now_ms: u64) -> Result<(), &'static str> {
+        match (message, &self.phase) {
+            (Message::Attached(attached), Phase::Attaching) => {
+                self.handle_attached(tracker, attached);
+                Ok(())
+            }
+            (Message::Refused(refused), _) => {
+                self.phase = Phase::Refused(refused);
+                Ok(())
+            }
+            (Message::Compared(compared), Phase::Online) => self.handle_compared(tracker, compared),
+            (Message::Committed(epoch), Phase::Online) => self.handle_committed(epoch, now_ms),
+            _ => Err("the message does not belong here"),
+        }
+    }
+
+    /// Whether the standby knows a later generation than ours: then this site must stop acknowledging, at once.
+    pub fn is_superseded(&self) -> bool {
+        let Phase::Refused(refused) = &self.phase else { return false };
+        refused.reason == Refusal::SplitBrain || matches!(self.lineage.relation(&refused.lineage), Relation::TheirsAhead(_))
+    }
+
+    fn handle_attached(&mut self, tracker: &Tracker, attached: Attached) {
+        self.phase = Phase::Online;
+        let same = |known: Known| known.replica.is_none_or(|replica| replica == attached.replica) && attached.committed >= known.acked;
+        let usable = self.known.is_some_and(same);
+        let base = match attached.base {
+            Base::Blank => Some(MarkBase::Allocated),
+            Base::Point | Base::PointBut(_) if !usable => Some(MarkBase::Everything),
+            Base::Unfinished => Some(MarkBase::Everything),
+            Base::Point => None,
+            Base::PointBut(blocks) => {
+                tracker.mark(&blocks, None);
+                self.compare_first |= blocks;
+                None
+            }
+        };
+        // The standby's durable commit number decides which of the epochs under way arrived.
+        while let Some(pending) = self.pending.pop_front() {
+            if base.is_none() && pending.epoch <= attached.committed {
+                continue;
+            }
+            self.mark_again(tracker, &pending.changed, pending.oldest_ms);
+        }
+        match base {
+            None => self.known = Some(Known { replica: Some(attached.replica), acked: attached.committed }),
+            Some(_) => self.known = None,
+        }
+        self.pace.set_replica(attached.replica);
+        self.mark_base = base;
+    }
+
+    /// The allocated blocks, asked for by [`Action::FindAllocated`]. Writes since then are marked by themselves.
+    pub fn handle_allocated(&mut self, tracker: &Tracker, allocated: &RoaringBitmap) {
+        tracker.mark(allocated, None);
+        if self.mark_base.take() == Some(MarkBase::Everything) {
+            self.compare_first |= allocated;
+            let blocks = block_count(self.size_bytes).min(MAX_BLOCKS) as u32;
+            let mut free = RoaringBitmap::new();
+            free.insert_range(0..blocks);
+            free -= allocated;
+            self.holes = runs(&free).collect();
+        }
+    }
+
+    fn handle_compared(&mut self, tracker: &Tracker, compared: Compared) -> Result<(), &'static str> {
+        let mut asked = self.asked.remove(&compared.ticket).ok_or("an answer to a question that was not asked")?;
+        let mut different = RoaringBitmap::new();
+        for run in compared.different {
+            different.insert_range(run.blocks());
+        }
+        if !different.is_subset(&asked) {
+            return Err("an answer about blocks that were not asked about");
+        }
+        asked -= &different;
+        self.early |= asked;
+        tracker.mark(&different, None);
+        Ok(())
+    }
+
+    fn handle_committed(&mut self, epoch: Epoch, now_ms: u64) -> Result<(), &'static str> {
+        let first = self.pending.pop_front().ok_or("a commit that was not asked for")?;
+        if first.epoch != epoch {
+            return Err("a commit out of order");
+        }
+        self.known = Some(Known { replica: self.pace.replica(), acked: epoch });
+        self.pace.handle_committed(&first, now_ms);
+        Ok(())
+    }
+
+    /// Blocks were read, encoded and handed to the stream.
+    pub fn handle_shipped(&mut self, blocks: &Blocks, now_ms: u64) {
+        self.digest.add(blocks);
+        self.pace.handle_enqueued(blocks.payload.len() as u64, now_ms);
+    }
+
+    /// The network took bytes that were handed to it.
+    pub fn handle_written(&mut self, len_bytes: u64, now_ms: u64) {
+        self.pace.handle_written(len_bytes, now_ms);
+    }
+
+    /// The cut that was asked for is done.
+    pub fn handle_cut(&mut self, epoch: Epoch, now_ms: u64) {
+        self.cut = Cut::Closing(epoch);
+        self.cut_requested = false;
+        self.pace.handle_cut(now_ms);
+    }
+
+    /// The epoch that was cut has closed; `changed` is what was not sent early.
+    pub fn handle_frozen(&mut self, tracker: &Tracker, changed: RoaringBitmap, unix_ms: u64) {
+        let Cut::Closing(epoch) = self.cut else { return };
+        let all = std::mem::take(&mut self.early) | &changed;
+        self.cut =
+            Cut::Frozen(Frozen { epoch, unsent: changed, changed: all, oldest_ms: tracker.frozen_oldest_ms(), cut_unix_ms: unix_ms });
+        if self.phase != Phase::Online {
+            self.abandon(tracker);
+        }
+    }
+
+    /// Content of the frozen epoch could not be kept: it is given up, and comes again with a later one.
+    pub fn handle_overflow(&mut self, tracker: &Tracker) {
+        self.pace.handle_overflow();
+        self.abandon(tracker);
+        if self.phase == Phase::Online {
+            self.outgoing.push_back(Message::Abandon);
+            self.compare_first.clear();
+        }
+    }
+
+    /// Gives up what is not committed under way: everything of it is marked in the open epoch before it is let go.
+    fn abandon(&mut self, tracker: &Tracker) {
+        let sent = std::mem::take(&mut self.early);
+        let asked = std::mem::take(&mut self.asked).into_values();
+        let sent = asked.fold(sent, |all, asked| all | asked);
+        self.mark_again(tracker, &sent, None);
+        // An epoch that is closing stays so until its last write has finished: only then is it known what changed.
+        if let Cut::Frozen(frozen) = &mut self.cut {
+            let (changed, oldest_ms) = (std::mem::take(&mut frozen.changed), frozen.oldest_ms);
+            self.mark_again(tracker, &changed, oldest_ms);
+            self.cut = Cut::None;
+            tracker.thaw();
+        }
+        self.digest = EpochDigest::default();
+    }
+
+    fn mark_again(&mut self, tracker: &Tracker, blocks: &RoaringBitmap, oldest_ms: Option<u64>) {
+        tracker.mark(blocks, oldest_ms);
+        self.compare_first |= blocks;
+    }
+
+    /// What to do next.
+    pub fn poll(&mut self, tracker: &Tracker, now_ms: u64) -> Action {
+        if matches!(self.cut, Cut::Closing(_)) {
+            // Even without a connection: until it is frozen, writes over the epoch's blocks wait.
+            if tracker.is_closed() {
+                return Action::Freeze;
+            }
+            return Action::Wait(now_ms + 1);
+        }
+        if let Some(message) = self.outgoing.pop_front() {
+            return Action::Send(message);
+        }
+        if self.phase != Phase::Online {
+            return Action::Wait(u64::MAX);
+        }
+        if self.mark_base.is_some() {
+            return Action::FindAllocated;
+        }
+        if self.pace.window_is_full(&self.settings) {
+            return Action::Wait(u64::MAX);
+        }
+        if !self.holes.is_empty() {
+            return Action::Send(Message::Blocks(self.next_holes()));
+        }
+        if matches!(self.cut, Cut::Frozen(_)) { self.poll_frozen() } else { self.poll_open(tracker, now_ms) }
+    }
+
+    fn next_holes(&mut self) -> Blocks {
+        let take = self.holes.len().min(MAX_RUNS);
+        let runs = self.holes.drain(..take).map(|run| (run, Content::Zero)).collect();
+        let blocks = Blocks { runs, encoding: Encoding::Plain, digest: empty_digest(), payload: Bytes::new() };
+        self.digest.add(&blocks);
+        blocks
+    }
+
+    fn poll_frozen(&mut self) -> Action {
+        let Cut::Frozen(frozen) = &mut self.cut else { unreachable!("asked only while frozen") };
+        let next = frozen.take_unsent(self.pace.chunk_blocks(&self.settings));
+        if !next.is_empty() {
+            return Action::ShipFrozen(next);
+        }
+        let (blocks, digest) = std::mem::take(&mut self.digest).value();
+        let commit = Commit { epoch: frozen.epoch, blocks, digest, size_bytes: self.size_bytes, cut_unix_ms: frozen.cut_unix_ms };
+        let changed = std::mem::take(&mut frozen.changed);
+        self.pending.push_back(Pending { epoch: frozen.epoch, changed, oldest_ms: frozen.oldest_ms });
+        self.cut = Cut::None;
+        self.outgoing.push_back(Message::Commit(commit));
+        Action::Send(self.outgoing.pop_front().expect("just put there"))
+    }
+
+    fn poll_open(&mut self, tracker: &Tracker, now_ms: u64) -> Action {
+        let dirty = tracker.open().len();
+        let comparing = !self.compare_first.is_empty() || !self.asked.is_empty();
+        let something = dirty > 0 || !self.early.is_empty() || self.known.is_none() || self.cut_requested;
+        let may_cut = !comparing && something && self.pending.len() < MAX_PENDING_EPOCHS;
+        let due_ms = if self.cut_requested { now_ms } else { self.pace.next_cut_ms(&self.settings) };
+        let fits = self.pace.fits_a_cut(&self.settings, dirty, now_ms);
+        if may_cut && fits && now_ms >= due_ms {
+            return Action::Cut;
+        }
+        if !self.compare_first.is_empty() || (dirty > 0 && !fits) {
+            if let Some(action) = self.ship_early(tracker) {
+                return action;
+            }
+            // Writes are in flight over all that is left.
+            return Action::Wait(now_ms + 1);
+        }
+        if may_cut { Action::Wait(due_ms.max(now_ms + 1)) } else { Action::Wait(u64::MAX.min(now_ms + self.settings.rpo_ms.max(1))) }
+    }
+
+    /// Takes blocks of the open epoch to ship or to ask about before the cut.
+    fn ship_early(&mut self, tracker: &Tracker) -> Option<Action> {
+        for _ in 0..2 {
+            let (taken, next) = tracker.take_open(self.cursor, self.pace.chunk_blocks(&self.settings).min(MAX_COMPARE_BLOCKS));
+            self.cursor = next.unwrap_or(0);
+            let Some(first) = taken.first().copied() else { continue };
+            let ask = self.compare_first.contains(first.start);
+            let mut chosen = RoaringBitmap::new();
+            let mut rest = RoaringBitmap::new();
+            for block in taken.iter().flat_map(|run| run.blocks()) {
+                let same = self.compare_first.contains(block) == ask;
+                if same {
+                    chosen.insert(block)
+                } else {
+                    rest.insert(block)
+                };
+            }
+            tracker.open().set_all(&rest);
+            if let Some(first) = rest.min() {
+                self.cursor = self.cursor.min(first);
+            }
+            self.compare_first -= &chosen;
+            let runs = runs(&chosen).collect();
+            if !ask {
+                self.early |= chosen;
+                return Some(Action::ShipOpen(runs));
+            }
+            let ticket = self.next_ticket;
+            self.next_ticket += 1;
+            self.asked.insert(ticket, chosen);
+            return Some(Action::Ask(ticket, runs));
+        }
+        None
+    }
+}
+
+/// The digest of no content.
+fn empty_digest() -> Digest {
+    *blake3::hash(&[]).as_bytes()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,167 @@
+//! The sender against a tracker, message by message.
+
+use super::*;
+use crate::tracker::Begun;
+
+fn id(value: u8) -> Id {
+    Id([value; 16])
+}
+
+fn run(start: u32, len: u32) -> Run {
+    Run::new(start, len).unwrap()
+}
+
+fn write(tracker: &Tracker, start: u32, len: u32) {
+    match tracker.begin_write(run(start, len)) {
+        Begun::Clear(write) | Begun::Frozen(write) => tracker.finish_write(write),
+    }
+}
+
+/// A sender that is online, with its base at epoch 4, and a tracker whose open epoch is 5.
+fn online() -> (Sender, Tracker) {
+    let tracker = Tracker::new(5);
+    let known = Known { replica: Some(id(8)), acked: 4 };
+    let mut sender = Sender::new(Settings::default(), id(7), 1 << 30, Lineage::first(id(1)), Some(known), RoaringBitmap::new());
+    attach(&mut sender, &tracker, 4);
+    (sender, tracker)
+}
+
+fn attach(sender: &mut Sender, tracker: &Tracker, committed: Epoch) {
+    sender.handle_connected(0);
+    assert!(matches!(sender.poll(tracker, 0), Action::Send(Message::Attach(_))));
+    let attached = Attached { replica: id(8), committed, base: Base::Point };
+    sender.handle_message(tracker, Message::Attached(attached), 0).unwrap();
+}
+
+fn shipped(sender: &mut Sender, runs: &[Run]) {
+    let runs = runs.iter().map(|run| (*run, Content::Data)).collect();
+    let blocks = Blocks { runs, encoding: Encoding::Plain, digest: [0; 32], payload: Bytes::new() };
+    sender.handle_shipped(&blocks, 0);
+}
+
+/// Takes the sender through a cut and its freeze.
+fn cut(sender: &mut Sender, tracker: &Tracker, now_ms: u64) {
+    assert_eq!(sender.poll(tracker, now_ms), Action::Cut);
+    sender.handle_cut(tracker.cut(), now_ms);
+    assert_eq!(sender.poll(tracker, now_ms), Action::Freeze);
+    sender.handle_frozen(tracker, tracker.frozen().snapshot(), 0);
+}
+
+fn ship_frozen(sender: &mut Sender, tracker: &Tracker, now_ms: u64) -> Vec<Run> {
+    let Action::ShipFrozen(runs) = sender.poll(tracker, now_ms) else { panic!("expected frozen blocks") };
+    for block in runs.iter().flat_map(|run| run.blocks()) {
+        assert!(tracker.frozen().clear(block));
+    }
+    shipped(sender, &runs);
+    runs
+}
+
+#[test]
+fn a_small_epoch_is_cut_when_due_shipped_and_committed() {
+    let (mut sender, tracker) = online();
+    write(&tracker, 10, 2);
+    assert_eq!(sender.poll(&tracker, 100), Action::Wait(1250));
+    cut(&mut sender, &tracker, 1250);
+    assert_eq!(ship_frozen(&mut sender, &tracker, 1250), [run(10, 2)]);
+    assert!(matches!(sender.poll(&tracker, 1250), Action::Send(Message::Commit(commit)) if commit.epoch == 5 && commit.blocks == 2));
+    assert!(!sender.is_drained(&tracker));
+    sender.handle_message(&tracker, Message::Committed(5), 1300).unwrap();
+    assert!(sender.is_drained(&tracker));
+    assert_eq!(sender.known(), Some(Known { replica: Some(id(8)), acked: 5 }));
+}
+
+#[test]
+fn a_write_while_its_block_is_under_way_leaves_it_dirty() {
+    let (mut sender, tracker) = online();
+    write(&tracker, 10, 1);
+    cut(&mut sender, &tracker, 1250);
+    ship_frozen(&mut sender, &tracker, 1250);
+    write(&tracker, 10, 1);
+    let _ = sender.poll(&tracker, 1250);
+    sender.handle_message(&tracker, Message::Committed(5), 1300).unwrap();
+    assert!(!sender.is_drained(&tracker));
+    assert!(tracker.open().contains(10));
+}
+
+#[test]
+fn what_a_broken_stream_carried_is_dirty_again_unless_it_was_committed() {
+    let (mut sender, tracker) = online();
+    for (epoch, block) in [(5, 10), (6, 20)] {
+        write(&tracker, block, 1);
+        cut(&mut sender, &tracker, 1250 * epoch);
+        ship_frozen(&mut sender, &tracker, 1250 * epoch);
+        assert!(matches!(sender.poll(&tracker, 1250 * epoch), Action::Send(Message::Commit(_))));
+    }
+    sender.handle_disconnected(&tracker);
+    assert_eq!(sender.unacknowledged(), RoaringBitmap::from_iter([10, 20]));
+    attach(&mut sender, &tracker, 5);
+    assert_eq!(tracker.open().snapshot(), RoaringBitmap::from_iter([20]));
+}
+
+#[test]
+fn an_epoch_that_closes_after_the_stream_broke_is_thawed() {
+    let (mut sender, tracker) = online();
+    let Begun::Clear(in_flight) = tracker.begin_write(run(10, 1)) else { panic!("nothing is frozen") };
+    assert_eq!(sender.poll(&tracker, 1250), Action::Cut);
+    sender.handle_cut(tracker.cut(), 1250);
+    sender.handle_disconnected(&tracker);
+    assert_eq!(sender.poll(&tracker, 1250), Action::Wait(1251));
+    tracker.finish_write(in_flight);
+    assert_eq!(sender.poll(&tracker, 1251), Action::Freeze);
+    sender.handle_frozen(&tracker, tracker.frozen().snapshot(), 0);
+    assert!(tracker.frozen().is_empty());
+    assert_eq!(tracker.open().snapshot(), RoaringBitmap::from_iter([10]));
+}
+
+#[test]
+fn a_blank_copy_gets_the_allocated_blocks_and_a_foreign_one_is_compared() {
+    for (base, compared) in [(Base::Blank, false), (Base::Unfinished, true), (Base::Point, true)] {
+        let tracker = Tracker::new(5);
+        let mut sender = Sender::new(Settings::default(), id(7), 100 * 4096, Lineage::first(id(1)), None, RoaringBitmap::new());
+        sender.handle_connected(0);
+        let _ = sender.poll(&tracker, 0);
+        sender.handle_message(&tracker, Message::Attached(Attached { replica: id(8), committed: 0, base }), 0).unwrap();
+        assert_eq!(sender.poll(&tracker, 0), Action::FindAllocated);
+        sender.handle_allocated(&tracker, &RoaringBitmap::from_iter([3, 4]));
+        if compared {
+            let Action::Send(Message::Blocks(zeroes)) = sender.poll(&tracker, 0) else { panic!("holes come first") };
+            assert_eq!(zeroes.runs, [(run(0, 3), Content::Zero), (run(5, 95), Content::Zero)]);
+            assert_eq!(sender.poll(&tracker, 5000), Action::Ask(0, vec![run(3, 2)]));
+            sender.handle_message(&tracker, Message::Compared(Compared { ticket: 0, different: vec![run(4, 1)] }), 0).unwrap();
+            assert_eq!(tracker.open().snapshot(), RoaringBitmap::from_iter([4]));
+        }
+        assert_eq!(sender.poll(&tracker, 5000), Action::Cut);
+    }
+}
+
+#[test]
+fn a_large_backlog_is_shipped_before_it_is_frozen() {
+    let (mut sender, tracker) = online();
+    write(&tracker, 0, 1000);
+    let mut early = 0;
+    while let Action::ShipOpen(runs) = sender.poll(&tracker, 5000) {
+        early += runs.iter().map(|run| run.len).sum::<u32>();
+        shipped(&mut sender, &runs);
+    }
+    assert!((700..1000).contains(&early), "{early} blocks early");
+    cut(&mut sender, &tracker, 5000);
+    while let Action::ShipFrozen(_) = sender.poll(&tracker, 5000) {}
+    assert_eq!(sender.unacknowledged().len(), 1000);
+}
+
+#[test]
+fn a_later_generation_at_the_standby_supersedes_the_sender() {
+    let (mut sender, tracker) = online();
+    let lineage = Lineage::first(id(1)).promoted(id(2), 4);
+    let refused = Refused { reason: Refusal::Stale, text: String::new(), lineage };
+    sender.handle_message(&tracker, Message::Refused(refused), 0).unwrap();
+    assert!(sender.is_superseded());
+}
+
+#[test]
+fn answers_that_were_not_asked_for_break_the_protocol() {
+    let (mut sender, tracker) = online();
+    assert!(sender.handle_message(&tracker, Message::Committed(9), 0).is_err());
+    assert!(sender.handle_message(&tracker, Message::Compared(Compared { ticket: 1, different: vec![] }), 0).is_err());
+    assert!(sender.handle_message(&tracker, Message::Abandon, 0).is_err());
+}
