@@ -446,7 +446,7 @@ impl Sender {
             // Writes are in flight over all that is left.
             return Action::Wait(now_ms + 1);
         }
-        if may_cut { Action::Wait(due_ms.max(now_ms + 1)) } else { Action::Wait(u64::MAX.min(now_ms + self.settings.rpo_ms.max(1))) }
+        if may_cut { Action::Wait(due_ms.max(now_ms + 1)) } else { Action::Wait(now_ms + self.settings.rpo_ms.max(1)) }
     }
 
     /// Takes blocks of the open epoch to ship or to ask about before the cut.
