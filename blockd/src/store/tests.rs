@@ -49,7 +49,7 @@ fn conforms(image: &Image) {
     }
     assert!(allocated.windows(2).all(|pair| pair[0].end <= pair[1].start), "extents ascend");
     let part: Vec<_> = image.allocated(MIB + 4096..MIB + 8192).collect::<Result<_, _>>().unwrap();
-    assert_eq!(part, [MIB + 4096..MIB + 8192], "extents are clamped to what was asked for");
+    assert!(matches!(&part[..], [only] if *only == (MIB + 4096..MIB + 8192)), "extents are clamped to what was asked for");
 
     let mut sector = AlignedBuf::new(4096);
     for (offset, len) in [(16 * MIB, 4096), (16 * MIB - 512, 4096), (u64::MAX - 511, 512)] {

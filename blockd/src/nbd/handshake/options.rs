@@ -1,0 +1,138 @@
+//! What each option does.
+
+use super::{Agreement, Contexts, ExportInfo, Exports, Handshake, HandshakeError, MAX_LISTED_EXPORTS, MAX_NAME_BYTES, Progress, Replies};
+use crate::nbd::wire::{BASE_ALLOCATION, BASE_ALLOCATION_ID, info, option, take_bytes, take_u16, take_u32};
+
+/// Queries that match `base:allocation` when contexts are listed.
+const LIST_QUERIES: [&str; 2] = ["base:", BASE_ALLOCATION];
+
+/// The data of `INFO` and `GO`.
+struct Wanted<'a> {
+    name: &'a str,
+    info: Vec<u16>,
+}
+
+/// The data of `LIST_META_CONTEXT` and `SET_META_CONTEXT`.
+struct Queries<'a> {
+    name: &'a str,
+    queries: Vec<&'a [u8]>,
+}
+
+impl Handshake {
+    pub(super) fn handle_option(&mut self, option: u32, data: &[u8], exports: &dyn Exports) -> Result<Progress, HandshakeError> {
+        match option {
+            option::EXPORT_NAME => return self.handle_export_name(data, exports),
+            option::ABORT => {
+                self.output.ack(option);
+                return Ok(Progress::Left);
+            }
+            option::INFO | option::GO => return Ok(self.handle_info(option, data, exports)),
+            option::LIST if !data.is_empty() => self.output.invalid(option, "LIST takes no data"),
+            option::LIST => {
+                for name in exports.list().iter().take(MAX_LISTED_EXPORTS) {
+                    self.output.server(option, name);
+                }
+                self.output.ack(option);
+            }
+            option::STRUCTURED_REPLY if !data.is_empty() => self.output.invalid(option, "STRUCTURED_REPLY takes no data"),
+            option::STRUCTURED_REPLY if self.replies == Replies::Structured => self.output.invalid(option, "negotiated already"),
+            option::STRUCTURED_REPLY => {
+                self.replies = Replies::Structured;
+                self.output.ack(option);
+            }
+            option::LIST_META_CONTEXT | option::SET_META_CONTEXT => self.handle_contexts(option, data, exports),
+            _ => self.output.unsupported(option),
+        }
+        Ok(Progress::More)
+    }
+
+    fn handle_export_name(&mut self, name: &[u8], exports: &dyn Exports) -> Result<Progress, HandshakeError> {
+        let found = export_name(name).and_then(|name| exports.find(name));
+        let export = found.ok_or(HandshakeError::NoSuchExport)?;
+        self.output.export_name(&export, self.no_zeroes);
+        Ok(self.agree(export))
+    }
+
+    fn handle_info(&mut self, option: u32, data: &[u8], exports: &dyn Exports) -> Progress {
+        let Some(wanted) = parse_info(data) else {
+            self.output.invalid(option, "the lengths do not fit together");
+            return Progress::More;
+        };
+        let Some(export) = exports.find(wanted.name) else {
+            self.output.unknown(option);
+            return Progress::More;
+        };
+        self.output.export(option, &export);
+        if wanted.info.contains(&info::NAME) {
+            self.output.text(option, info::NAME, &export.name);
+        }
+        if wanted.info.contains(&info::DESCRIPTION) {
+            self.output.text(option, info::DESCRIPTION, &export.description);
+        }
+        self.output.ack(option);
+        if option == option::GO { self.agree(export) } else { Progress::More }
+    }
+
+    fn handle_contexts(&mut self, option: u32, data: &[u8], exports: &dyn Exports) {
+        if self.replies == Replies::Simple {
+            return self.output.invalid(option, "negotiate structured replies first");
+        }
+        if option == option::SET_META_CONTEXT {
+            // Whatever becomes of this one, it replaces the one before.
+            self.allocation_of = None;
+        }
+        let Some(asked) = parse_queries(data) else {
+            return self.output.invalid(option, "the lengths do not fit together");
+        };
+        let Some(export) = exports.find(asked.name) else {
+            return self.output.unknown(option);
+        };
+        if option == option::LIST_META_CONTEXT {
+            let any = |query: &&[u8]| LIST_QUERIES.iter().any(|known| known.as_bytes() == *query);
+            if asked.queries.is_empty() || asked.queries.iter().any(any) {
+                self.output.context(option, 0, BASE_ALLOCATION);
+            }
+        } else if asked.queries.contains(&BASE_ALLOCATION.as_bytes()) {
+            self.allocation_of = Some(export.name);
+            self.output.context(option, BASE_ALLOCATION_ID, BASE_ALLOCATION);
+        }
+        self.output.ack(option);
+    }
+
+    /// Contexts are chosen for one export, and of no use with another.
+    fn agree(&mut self, export: ExportInfo) -> Progress {
+        let contexts = if self.allocation_of.as_ref() == Some(&export.name) { Contexts::Allocation } else { Contexts::None };
+        Progress::Agreed(Agreement { export: export.name, replies: self.replies, contexts })
+    }
+}
+
+fn export_name(bytes: &[u8]) -> Option<&str> {
+    if bytes.len() > MAX_NAME_BYTES as usize { None } else { str::from_utf8(bytes).ok() }
+}
+
+fn take_name<'a>(data: &mut &'a [u8]) -> Option<&'a str> {
+    let len_bytes = take_u32(data)?;
+    export_name(take_bytes(data, len_bytes)?)
+}
+
+fn parse_info(mut data: &[u8]) -> Option<Wanted<'_>> {
+    let name = take_name(&mut data)?;
+    let count = take_u16(&mut data)?;
+    if data.len() != usize::from(count) * 2 {
+        return None;
+    }
+    let info = std::iter::from_fn(|| take_u16(&mut data)).collect();
+    Some(Wanted { name, info })
+}
+
+fn parse_queries(mut data: &[u8]) -> Option<Queries<'_>> {
+    let name = take_name(&mut data)?;
+    let count = take_u32(&mut data)?;
+    // The count is the client's word: nothing is reserved for it, and the data ends long before it is reached in vain.
+    let mut queries = Vec::new();
+    for _ in 0..count {
+        let len_bytes = take_u32(&mut data)?;
+        queries.push(take_bytes(&mut data, len_bytes)?);
+    }
+    data.is_empty().then_some(Queries { name, queries })
+}

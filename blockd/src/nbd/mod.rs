@@ -1,0 +1,4 @@
+//! NBD.
+pub mod handshake;
+pub mod transmission;
+pub mod wire;

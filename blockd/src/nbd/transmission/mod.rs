@@ -1,0 +1,16 @@
+//! The transmission phase, without I/O: requests become checked [`Plan`]s, results become replies.
+
+mod command;
+mod extents;
+mod reply;
+#[cfg(test)]
+mod tests;
+
+pub use command::{Command, Fault, HEADER_BYTES, Order, Plan, Refusal, Session};
+pub use extents::{Extent, MAX_EXTENTS, describe};
+pub use reply::{Failure, Header, MAX_HEADER_BYTES, block_status, done, failure, read};
+
+/// Smallest unit of offsets and lengths.
+pub const MIN_BLOCK_BYTES: u32 = 1;
+/// Unit that costs least.
+pub const PREFERRED_BLOCK_BYTES: u32 = 4096;
