@@ -178,18 +178,29 @@ impl Device {
     }
 }
 
-/// Opens what must be opened in the namespace, in a thread that enters it and ends there.
-fn open_inside(end: &End) -> Result<(File, File)> {
-    let path = end.namespace.path();
+/// Runs `work` in the namespace `name`, in a thread that ends with it. Sockets made there belong to the namespace wherever
+/// they are used afterwards.
+///
+/// # Errors
+/// [`Error::Io`] if the namespace does not exist or cannot be entered.
+pub fn inside<T: Send>(name: &NamespaceName, work: impl FnOnce() -> T + Send) -> Result<T> {
+    let path = name.path();
     let namespace = File::open(&path).map_err(Error::io(path.display().to_string()))?;
-    let inside = || -> Result<(File, File)> {
-        sys::enter_network_namespace(&namespace).map_err(Error::io(format!("entering namespace {}", end.namespace)))?;
+    let entered = || {
+        sys::enter_network_namespace(&namespace).map_err(Error::io(format!("entering namespace {name}")))?;
+        Ok(work())
+    };
+    // A panic in there goes on here.
+    thread::scope(|scope| scope.spawn(entered).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Opens what must be opened in the device's namespace.
+fn open_inside(end: &End) -> Result<(File, File)> {
+    inside(&end.namespace, || {
         let tun = sys::open_tun(&end.device).map_err(Error::io(format!("TUN device {} in namespace {}", end.device, end.namespace)))?;
         let statistics = File::open("/proc/thread-self/net/dev").map_err(Error::io("/proc/thread-self/net/dev"))?;
         Ok((tun, statistics))
-    };
-    // A panic in there would be a bug of ours; it goes on here.
-    thread::scope(|scope| scope.spawn(inside).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?
 }
 
 /// Runs iproute2's `ip` with `script` as its input.
