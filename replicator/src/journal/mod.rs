@@ -1,0 +1,208 @@
+//! The standby's journal: what arrived, until it is folded into the image.
+//!
+//! ```text
+//!   segment 3            segment 4                        appended here
+//!   [hdr|rec|rec|COMMIT] [hdr|rec|COMMIT|rec|rec| … ] ◄──
+//!    ▲ folded up to here           ▲ committed up to here
+//! ```
+//!
+//! Records are the frames of the wire ([`record`]). What follows the last commit is staged: it belongs to no epoch yet. Invariants:
+//! - A commit record is durable, with everything before it, before [`Journal::commit`] returns.
+//! - A segment is deleted only when all of it is folded and the image is durable.
+
+mod record;
+mod scan;
+
+pub use scan::JournalError;
+
+use crate::disk::SegmentFiles;
+use bytes::Bytes;
+use record::{RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES};
+use replicator_engine::tracker::Epoch;
+use replicator_engine::wire::{Envelope, Message};
+use std::io;
+
+/// A segment that has grown to this is closed and a new one begun.
+const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// A place in the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// Number of the segment.
+    pub segment: u64,
+    /// Offset of a record in it.
+    pub offset: u64,
+}
+
+/// See the module's documentation.
+pub struct Journal<F> {
+    files: F,
+    /// Where the next record goes.
+    end: Position,
+    /// Behind the last commit.
+    committed: Position,
+    /// What is before is in the image, though perhaps not durably.
+    folded: Position,
+    oldest_segment: u64,
+    used_bytes: u64,
+    quota_bytes: u64,
+}
+
+impl<F: SegmentFiles> Journal<F> {
+    /// Opens the journal and cuts off a tail that was torn by a crash. `expected` is the last epoch that is known to be committed: it must
+    /// be in the journal, or folded already. Returns the last commit that was found, too.
+    pub fn open(mut files: F, quota_bytes: u64, folded_epoch: Epoch, expected: Epoch) -> Result<(Self, Option<Epoch>), JournalError> {
+        let found = scan::scan(&files)?;
+        if found.last_commit.unwrap_or(folded_epoch).max(folded_epoch) < expected {
+            return Err(JournalError::CommitMissing { expected, found: found.last_commit.unwrap_or(folded_epoch) });
+        }
+        let used_bytes = scan::mend(&mut files, &found)?;
+        let folded = Position { segment: found.oldest_segment, offset: SEGMENT_HEADER_BYTES };
+        let journal = Self {
+            files,
+            end: found.end,
+            committed: found.committed.max(folded),
+            folded,
+            oldest_segment: found.oldest_segment,
+            used_bytes,
+            quota_bytes,
+        };
+        Ok((journal, found.last_commit))
+    }
+
+    /// Bytes in use, and the quota.
+    pub fn used_bytes(&self) -> (u64, u64) {
+        (self.used_bytes, self.quota_bytes)
+    }
+
+    /// Whether everything that is committed is folded.
+    pub fn is_folded(&self) -> bool {
+        self.folded >= self.committed
+    }
+
+    /// Whether there is staged content.
+    pub fn has_staged(&self) -> bool {
+        self.end > self.committed
+    }
+
+    /// Appends a frame. `StorageFull` if it would go over the quota.
+    pub fn append(&mut self, frame: &Bytes) -> io::Result<()> {
+        let record = record::encode(frame);
+        if self.used_bytes + record.len() as u64 > self.quota_bytes {
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "the journal's quota is used up"));
+        }
+        if self.end.offset >= SEGMENT_BYTES {
+            self.rotate()?;
+        }
+        self.files.append(self.end.segment, &record)?;
+        self.end.offset += record.len() as u64;
+        self.used_bytes += record.len() as u64;
+        Ok(())
+    }
+
+    /// Appends a commit's frame and makes it and everything before it durable.
+    pub fn commit(&mut self, frame: &Bytes) -> io::Result<()> {
+        self.append(frame)?;
+        self.files.sync(self.end.segment)?;
+        self.committed = self.end;
+        Ok(())
+    }
+
+    /// Drops what is staged.
+    pub fn drop_staged(&mut self) -> io::Result<()> {
+        while self.end.segment > self.committed.segment {
+            self.used_bytes -= self.files.len_bytes(self.end.segment)?;
+            self.files.delete(self.end.segment)?;
+            self.end = Position { segment: self.end.segment - 1, offset: 0 };
+            self.end.offset = self.files.len_bytes(self.end.segment)?;
+        }
+        if self.end.offset > self.committed.offset {
+            self.files.truncate(self.committed.segment, self.committed.offset)?;
+            self.used_bytes -= self.end.offset - self.committed.offset;
+            self.end = self.committed;
+        }
+        Ok(())
+    }
+
+    /// The next committed message that is not folded. Call [`Self::folded_one`] once it is in the image.
+    pub fn next_to_fold(&mut self) -> io::Result<Option<Message>> {
+        if self.is_folded() {
+            return Ok(None);
+        }
+        self.skip_to_record()?;
+        Ok(Some(self.read_record(self.folded)?.0))
+    }
+
+    /// The message that [`Self::next_to_fold`] gave is in the image.
+    pub fn folded_one(&mut self) -> io::Result<()> {
+        let len_bytes = self.read_record(self.folded)?.1;
+        self.folded.offset += len_bytes;
+        Ok(())
+    }
+
+    /// Everything folded so far is durable in the image: segments that hold nothing else go.
+    pub fn forget_folded(&mut self) -> io::Result<()> {
+        // A segment that is all folded and all there is would keep its bytes for ever: begin a new one.
+        if self.folded == self.end && self.end.offset > SEGMENT_HEADER_BYTES {
+            self.rotate()?;
+            self.committed = self.end;
+            self.folded = self.end;
+        }
+        while self.oldest_segment < self.folded.segment {
+            self.used_bytes -= self.files.len_bytes(self.oldest_segment)?;
+            self.files.delete(self.oldest_segment)?;
+            self.oldest_segment += 1;
+        }
+        Ok(())
+    }
+
+    /// Calls `visit` with every staged message, in order.
+    pub fn for_each_staged(&self, mut visit: impl FnMut(Message)) -> io::Result<()> {
+        let mut at = self.committed;
+        while at < self.end {
+            if at.offset >= self.files.len_bytes(at.segment)? {
+                at = Position { segment: at.segment + 1, offset: SEGMENT_HEADER_BYTES };
+                continue;
+            }
+            let (message, len_bytes) = self.read_record(at)?;
+            visit(message);
+            at.offset += len_bytes;
+        }
+        Ok(())
+    }
+
+    fn rotate(&mut self) -> io::Result<()> {
+        self.files.sync(self.end.segment)?;
+        let segment = self.end.segment + 1;
+        self.files.create(segment)?;
+        self.files.append(segment, &record::segment_header(segment))?;
+        self.end = Position { segment, offset: SEGMENT_HEADER_BYTES };
+        self.used_bytes += SEGMENT_HEADER_BYTES;
+        Ok(())
+    }
+
+    fn skip_to_record(&mut self) -> io::Result<()> {
+        while self.folded.segment < self.committed.segment && self.folded.offset >= self.files.len_bytes(self.folded.segment)? {
+            self.folded = Position { segment: self.folded.segment + 1, offset: SEGMENT_HEADER_BYTES };
+        }
+        Ok(())
+    }
+
+    fn read_record(&self, at: Position) -> io::Result<(Message, u64)> {
+        let damaged =
+            |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("journal segment {} at {}: {what}", at.segment, at.offset));
+        let mut header = [0; RECORD_HEADER_BYTES];
+        self.files.read(at.segment, at.offset, &mut header)?;
+        let len_bytes = record::frame_len(&header).ok_or_else(|| damaged("not a record"))?;
+        let mut frame = vec![0; len_bytes];
+        self.files.read(at.segment, at.offset + RECORD_HEADER_BYTES as u64, &mut frame)?;
+        if !record::is_intact(&header, &frame) {
+            return Err(damaged("the checksum differs"));
+        }
+        let envelope = Envelope::decode(frame.into()).map_err(|error| damaged(&error.to_string()))?;
+        Ok((envelope.message, (RECORD_HEADER_BYTES + len_bytes) as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests;

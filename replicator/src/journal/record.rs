@@ -1,0 +1,71 @@
+//! The bytes of a segment.
+//!
+//! | segment header, 32 bytes | |
+//! | --- | --- |
+//! | 0 | `TERNJSEG` |
+//! | 8 | version, u32 = 1 |
+//! | 12 | zero, u32 |
+//! | 16 | number of the segment, u64 |
+//! | 24 | CRC-32C of bytes 0 to 24, u32 |
+//! | 28 | zero, u32 |
+//!
+//! | record, 16 bytes and the frame | |
+//! | --- | --- |
+//! | 0 | `TJR1` |
+//! | 4 | length of the frame, u32 |
+//! | 8 | CRC-32C of the frame, u32 |
+//! | 12 | CRC-32C of bytes 0 to 12, u32 |
+//! | 16 | the frame |
+//!
+//! Integers are little-endian.
+
+use replicator_engine::block::BLOCK_BYTES;
+use replicator_engine::wire::MAX_CONTENT_BLOCKS;
+
+/// Length of a segment's header.
+pub const SEGMENT_HEADER_BYTES: u64 = 32;
+/// Length of a record's header.
+pub const RECORD_HEADER_BYTES: usize = 16;
+/// No frame is longer.
+const MAX_FRAME_BYTES: usize = MAX_CONTENT_BLOCKS as usize * BLOCK_BYTES + (256 << 10);
+
+const SEGMENT_MAGIC: &[u8; 8] = b"TERNJSEG";
+const RECORD_MAGIC: &[u8; 4] = b"TJR1";
+const VERSION: u32 = 1;
+
+/// The header of segment `number`.
+pub fn segment_header(number: u64) -> Vec<u8> {
+    let mut header = [SEGMENT_MAGIC.as_slice(), &VERSION.to_le_bytes(), &[0; 4], &number.to_le_bytes()].concat();
+    let checksum = crc32c::crc32c(&header);
+    header.extend_from_slice(&checksum.to_le_bytes());
+    header.extend_from_slice(&[0; 4]);
+    header
+}
+
+/// A frame as a record.
+pub fn encode(frame: &[u8]) -> Vec<u8> {
+    let mut record = Vec::with_capacity(RECORD_HEADER_BYTES + frame.len());
+    record.extend_from_slice(RECORD_MAGIC);
+    record.extend_from_slice(&(frame.len() as u32).to_le_bytes());
+    record.extend_from_slice(&crc32c::crc32c(frame).to_le_bytes());
+    let checksum = crc32c::crc32c(&record);
+    record.extend_from_slice(&checksum.to_le_bytes());
+    record.extend_from_slice(frame);
+    record
+}
+
+/// The length of the frame behind a record's header; `None` if it is no header.
+pub fn frame_len(header: &[u8; RECORD_HEADER_BYTES]) -> Option<usize> {
+    let intact = &header[..4] == RECORD_MAGIC && crc32c::crc32c(&header[..12]) == word(header, 12);
+    let len = word(header, 4) as usize;
+    (intact && len <= MAX_FRAME_BYTES).then_some(len)
+}
+
+/// Whether the frame is the one that the header was made for.
+pub fn is_intact(header: &[u8; RECORD_HEADER_BYTES], frame: &[u8]) -> bool {
+    crc32c::crc32c(frame) == word(header, 8)
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}

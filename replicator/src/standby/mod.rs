@@ -1,0 +1,278 @@
+//! The standby's half of one volume: frames in, a crash-safe copy out.
+//!
+//! ```text
+//!   frame ──► receiver (may it?) ──► journal ──► commit ──► answer
+//!                                      └──► fold, behind the answer ──► image
+//! ```
+//!
+//! Before the first recovery point, content goes straight into the image. One thread owns a [`Standby`]; every call may block on the disk.
+
+mod place;
+mod staged;
+
+pub use place::Place;
+
+use crate::catalogue::{Catalogue, Persist};
+use crate::codec::{Decoder, PayloadError, fingerprint};
+use crate::disk::{BlockDevice, Pages, SegmentFiles};
+use crate::journal::{Journal, JournalError};
+use bytes::Bytes;
+use replicator_engine::block::{BLOCK_BYTES, Run, runs};
+use replicator_engine::generation::{Generation, Lineage};
+use replicator_engine::receiver::{Receiver, Staged, Step};
+use replicator_engine::tracker::Epoch;
+use replicator_engine::wire::{
+    Against, Base, Blocks, Commit, Compare, Compared, Content, DecodeError, Envelope, Message, Refusal, Refused,
+};
+use roaring::RoaringBitmap;
+use staged::StagedContent;
+use std::io;
+use std::sync::Arc;
+
+/// Largest piece of the image that is written at once.
+const WRITE_BLOCKS: u32 = 256;
+
+/// See the module's documentation.
+pub struct Standby<F> {
+    receiver: Receiver,
+    place: Place,
+    journal: Journal<F>,
+    /// Fingerprints of what an attempt that was broken off left in the journal; only while a stream may ask for them.
+    staged: Option<StagedContent>,
+    image: Arc<dyn BlockDevice>,
+    catalogue: Arc<dyn Catalogue>,
+    decoder: Decoder,
+}
+
+/// Why a stream has to end. Answer with [`StandbyError::refusal`], then close it.
+#[derive(Debug, thiserror::Error)]
+pub enum StandbyError {
+    /// The engine refuses the message.
+    #[error("{}", .0.text)]
+    Refused(Refused),
+    /// The frame is no message.
+    #[error("the frame is no message: {0}")]
+    Frame(#[from] DecodeError),
+    /// The payload is not what the message says.
+    #[error(transparent)]
+    Payload(#[from] PayloadError),
+    /// The disk failed, or is full.
+    #[error("the standby's disk: {0}")]
+    Disk(#[from] io::Error),
+}
+
+impl StandbyError {
+    /// What to tell the primary.
+    pub fn refusal(&self, lineage: &Lineage) -> Refused {
+        let reason = match self {
+            Self::Refused(refused) => return refused.clone(),
+            Self::Frame(_) | Self::Payload(_) => Refusal::Protocol,
+            Self::Disk(_) => Refusal::Storage,
+        };
+        Refused { reason, text: self.to_string(), lineage: lineage.clone() }
+    }
+}
+
+impl<F: SegmentFiles> Standby<F> {
+    /// Opens the copy that stands at `place`: reads the journal, and keeps what it holds.
+    pub fn open(
+        place: Place,
+        files: F,
+        quota_bytes: u64,
+        image: Arc<dyn BlockDevice>,
+        catalogue: Arc<dyn Catalogue>,
+    ) -> Result<Self, JournalError> {
+        let (journal, found) = Journal::open(files, quota_bytes, place.folded, place.committed)?;
+        let mut place = place;
+        place.committed = found.unwrap_or(0).max(place.committed);
+        let mut unconfirmed = RoaringBitmap::new();
+        journal.for_each_staged(|message| staged::add_blocks(&mut unconfirmed, &message))?;
+        let receiver = place.receiver(unconfirmed);
+        let mut standby = Self { receiver, place, journal, staged: None, image, catalogue, decoder: Decoder::new()? };
+        // A grown image may not have been grown yet when the power went.
+        standby.grow(standby.place.size_bytes)?;
+        Ok(standby)
+    }
+
+    /// Where the copy stands.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// The journal, for its figures.
+    pub fn journal(&self) -> &Journal<F> {
+        &self.journal
+    }
+
+    /// A frame came. Returns the answer, if there is one.
+    pub fn handle_frame(&mut self, frame: Bytes) -> Result<Option<Message>, StandbyError> {
+        let envelope = Envelope::decode(frame.clone())?;
+        match self.receiver.handle_message(envelope).map_err(StandbyError::Refused)? {
+            Step::Adopt { lineage, staged, answer } => {
+                self.adopt(lineage, staged)?;
+                Ok(Some(answer))
+            }
+            Step::Stage(blocks) => {
+                self.stage(&frame, &blocks)?;
+                Ok(None)
+            }
+            Step::Compare(compare) => Ok(Some(Message::Compared(self.compare(&compare)?))),
+            Step::Commit(commit) => {
+                self.commit(&frame, &commit)?;
+                Ok(Some(Message::Committed(commit.epoch)))
+            }
+            Step::Nothing => Ok(None),
+        }
+    }
+
+    /// The stream broke.
+    pub fn handle_disconnected(&mut self) {
+        self.receiver.handle_disconnected();
+        self.staged = None;
+    }
+
+    /// Folds one committed message, if there is one; says whether there is more to do. Once all is folded, that is made durable.
+    pub fn fold_one(&mut self) -> io::Result<bool> {
+        let Some(message) = self.journal.next_to_fold()? else { return Ok(false) };
+        match message {
+            Message::Blocks(blocks) => self.write_blocks(&blocks).map_err(payload_to_io)?,
+            Message::Commit(commit) => self.grow(commit.size_bytes)?,
+            _ => {}
+        }
+        self.journal.folded_one()?;
+        if self.journal.is_folded() {
+            self.image.sync()?;
+            self.place.folded = self.place.committed;
+            self.place.store(&*self.catalogue, Persist::Synced)?;
+            self.journal.forget_folded()?;
+        }
+        Ok(!self.journal.is_folded())
+    }
+
+    /// Drops what is staged and folds everything: afterwards the image is the last recovery point, and the journal empty. The epoch and
+    /// the lineage that a promotion continues.
+    pub fn settle(&mut self) -> io::Result<(Epoch, Lineage)> {
+        self.handle_disconnected();
+        self.journal.drop_staged()?;
+        while self.fold_one()? {}
+        Ok((self.place.committed, self.place.lineage.clone()))
+    }
+
+    /// The generation that goes into answers.
+    pub fn generation(&self) -> Generation {
+        self.receiver.lineage().current()
+    }
+
+    fn adopt(&mut self, lineage: Lineage, staged: Staged) -> io::Result<()> {
+        self.staged = None;
+        if staged == Staged::Goes {
+            self.journal.drop_staged()?;
+        }
+        if self.place.lineage != lineage {
+            self.place.lineage = lineage;
+            self.place.store(&*self.catalogue, Persist::Synced)?;
+        }
+        Ok(())
+    }
+
+    fn stage(&mut self, frame: &Bytes, blocks: &Blocks) -> Result<(), StandbyError> {
+        if self.receiver.needs_journal() {
+            match &mut self.staged {
+                Some(staged) => staged.add(blocks, &mut self.decoder)?,
+                None => drop(self.decoder.decode(blocks)?),
+            }
+            return self.append(frame).map_err(StandbyError::Disk);
+        }
+        if self.place.base != *self.receiver.base() {
+            self.place.base = self.receiver.base().clone();
+            self.place.store(&*self.catalogue, Persist::Synced)?;
+        }
+        self.write_blocks(blocks)
+    }
+
+    /// Appends to the journal; makes room by folding if it is full.
+    fn append(&mut self, frame: &Bytes) -> io::Result<()> {
+        match self.journal.append(frame) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull && !self.journal.is_folded() => {
+                while self.fold_one()? {}
+                self.journal.append(frame)
+            }
+            done => done,
+        }
+    }
+
+    fn commit(&mut self, frame: &Bytes, commit: &Commit) -> io::Result<()> {
+        if self.receiver.needs_journal() {
+            self.journal.commit(frame)?;
+        } else {
+            self.grow(commit.size_bytes)?;
+            self.image.sync()?;
+            self.place.folded = commit.epoch;
+        }
+        let first = !self.receiver.needs_journal();
+        self.receiver.handle_committed(commit);
+        self.staged = None;
+        self.place.committed = commit.epoch;
+        self.place.size_bytes = commit.size_bytes;
+        self.place.base = Base::Point;
+        // Afterwards the journal's commit record is the truth; this only tells a journal that lost its end.
+        self.place.store(&*self.catalogue, if first { Persist::Synced } else { Persist::Eventually })
+    }
+
+    fn compare(&mut self, compare: &Compare) -> Result<Compared, StandbyError> {
+        while self.fold_one()? {}
+        if compare.against == Against::Epoch && self.staged.is_none() && self.receiver.needs_journal() {
+            self.staged = Some(StagedContent::read(&self.journal, &mut self.decoder)?);
+        }
+        let mut different = RoaringBitmap::new();
+        let mut equal = RoaringBitmap::new();
+        let mut fingerprints = compare.fingerprints.iter();
+        for run in &compare.runs {
+            let mut content = Pages::new(run.len);
+            self.image.read(*run, &mut content)?;
+            for ((block, content), expected) in run.blocks().zip(content.chunks_exact(BLOCK_BYTES)).zip(&mut fingerprints) {
+                let staged =
+                    self.staged.as_ref().filter(|_| compare.against == Against::Epoch).and_then(|staged| staged.fingerprint(block));
+                let same = staged.unwrap_or_else(|| fingerprint(content)) == *expected;
+                if same {
+                    equal.insert(block)
+                } else {
+                    different.insert(block)
+                };
+            }
+        }
+        let equal: Vec<Run> = runs(&equal).collect();
+        self.receiver.handle_compared(compare.against, &equal);
+        Ok(Compared { ticket: compare.ticket, different: runs(&different).collect() })
+    }
+
+    fn write_blocks(&mut self, blocks: &Blocks) -> Result<(), StandbyError> {
+        let mut content = self.decoder.decode(blocks)?;
+        for (run, kind) in &blocks.runs {
+            if *kind == Content::Zero {
+                self.image.zero(*run)?;
+                continue;
+            }
+            for start in run.blocks().step_by(WRITE_BLOCKS as usize) {
+                let piece = Run { start, len: WRITE_BLOCKS.min(run.end() - start) };
+                let (bytes, rest) = content.split_at(piece.len_bytes() as usize);
+                let mut pages = Pages::new(piece.len);
+                pages.copy_from_slice(bytes);
+                self.image.write(piece, &pages)?;
+                content = rest;
+            }
+        }
+        Ok(())
+    }
+
+    fn grow(&mut self, size_bytes: u64) -> io::Result<()> {
+        if size_bytes > self.image.size_bytes() { self.image.grow(size_bytes) } else { Ok(()) }
+    }
+}
+
+fn payload_to_io(error: StandbyError) -> io::Error {
+    match error {
+        StandbyError::Disk(error) => error,
+        other => io::Error::new(io::ErrorKind::InvalidData, other.to_string()),
+    }
+}

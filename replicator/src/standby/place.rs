@@ -1,0 +1,76 @@
+//! Where a copy stands, as the catalogue remembers it.
+
+use crate::catalogue::{Catalogue, Persist};
+use replicator_engine::generation::{Id, Lineage};
+use replicator_engine::receiver::Receiver;
+use replicator_engine::tracker::Epoch;
+use replicator_engine::wire::{Attach, Attached, Base, Envelope, Message};
+use roaring::RoaringBitmap;
+use std::io;
+
+/// See the module's documentation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Place {
+    /// The volume's id, the same at every site.
+    pub volume: Id,
+    /// Names this copy.
+    pub replica: Id,
+    /// The lineage that was last adopted.
+    pub lineage: Lineage,
+    /// Size at the committed epoch.
+    pub size_bytes: u64,
+    /// The last committed epoch that is known here; the journal may hold a later one.
+    pub committed: Epoch,
+    /// The last epoch that is durable in the image.
+    pub folded: Epoch,
+    /// What the copy holds.
+    pub base: Base,
+}
+
+impl Place {
+    /// The place of a new, empty copy.
+    pub fn blank(volume: Id, replica: Id, lineage: Lineage, size_bytes: u64) -> Self {
+        Self { volume, replica, lineage, size_bytes, committed: 0, folded: 0, base: Base::Blank }
+    }
+
+    /// Reads the place of a volume's copy. It is kept in the wire's own messages: one format, one decoder.
+    pub fn load(volume: Id, catalogue: &dyn Catalogue) -> io::Result<Option<Self>> {
+        let message = |part: &str| -> io::Result<Option<Message>> {
+            let Some(bytes) = catalogue.get(&key(volume, part))? else { return Ok(None) };
+            let damaged = |error| io::Error::new(io::ErrorKind::InvalidData, format!("catalogue: place of volume {volume}: {error}"));
+            Ok(Some(Envelope::decode(bytes.into()).map_err(damaged)?.message))
+        };
+        match (message("line")?, message("copy")?, message("fold")?) {
+            (Some(Message::Attach(line)), Some(Message::Attached(copy)), Some(Message::Committed(folded))) => Ok(Some(Self {
+                volume,
+                replica: copy.replica,
+                lineage: line.lineage,
+                size_bytes: line.size_bytes,
+                committed: copy.committed,
+                folded,
+                base: copy.base,
+            })),
+            _ => Ok(None),
+        }
+    }
+
+    /// Records the place.
+    pub fn store(&self, catalogue: &dyn Catalogue, persist: Persist) -> io::Result<()> {
+        let line = Attach { volume: self.volume, size_bytes: self.size_bytes, lineage: self.lineage.clone() };
+        let copy = Attached { replica: self.replica, committed: self.committed, base: self.base.clone() };
+        let messages = [("line", Message::Attach(line)), ("copy", Message::Attached(copy)), ("fold", Message::Committed(self.folded))];
+        let changes = messages.map(|(part, message)| {
+            let bytes = Envelope { generation: self.lineage.current(), message }.encode();
+            (key(self.volume, part), Some(bytes.to_vec()))
+        });
+        catalogue.apply(&changes, persist)
+    }
+
+    pub(super) fn receiver(&self, unconfirmed: RoaringBitmap) -> Receiver {
+        Receiver::new(self.volume, self.replica, self.lineage.clone(), self.size_bytes, self.committed, self.base.clone(), unconfirmed)
+    }
+}
+
+fn key(volume: Id, part: &str) -> Vec<u8> {
+    format!("standby/{volume}/{part}").into_bytes()
+}
