@@ -38,7 +38,7 @@ build: ## Build the release programs
 	@tools/xtask/setup.sh build
 	@$(build_release)
 
-install: build ## Install programs, man pages and shell completions below PREFIX (/usr/local)
+install: build ## Install programs, man pages, completions and the systemd unit below PREFIX (/usr/local)
 	install -D --mode=755 --target-directory=$(DESTDIR)$(PREFIX)/sbin $(release)/blockd
 	install -D --mode=755 --target-directory=$(DESTDIR)$(PREFIX)/bin $(release)/tern
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
@@ -47,6 +47,9 @@ install: build ## Install programs, man pages and shell completions below PREFIX
 	$(release)/tern completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/tern
 	$(release)/tern completions zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_tern
 	$(release)/tern completions fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/tern.fish
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's|@PREFIX@|$(PREFIX)|' docs/blockd.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/blockd.service
+	test -e $(DESTDIR)/etc/tern/blockd.toml || install -D --mode=644 docs/blockd.toml $(DESTDIR)/etc/tern/blockd.toml
 
 clean: ## Remove the build directory; the cache stays
 	cargo clean
