@@ -45,7 +45,11 @@ fn length(file: &SourceFile, violations: &mut Vec<Violation>) {
     }
 }
 
+/// A file of tests is about the module that it stands beside.
 fn header(file: &SourceFile, violations: &mut Vec<Violation>) {
+    if file.path.ends_with("/tests.rs") {
+        return;
+    }
     let first = file.text.lines().find(|line| !line.trim().is_empty());
     if first.is_some_and(|line| !line.starts_with("//!") && !line.starts_with("#!")) {
         violations.push(Violation::in_file(file, "no module header (`//!`): say what it is for, its invariants, what it leaves to others"));
@@ -122,6 +126,7 @@ mod tests {
     #[test]
     fn headers_and_finished_work_are_asked_for() {
         assert!(messages("a/src/lib.rs", "fn f() {}\n")[0].contains("header"));
+        assert!(messages("a/src/volume/tests.rs", "use super::*;\n").is_empty());
         let text = format!("//! X.\n// {}: later\n", UNFINISHED_MARKS[0]);
         assert!(messages("a/src/lib.rs", &text)[0].contains("finish it"));
     }
