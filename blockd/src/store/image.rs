@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Most bytes that a bounce buffer moves at once.
@@ -34,6 +34,8 @@ pub(super) struct Inner {
     /// Never shrinks while the image is open.
     pub(super) size_bytes: AtomicU64,
     pub(super) zeroing: zero::Methods,
+    /// Set once and for all: see [`Image::note_sync`].
+    pub(super) sync_failed: AtomicBool,
     /// Held while the size changes.
     pub(super) growing: Mutex<()>,
 }
@@ -114,7 +116,19 @@ impl Image {
 
     /// Makes every write that has completed durable.
     pub fn sync_data(&self) -> io::Result<()> {
-        self.0.file.sync_data()
+        self.note_sync(self.0.file.sync_data())
+    }
+
+    /// Passes on the result of a sync that was submitted to the descriptor. After one has failed, the kernel has forgotten what it could not
+    /// write and the next one would succeed: that would be a lie, so all fail from then on, until the image is opened again.
+    pub fn note_sync(&self, result: io::Result<()>) -> io::Result<()> {
+        if let Err(error) = &result
+            && !self.0.sync_failed.swap(true, Ordering::SeqCst)
+        {
+            tracing::error!(path = %self.0.path.display(), %error, "the image could not be synced: flushes fail until it is opened again");
+        }
+        result?;
+        if self.0.sync_failed.load(Ordering::SeqCst) { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
     }
 
     /// The parts of the range that may hold something other than zeroes, ascending; their ends are wherever the file system puts them.

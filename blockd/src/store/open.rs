@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 /// Alignment that direct I/O needs where the kernel does not say (`STATX_DIOALIGN` is there since Linux 6.1).
 const USUAL_ALIGN_BYTES: u64 = 512;
@@ -95,6 +95,7 @@ fn finish(path: &Path, file: File, kind: Kind, size_bytes: u64) -> Result<Image,
         align_bytes,
         size_bytes: AtomicU64::new(size_bytes),
         zeroing: zero::Methods::default(),
+        sync_failed: AtomicBool::new(false),
         growing: Mutex::new(()),
     }))
 }

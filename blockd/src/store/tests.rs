@@ -160,6 +160,15 @@ fn a_file_that_shrinks_while_it_is_open_is_an_error_and_not_zeroes() {
 }
 
 #[test]
+fn after_a_failed_sync_none_succeeds() {
+    let directory = directory();
+    let image = Image::create(&directory.path().join("image"), MIB).unwrap();
+    image.sync_data().unwrap();
+    assert!(image.note_sync(Err(std::io::Error::other("x"))).is_err());
+    assert!(image.note_sync(Ok(())).is_err() && image.clone().sync_data().is_err());
+}
+
+#[test]
 fn qemu_and_we_keep_each_other_out() {
     let directory = directory();
     let path = directory.path().join("image");

@@ -141,6 +141,11 @@ impl Command {
         Ok(Plan::Serve(Order { request, durability }))
     }
 
+    /// Whether its reply carries data, so that it has the negotiated form even if it is an error.
+    pub fn wants_data(&self) -> bool {
+        self.kind == command::READ || self.kind == command::BLOCK_STATUS
+    }
+
     /// FUA is allowed everywhere once it was offered, as the protocol has it.
     fn allowed_flags(&self, session: Session) -> u16 {
         command_flag::FUA

@@ -1,0 +1,144 @@
+//! What an address serves, and who is connected to it.
+
+use super::handshake::{self, ExportInfo, MAX_LISTED_EXPORTS};
+use crate::metrics::VolumeMetrics;
+use crate::request::Access;
+use crate::volume::Volume;
+use std::collections::{BTreeMap, HashMap};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{Notify, RwLock};
+
+/// A volume that NBD clients can reach, at however many addresses.
+pub(super) struct Served {
+    pub(super) volume: Arc<Volume>,
+    pub(super) metrics: Arc<VolumeMetrics>,
+    /// Held exclusively by a write that reads the sectors at its ends and writes them back, and shared by every other change. Taken after
+    /// admission: a request that waits for admission must not hold up one that an epoch waits for.
+    pub(super) edges: RwLock<()>,
+}
+
+/// Number of a connection, unique in the process.
+pub(super) type ConnectionId = u64;
+
+/// The exports of one address.
+#[derive(Default)]
+pub(super) struct ExportTable {
+    inner: Mutex<Inner>,
+    left: Notify,
+}
+
+#[derive(Default)]
+struct Inner {
+    exports: BTreeMap<String, Arc<Served>>,
+    connections: HashMap<ConnectionId, Connection>,
+}
+
+struct Connection {
+    socket: Arc<OwnedFd>,
+    /// What it chose, once the handshake is over.
+    export: Option<String>,
+}
+
+/// Which connections are meant.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Which<'a> {
+    All,
+    Of(&'a str),
+}
+
+impl ExportTable {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds an export under the volume's name; `false` if there is one of that name.
+    pub(super) fn add(&self, served: Arc<Served>) -> bool {
+        let mut inner = self.lock();
+        if inner.exports.contains_key(&served.volume.name) {
+            return false;
+        }
+        inner.exports.insert(served.volume.name.clone(), served);
+        true
+    }
+
+    /// Removes an export: nobody can choose it any more. Returns how many there are left, or `None` if there was none of that name.
+    pub(super) fn remove(&self, name: &str) -> Option<usize> {
+        let mut inner = self.lock();
+        inner.exports.remove(name).map(|_| inner.exports.len())
+    }
+
+    /// A client has connected.
+    pub(super) fn enter(&self, id: ConnectionId, socket: Arc<OwnedFd>) {
+        self.lock().connections.insert(id, Connection { socket, export: None });
+    }
+
+    /// A client has chosen an export; `None` if that is gone meanwhile.
+    pub(super) fn choose(&self, id: ConnectionId, name: &str) -> Option<Arc<Served>> {
+        let mut inner = self.lock();
+        let served = inner.exports.get(name)?.clone();
+        inner.connections.get_mut(&id)?.export = Some(name.to_owned());
+        Some(served)
+    }
+
+    /// A connection is over, and everything that it had under way.
+    pub(super) fn leave(&self, id: ConnectionId) {
+        self.lock().connections.remove(&id);
+        self.left.notify_waiters();
+    }
+
+    /// Shuts the sockets down: for reading, so that a connection completes what is under way, or both ways, so that it gives up sending too.
+    pub(super) fn hang_up(&self, which: Which<'_>, how: Shutdown) {
+        let how = match how {
+            Shutdown::Read => rustix::net::Shutdown::Read,
+            Shutdown::Write => rustix::net::Shutdown::Write,
+            Shutdown::Both => rustix::net::Shutdown::Both,
+        };
+        for connection in self.lock().connections.values().filter(|connection| which.includes(connection)) {
+            // A client that is gone already needs no hanging up.
+            let _ = rustix::net::shutdown(&connection.socket, how);
+        }
+    }
+
+    /// Returns when none of the connections is left.
+    pub(super) async fn empty(&self, which: Which<'_>) {
+        loop {
+            let mut left = std::pin::pin!(self.left.notified());
+            left.as_mut().enable();
+            if !self.lock().connections.values().any(|connection| which.includes(connection)) {
+                return;
+            }
+            left.await;
+        }
+    }
+}
+
+impl Which<'_> {
+    fn includes(self, connection: &Connection) -> bool {
+        match self {
+            Self::All => true,
+            Self::Of(name) => connection.export.as_deref() == Some(name),
+        }
+    }
+}
+
+impl handshake::Exports for ExportTable {
+    fn find(&self, name: &str) -> Option<ExportInfo> {
+        let inner = self.lock();
+        let served = match name {
+            "" if inner.exports.len() == 1 => inner.exports.values().next(),
+            name => inner.exports.get(name),
+        };
+        served.map(|served| ExportInfo {
+            name: served.volume.name.clone(),
+            description: format!("Tern volume {}", served.volume.name),
+            size_bytes: served.volume.size_bytes(),
+            access: Access::ReadWrite,
+        })
+    }
+
+    fn list(&self) -> Vec<String> {
+        self.lock().exports.keys().take(MAX_LISTED_EXPORTS).cloned().collect()
+    }
+}

@@ -1,0 +1,172 @@
+//! A listening socket: made, accepted from, and taken away.
+
+use super::exports::ExportTable;
+use super::rings::{Newcomer, Rings};
+use super::service::Reach;
+use crate::admin::{SocketAccess, SocketError, bind_unix};
+use blockd_api::NbdAddress;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// How long to wait when the system has no more descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// An idle TCP connection is probed after this time, and given up after three probes.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// Why a volume cannot be exported.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// Other hosts could reach the address.
+    #[error(
+        "tcp:{0} can be reached from other hosts, and NBD is neither encrypted nor authenticated: use a unix socket or 127.0.0.1, or set \
+         danger_zone.plain_nbd_anywhere"
+    )]
+    Exposed(SocketAddr),
+    /// There is one of that name.
+    #[error("an export named {name:?} exists at {address} already")]
+    Exists {
+        /// Name of the export.
+        name: String,
+        /// Where.
+        address: NbdAddress,
+    },
+    /// The unix socket cannot be made.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The TCP socket cannot be made.
+    #[error("tcp:{address}: {source}")]
+    Tcp {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The service was shut down.
+    #[error("the NBD service is shutting down")]
+    ShuttingDown,
+}
+
+/// See the module's documentation.
+pub(super) struct Listener {
+    pub(super) table: Arc<ExportTable>,
+    stop: watch::Sender<()>,
+    accepting: JoinHandle<()>,
+    file: Option<SocketFile>,
+}
+
+enum Socket {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    /// Binds, and accepts clients from now on. Returns the address that it has: the port may have been left open.
+    pub(super) fn bind(
+        address: &NbdAddress,
+        access: SocketAccess,
+        reach: Reach,
+        rings: Arc<Rings>,
+    ) -> Result<(NbdAddress, Self), ExportError> {
+        let table = Arc::new(ExportTable::default());
+        let (socket, address, file) = match address {
+            NbdAddress::Unix(path) => {
+                let path = path.as_path();
+                let failed = |source| SocketError::Io { path: path.to_owned(), action: "listen", source };
+                let socket = UnixListener::from_std(bind_unix(path, access)?).map_err(failed)?;
+                (Socket::Unix(socket), address.clone(), Some(SocketFile::new(path).map_err(failed)?))
+            }
+            NbdAddress::Tcp(address) => {
+                if reach == Reach::Loopback && !address.ip().is_loopback() {
+                    return Err(ExportError::Exposed(*address));
+                }
+                let failed = |source| ExportError::Tcp { address: *address, source };
+                let socket = std::net::TcpListener::bind(address).map_err(failed)?;
+                socket.set_nonblocking(true).map_err(failed)?;
+                let bound = socket.local_addr().map_err(failed)?;
+                (Socket::Tcp(TcpListener::from_std(socket).map_err(failed)?), NbdAddress::Tcp(bound), None)
+            }
+        };
+        let (stop, stopped) = watch::channel(());
+        let accepting = tokio::spawn(accept(socket, address.clone(), table.clone(), rings, stopped));
+        Ok((address, Self { table, stop, accepting, file }))
+    }
+
+    /// Accepts nobody any more, and frees the address. Connections go on.
+    pub(super) async fn close(self) -> Arc<ExportTable> {
+        drop(self.file);
+        drop(self.stop);
+        if let Err(error) = self.accepting.await {
+            tracing::error!(%error, "nbd: a listener failed");
+        }
+        self.table
+    }
+}
+
+async fn accept(socket: Socket, address: NbdAddress, table: Arc<ExportTable>, rings: Arc<Rings>, mut stopped: watch::Receiver<()>) {
+    loop {
+        let accepted = tokio::select! {
+            _ = stopped.changed() => return,
+            accepted = socket.accept() => accepted,
+        };
+        let result = accepted.and_then(|stream| {
+            // A ring waits by itself; with a socket that does not block it would only be told so.
+            rustix::io::ioctl_fionbio(&stream, false)?;
+            Ok(rings.welcome(Newcomer::new(stream, table.clone())))
+        });
+        if let Err(error) = result {
+            if let Some(suppressed) = rings.log_limit().admit(std::time::Instant::now()) {
+                tracing::warn!(%address, %error, suppressed, "nbd: a client could not be accepted");
+            }
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+    }
+}
+
+impl Socket {
+    async fn accept(&self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Unix(socket) => Ok(socket.accept().await?.0.into_std()?.into()),
+            Self::Tcp(socket) => {
+                let (stream, _) = socket.accept().await?;
+                stream.set_nodelay(true)?;
+                rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
+                rustix::net::sockopt::set_tcp_keepidle(&stream, KEEPALIVE)?;
+                rustix::net::sockopt::set_tcp_keepintvl(&stream, KEEPALIVE)?;
+                rustix::net::sockopt::set_tcp_keepcnt(&stream, 3)?;
+                Ok(stream.into_std()?.into())
+            }
+        }
+    }
+}
+
+/// Removes the socket's file in the end, unless another one has taken its place.
+struct SocketFile {
+    path: PathBuf,
+    inode: (u64, u64),
+}
+
+impl SocketFile {
+    fn new(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), inode: inode_of(path)? })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if inode_of(&self.path).is_ok_and(|now| now == self.inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn inode_of(path: &Path) -> io::Result<(u64, u64)> {
+    path.symlink_metadata().map(|metadata| (metadata.dev(), metadata.ino()))
+}

@@ -1,0 +1,158 @@
+//! The NBD service as the daemon sees it.
+
+use super::exports::{ExportTable, Served, Which};
+use super::listener::{ExportError, Listener};
+use super::rings::Rings;
+use crate::admin::SocketAccess;
+use crate::metrics::VolumeMetrics;
+use crate::volume::Volume;
+use blockd_api::NbdAddress;
+use std::collections::BTreeMap;
+use std::io;
+use std::net::Shutdown;
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::{Mutex, RwLock};
+
+/// How long connections may take to send the answers that are due, when they are to end.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Which TCP addresses may be listened on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Those that only this host can reach.
+    Loopback,
+    /// All.
+    Anywhere,
+}
+
+/// What the service can be told.
+#[derive(Clone, Copy, Debug)]
+pub struct NbdOptions {
+    /// Most connections at once, over all addresses.
+    pub max_connections: usize,
+    /// How long a client may take to choose an export.
+    pub handshake_timeout: Duration,
+    /// Who may open the unix sockets.
+    pub access: SocketAccess,
+    /// Where TCP sockets may listen.
+    pub reach: Reach,
+    /// Threads that serve connections.
+    pub threads: usize,
+}
+
+/// See the module's documentation.
+pub struct NbdService {
+    options: NbdOptions,
+    rings: Arc<Rings>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    listeners: BTreeMap<NbdAddress, Listener>,
+    /// A volume has one entry, however many addresses it has.
+    served: BTreeMap<String, Weak<Served>>,
+    /// Until the service is shut down.
+    threads: Option<Vec<JoinHandle<()>>>,
+}
+
+impl NbdService {
+    /// Starts the threads. Nothing is listened on yet.
+    pub fn start(options: NbdOptions) -> io::Result<Self> {
+        let (rings, threads) = Rings::start(options.threads, options.max_connections, options.handshake_timeout)?;
+        let state = State { threads: Some(threads), ..State::default() };
+        Ok(Self { options, rings, state: Mutex::new(state) })
+    }
+
+    /// Serves a volume under its name at `address`, beside whatever is served there already. Returns the address, with the port if it was
+    /// left open. Must be called within a tokio runtime, which goes on to accept clients.
+    pub async fn export(&self, volume: Arc<Volume>, metrics: Arc<VolumeMetrics>, address: &NbdAddress) -> Result<NbdAddress, ExportError> {
+        let mut state = self.state.lock().await;
+        if state.threads.is_none() {
+            return Err(ExportError::ShuttingDown);
+        }
+        let served = state.served(volume, metrics);
+        if let Some(listener) = state.listeners.get(address) {
+            let name = served.volume.name.clone();
+            return match listener.table.add(served) {
+                true => Ok(address.clone()),
+                false => Err(ExportError::Exists { name, address: address.clone() }),
+            };
+        }
+        let (bound, listener) = Listener::bind(address, self.options.access, self.options.reach, self.rings.clone())?;
+        listener.table.add(served);
+        state.listeners.insert(bound.clone(), listener);
+        Ok(bound)
+    }
+
+    /// Ends an export. Returns when its last connection is over and nothing of it is under way; `false` if there was no such export.
+    pub async fn unexport(&self, name: &str, address: &NbdAddress) -> bool {
+        let mut state = self.state.lock().await;
+        let Some(listener) = state.listeners.get(address) else { return false };
+        let Some(left) = listener.table.remove(name) else { return false };
+        let table = match state.listeners.remove(address) {
+            Some(listener) if left == 0 => listener.close().await,
+            Some(listener) => {
+                let table = listener.table.clone();
+                state.listeners.insert(address.clone(), listener);
+                table
+            }
+            None => return false,
+        };
+        drop(state);
+        end(&table, if left == 0 { Which::All } else { Which::Of(name) }).await;
+        true
+    }
+
+    /// Ends every export of the volume.
+    pub async fn unexport_everywhere(&self, name: &str) {
+        let addresses: Vec<_> = self.state.lock().await.listeners.keys().cloned().collect();
+        for address in addresses {
+            self.unexport(name, &address).await;
+        }
+    }
+
+    /// Ends all exports, and then the threads. Returns when nothing is under way any more.
+    pub async fn shutdown(&self) {
+        let mut state = self.state.lock().await;
+        let Some(threads) = state.threads.take() else { return };
+        let mut tables = Vec::new();
+        for (_, listener) in std::mem::take(&mut state.listeners) {
+            tables.push(listener.close().await);
+        }
+        drop(state);
+        tables.iter().for_each(|table| table.hang_up(Which::All, Shutdown::Read));
+        for table in tables {
+            end(&table, Which::All).await;
+        }
+        self.rings.close();
+        let joined = tokio::task::spawn_blocking(|| threads.into_iter().try_for_each(JoinHandle::join)).await;
+        if !matches!(joined, Ok(Ok(()))) {
+            tracing::error!("nbd: a thread of the service failed");
+        }
+    }
+}
+
+impl State {
+    fn served(&mut self, volume: Arc<Volume>, metrics: Arc<VolumeMetrics>) -> Arc<Served> {
+        self.served.retain(|_, served| served.strong_count() > 0);
+        let known = self.served.get(&volume.name).and_then(Weak::upgrade);
+        if let Some(served) = known.filter(|served| Arc::ptr_eq(&served.volume, &volume)) {
+            return served;
+        }
+        let served = Arc::new(Served { volume, metrics, edges: RwLock::new(()) });
+        self.served.insert(served.volume.name.clone(), Arc::downgrade(&served));
+        served
+    }
+}
+
+/// Hangs up, politely first.
+async fn end(table: &ExportTable, which: Which<'_>) {
+    table.hang_up(which, Shutdown::Read);
+    if tokio::time::timeout(FAREWELL, table.empty(which)).await.is_err() {
+        table.hang_up(which, Shutdown::Both);
+        table.empty(which).await;
+    }
+}

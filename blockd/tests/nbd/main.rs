@@ -1,0 +1,4 @@
+//! The NBD service with the clients that people use, and with clients that nobody should use.
+
+mod clients;
+mod site;
