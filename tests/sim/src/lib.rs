@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 /// Size of the simulated volume: two extents of the activity log, so that one can be hot and the other not.
 const VOLUME_BLOCKS: u32 = 1100;
-/// Blocks at both ends of the volume that the guest writes to.
+/// Events of a run.
 const STEPS: u32 = 600;
 const JOURNAL_QUOTA_BYTES: u64 = 64 << 20;
 
@@ -103,8 +103,8 @@ impl World {
             300..600 => self.primary.progress_writes(&mut self.rng),
             600..975 => self.move_data(),
             975..983 => self.primary.cool(),
-            983..989 => self.break_link(),
-            989..993 => self.crash_standby(),
+            983..988 => self.break_link(),
+            988..993 => self.crash_standby(),
             993..997 => self.crash_primary(),
             _ => {
                 self.crash_standby();
@@ -161,9 +161,7 @@ impl World {
         self.image.crash(&mut self.rng);
         self.catalogue.crash(&mut self.rng);
         self.standby = open_standby(&self.files, &self.image, &self.catalogue);
-        if self.rng.random_bool(0.5) {
-            self.check_standby();
-        }
+        self.check_standby();
     }
 
     fn crash_primary(&mut self) {
