@@ -19,6 +19,7 @@ pub(crate) mod fields;
 mod handshake;
 mod hello;
 mod link;
+mod links;
 mod log_limit;
 mod pairing_connection;
 mod policy;
@@ -35,8 +36,10 @@ pub use endpoint::{BindError, DialError, Transport};
 pub use fields::FieldError;
 pub use hello::{Hello, Version, VersionRange};
 pub use link::{Direction, Link, LinkStats, MAX_HEADER_BYTES, StreamKind};
+pub use links::{IncomingStream, LiveLinks, Links};
 pub use policy::{Admission, PeerPolicy};
 pub use settings::{PathPlan, Settings};
 pub use stream::{MAX_FRAME_BYTES, RecvHalf, ResetCode, SendHalf, StreamError};
 
+pub(crate) use log_limit::LogLimit;
 pub(crate) use pairing_connection::PairingConnection;
