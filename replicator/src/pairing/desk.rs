@@ -156,9 +156,10 @@ impl PairingDesk {
                 self.replace(&mut invites, changed);
                 Answer::Welcome
             }
-            Err(RecordError::NameTaken(name)) => {
-                refused(Refusal::NameTaken, format!("it has another peer named {name}: remove that one there, or start this site with another --site name"))
-            }
+            Err(RecordError::NameTaken(name)) => refused(
+                Refusal::NameTaken,
+                format!("it has another peer named {name}: remove that one there, or start this site with another --site name"),
+            ),
             Err(error @ RecordError::TooMany) => refused(Refusal::Failed, error.to_string()),
             Err(RecordError::Io(error)) => {
                 warn!(%error, "cannot record a peer");

@@ -68,7 +68,6 @@ pub enum JoinError {
     Stopping,
 }
 
-
 impl PairingDesk {
     /// Makes this site and the one that made the token peers. `addresses` is where the other can reach this site; empty: at the address
     /// that it sees. On success both have recorded the other, durably.

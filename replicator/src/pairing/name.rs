@@ -24,7 +24,8 @@ pub(super) fn is_address(address: &str) -> bool {
         return address.port() != 0 && !address.ip().is_unspecified();
     }
     let Some((host, port)) = address.rsplit_once(':') else { return false };
-    let host_is_name = !host.is_empty() && host.len() <= MAX_HOST_BYTES && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b));
+    let host_is_name =
+        !host.is_empty() && host.len() <= MAX_HOST_BYTES && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b));
     host_is_name && port.parse::<u16>().is_ok_and(|port| port != 0)
 }
 
@@ -37,6 +38,10 @@ mod tests {
         assert!(["osaka", "0", "a.b_c-d", &"x".repeat(64)].into_iter().all(is_site_name));
         assert!(!["", ".", "..", "-rf", "a/b", "a b", "é", &"x".repeat(65)].into_iter().any(is_site_name));
         assert!(["192.0.2.1:7447", "[2001:db8::1]:7447", "site-b.example:1"].into_iter().all(is_address));
-        assert!(!["", "host", ":1", "host:0", "host:70000", "a b:1", "0.0.0.0:7447", "2001:db8::1", "[::1]", "a/b:1"].into_iter().any(is_address));
+        assert!(
+            !["", "host", ":1", "host:0", "host:70000", "a b:1", "0.0.0.0:7447", "2001:db8::1", "[::1]", "a/b:1"]
+                .into_iter()
+                .any(is_address)
+        );
     }
 }

@@ -36,7 +36,7 @@ pub use endpoint::{BindError, DialError, Transport};
 pub use fields::FieldError;
 pub use hello::{Hello, Version, VersionRange};
 pub use link::{Direction, Link, LinkStats, MAX_HEADER_BYTES, StreamKind};
-pub use links::{IncomingStream, LiveLinks, Links};
+pub use links::{IncomingStream, Links, LiveLinks};
 pub use policy::{Admission, PeerPolicy};
 pub use settings::{PathPlan, Settings};
 pub use stream::{MAX_FRAME_BYTES, RecvHalf, ResetCode, SendHalf, StreamError};

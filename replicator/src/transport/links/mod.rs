@@ -52,13 +52,8 @@ impl Links {
     /// repeated attempts. Must be called within tokio.
     pub fn start(transport: Transport, book: Arc<PeerBook>, seed: u64) -> (Arc<Self>, mpsc::Receiver<IncomingStream>) {
         let (streams, incoming) = mpsc::channel(MAX_WAITING_STREAMS);
-        let table = Arc::new(Table {
-            site: transport.site(),
-            book,
-            links: watch::Sender::default(),
-            failures: watch::Sender::default(),
-            streams,
-        });
+        let table =
+            Arc::new(Table { site: transport.site(), book, links: watch::Sender::default(), failures: watch::Sender::default(), streams });
         let manager = tokio::spawn(manage(table.clone(), transport, seed));
         (Arc::new(Self { table, manager }), incoming)
     }
