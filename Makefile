@@ -5,6 +5,8 @@ SHELL := /bin/bash
 
 CARGO_TARGET_DIR ?= $(CURDIR)/target
 export CARGO_TARGET_DIR := $(abspath $(CARGO_TARGET_DIR))
+TERN_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tern
+export TERN_CACHE := $(abspath $(TERN_CACHE))
 release := $(CARGO_TARGET_DIR)/release
 
 PREFIX ?= /usr/local
@@ -13,7 +15,9 @@ programs := blockd tern wanem
 
 # Both link RocksDB from the archive that is built once per machine; see docs/development.md.
 xtask := cargo xtask
-build_release := $(xtask) exec -- cargo build --release --locked $(addprefix --package ,$(programs))
+build_TERN_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tern
+export TERN_CACHE := $(abspath $(TERN_CACHE))
+release := $(xtask) exec -- cargo build --release --locked $(addprefix --package ,$(programs))
 
 .PHONY: help test demo bench build install clean
 

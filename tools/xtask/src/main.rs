@@ -81,11 +81,8 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Exec { command } => {
             let (program, arguments) = command.split_first().context("exec needs a command")?;
             let archive = rocksdb::ensure_archive(&workspace)?;
-            let verdict = Subprocess::new(program, EXEC_LIMIT)
-                .args(arguments)
-                .envs(archive.environment())
-                .env("CARGO_TARGET_DIR", &workspace.target)
-                .run()?;
+            let verdict =
+                Subprocess::new(program, EXEC_LIMIT).args(arguments).envs(archive.environment()).envs(workspace.environment()).run()?;
             match verdict {
                 Verdict::Passed => Ok(ExitCode::SUCCESS),
                 Verdict::Failed { .. } => Ok(ExitCode::FAILURE),

@@ -1,6 +1,7 @@
 //! Where things are: the checkout, the cache that outlives it, and the build directory.
 
 use std::env;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -28,6 +29,11 @@ impl Workspace {
         let root = root.with_context(|| format!("no Cargo.lock in or above {}", start.display()))?;
         let target = non_empty("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |dir| root.join(dir));
         Ok(Self { cache: cache_dir()?, target, root })
+    }
+
+    /// The same places for whatever a task starts, so that no program has to find them again.
+    pub fn environment(&self) -> [(&'static str, OsString); 2] {
+        [("TERN_CACHE", self.cache.clone().into()), ("CARGO_TARGET_DIR", self.target.clone().into())]
     }
 }
 

@@ -71,7 +71,7 @@ impl<'a> Gate<'a> {
         let archive = self.archive.iter().flat_map(Archive::environment);
         Subprocess::new("cargo", limit)
             .current_dir(&self.workspace.root)
-            .env("CARGO_TARGET_DIR", &self.workspace.target)
+            .envs(self.workspace.environment())
             .env("TERN_BIN_DIR", self.workspace.target.join("debug"))
             .envs(archive)
     }
