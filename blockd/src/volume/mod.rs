@@ -103,6 +103,10 @@ impl Clients {
     /// The protocols by which somebody is attached.
     pub fn attached(&self) -> Vec<&'static str> {
         let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst) > 0;
-        [("vhost-user", count(&self.vhost_user)), ("nbd", count(&self.nbd))].into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect()
+        [("vhost-user", count(&self.vhost_user)), ("nbd", count(&self.nbd))]
+            .into_iter()
+            .filter(|(_, on)| *on)
+            .map(|(name, _)| name)
+            .collect()
     }
 }

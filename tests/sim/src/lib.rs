@@ -6,8 +6,8 @@
 //!
 //! `SEED=n cargo test -p sim one_seed -- --nocapture` replays one run.
 
-pub mod disk;
-pub mod primary;
+mod disk;
+mod primary;
 
 use bytes::Bytes;
 use disk::{SimCatalogue, SimFiles, SimImage};
@@ -18,7 +18,6 @@ use replicator::catalogue::Catalogue;
 use replicator::disk::BlockDevice;
 use replicator::standby::{Place, Standby};
 use replicator_engine::generation::{Id, Lineage};
-use replicator_engine::sender::Known;
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::Envelope;
 use std::collections::{BTreeMap, VecDeque};

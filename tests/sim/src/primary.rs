@@ -19,6 +19,9 @@ use roaring::RoaringBitmap;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// A write that is on the disk.
+type Finished = (Run, Box<[u8]>);
+
 /// What a volume looks like: its blocks that are not zero.
 pub type View = BTreeMap<BlockNumber, Box<[u8]>>;
 
@@ -32,7 +35,7 @@ pub struct Primary {
     parked: Vec<(Parked, Box<[u8]>)>,
     in_flight: Vec<(Write, Box<[u8]>)>,
     /// Writes that finished, by epoch, until the epoch is frozen.
-    finished: BTreeMap<Epoch, Vec<(Run, Box<[u8]>)>>,
+    finished: BTreeMap<Epoch, Vec<Finished>>,
     /// The volume at the last cut.
     at_cut: View,
     /// The volume at every cut: the only states that a standby may show.

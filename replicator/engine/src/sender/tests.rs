@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::tracker::Begun;
+use crate::wire::{Content, Encoding};
+use bytes::Bytes;
 
 fn id(value: u8) -> Id {
     Id([value; 16])
