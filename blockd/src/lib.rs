@@ -1,6 +1,6 @@
 //! The Tern daemon: serves volumes to virtual machines and keeps their standbys one step behind.
 //!
-//! Follow one write: a front end ([`nbd`], [`vhost_user`]) turns bytes or descriptors into a checked [`request`], asks the [`volume`] to
+//! Follow one write: a front end ([`nbd`]) turns bytes or descriptors into a checked [`request`], asks the [`volume`] to
 //! admit it, submits it to the [`store`], and completes it. What changed travels on through `replicator`.
 
 pub mod admin;
@@ -9,5 +9,4 @@ pub mod metrics;
 pub mod nbd;
 pub mod request;
 pub mod store;
-pub mod vhost_user;
 pub mod volume;
