@@ -119,7 +119,8 @@ async fn accept(socket: Socket, address: NbdAddress, table: Arc<ExportTable>, ri
         let result = accepted.and_then(|stream| {
             // A ring waits by itself; with a socket that does not block it would only be told so.
             rustix::io::ioctl_fionbio(&stream, false)?;
-            Ok(rings.welcome(Newcomer::new(stream, table.clone())))
+            rings.welcome(Newcomer::new(stream, table.clone()));
+            Ok(())
         });
         if let Err(error) = result {
             if let Some(suppressed) = rings.log_limit().admit(std::time::Instant::now()) {

@@ -25,14 +25,15 @@ const BUFFER_KIB: usize = 1 << 20;
 /// A client that was accepted.
 pub(super) struct Newcomer {
     pub(super) id: ConnectionId,
-    pub(super) stream: OwnedFd,
+    /// To hang up with; the ring has a descriptor of its own.
+    pub(super) socket: Arc<OwnedFd>,
     pub(super) table: Arc<ExportTable>,
 }
 
 impl Newcomer {
-    pub(super) fn new(stream: OwnedFd, table: Arc<ExportTable>) -> Self {
+    pub(super) fn new(socket: OwnedFd, table: Arc<ExportTable>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        Self { id: NEXT.fetch_add(1, Relaxed), stream, table }
+        Self { id: NEXT.fetch_add(1, Relaxed), socket: Arc::new(socket), table }
     }
 }
 
@@ -61,6 +62,7 @@ pub(super) struct Rings {
 
 struct Admitted {
     newcomer: Newcomer,
+    stream: OwnedFd,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -105,14 +107,14 @@ impl Rings {
         if queues.is_empty() {
             return;
         }
-        let socket = match newcomer.stream.try_clone() {
-            Ok(socket) => Arc::new(socket),
+        let stream = match newcomer.socket.try_clone() {
+            Ok(stream) => stream,
             Err(error) => return tracing::warn!(%error, "nbd: no descriptor is left for a client"),
         };
         let (id, table) = (newcomer.id, newcomer.table.clone());
-        table.enter(id, socket);
+        table.enter(id, newcomer.socket.clone());
         let queue = &queues[self.next.fetch_add(1, Relaxed) % queues.len()];
-        if queue.send(Admitted { newcomer, _permit: permit }).is_err() {
+        if queue.send(Admitted { newcomer, stream, _permit: permit }).is_err() {
             table.leave(id);
         }
     }
@@ -154,7 +156,7 @@ async fn serve(admitted: Admitted, ring: Rc<Ring>) {
     let (id, table) = (admitted.newcomer.id, admitted.newcomer.table.clone());
     // Also if the task panics: who waits for the connection to end must not wait for ever.
     let _leave = Leave { id, table };
-    connection::serve(admitted.newcomer, ring).await;
+    connection::serve(admitted.newcomer, admitted.stream, ring).await;
 }
 
 struct Leave {

@@ -1,4 +1,7 @@
 //! The NBD service with the clients that people use, and with clients that nobody should use.
 
 mod clients;
+mod hostile;
+mod lifecycle;
+mod raw;
 mod site;

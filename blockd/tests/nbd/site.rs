@@ -165,3 +165,12 @@ pub fn client(program: &str, arguments: &[&str]) -> Option<String> {
     assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
     Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
+
+/// Returns when the condition holds; fails if that takes too long.
+pub fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(std::time::Instant::now() < deadline, "in time: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -25,6 +25,7 @@ use std::future::Future;
 use std::io;
 use std::net::Shutdown;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -64,9 +65,9 @@ struct Connection {
 type Payload = (AlignedBuf, Range<usize>);
 
 /// Serves a client until the connection is over.
-pub(super) async fn serve(newcomer: Newcomer, ring: Rc<Ring>) {
+pub(super) async fn serve(newcomer: Newcomer, stream: OwnedFd, ring: Rc<Ring>) {
     // The type of the socket makes no difference to what is done with it.
-    let stream = Rc::new(UnixStream::from_std(newcomer.stream.into()));
+    let stream = Rc::new(UnixStream::from_std(stream.into()));
     let shared = ring.shared.clone();
     let mut input = Input::new(stream.clone());
     let result = async {
@@ -75,7 +76,7 @@ pub(super) async fn serve(newcomer: Newcomer, ring: Rc<Ring>) {
         let Some(agreement) = greeted.unwrap_or(Err(Ended::Deadline))? else { return Ok(()) };
         // It may be gone since it was agreed on: then so is the client's reason to be here.
         let Some(served) = newcomer.table.choose(newcomer.id, &agreement.export) else { return Ok(()) };
-        transmit(&mut input, stream, ring, served, &agreement).await
+        transmit(&mut input, &newcomer, stream, ring, served, &agreement).await
     };
     if let Err(reason) = result.await {
         report(&shared, &reason);
@@ -137,6 +138,7 @@ impl Drop for Attached {
 
 async fn transmit(
     input: &mut Input,
+    newcomer: &Newcomer,
     stream: Rc<UnixStream>,
     ring: Rc<Ring>,
     served: Arc<Served>,
@@ -144,11 +146,11 @@ async fn transmit(
 ) -> Result<(), Ended> {
     let _attached = Attached::new(served.clone());
     let session = Session { replies: agreement.replies, contexts: agreement.contexts, access: Access::ReadWrite };
-    let window = Rc::new(Window::new(ring.shared.buffers.clone()));
+    let window = Rc::new(Window::new(newcomer.socket.clone(), ring.shared.buffers.clone()));
     let disk = Disk::open(served.clone(), ring.clone()).map_err(Ended::Volume)?;
     let output = Output::new(stream.clone(), ring);
     let connection = Rc::new(Connection { served, disk, session, output, window });
-    let result = connection.clone().read_requests(input, &stream).await;
+    let result = connection.clone().read_requests(input).await;
     connection.disk.gone.set();
     // The window is empty when everything has been answered, or has failed to be.
     or_hang_up(&stream, FAREWELL, connection.window.drained()).await;
@@ -156,7 +158,7 @@ async fn transmit(
 }
 
 impl Connection {
-    async fn read_requests(self: Rc<Self>, input: &mut Input, stream: &UnixStream) -> Result<(), Ended> {
+    async fn read_requests(self: Rc<Self>, input: &mut Input) -> Result<(), Ended> {
         loop {
             if !input.fill(HEADER_BYTES).await? {
                 return Ok(());
@@ -164,7 +166,7 @@ impl Connection {
             let header = input.take(HEADER_BYTES).first_chunk().expect("as many bytes as asked for");
             let (command, begun) = (Command::decode(header)?, Instant::now());
             let plan = command.plan(self.session, self.served.volume.size_bytes())?;
-            let Some(slot) = self.window.enter(data_bytes(&plan), stream).await else { return Ok(()) };
+            let Some(slot) = self.window.enter(data_bytes(&plan)).await else { return Ok(()) };
             match plan {
                 Plan::Disconnect => return Ok(()),
                 Plan::Refuse(refusal) => {

@@ -1,20 +1,18 @@
 //! How much a client may have under way: a number of requests, their data, and its share of what all clients together may have.
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use std::cell::Cell;
-use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{Interest, unix::AsyncFd};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio_uring::net::UnixStream;
 
 /// Requests of a connection that are carried out at once.
 const MAX_REQUESTS: u32 = 64;
 /// Data of a connection's requests; two of the largest.
 const MAX_BYTES: u64 = 64 << 20;
-/// How long a full window may stay full before it is worth a look whether the client is still there: nothing is received meanwhile.
+/// How often to look whether the client is still there while the window is full: nothing is received meanwhile that would tell.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// See the module's documentation.
@@ -22,6 +20,7 @@ pub(super) struct Window {
     requests: Cell<u32>,
     bytes: Cell<u64>,
     changed: Notify,
+    socket: Arc<OwnedFd>,
     /// Permits are KiB.
     buffers: Arc<Semaphore>,
 }
@@ -34,18 +33,18 @@ pub(super) struct Slot {
 }
 
 impl Window {
-    pub(super) fn new(buffers: Arc<Semaphore>) -> Self {
-        Self { requests: Cell::new(0), bytes: Cell::new(0), changed: Notify::new(), buffers }
+    pub(super) fn new(socket: Arc<OwnedFd>, buffers: Arc<Semaphore>) -> Self {
+        Self { requests: Cell::new(0), bytes: Cell::new(0), changed: Notify::new(), socket, buffers }
     }
 
     /// Waits for a place for a request with that much data, at most [`crate::request::MAX_TRANSFER_BYTES`]; `None` if the client has left
     /// meanwhile.
-    pub(super) async fn enter(self: &Rc<Self>, bytes: u64, stream: &UnixStream) -> Option<Slot> {
+    pub(super) async fn enter(self: &Rc<Self>, bytes: u64) -> Option<Slot> {
         if !self.has_room(bytes) {
             tokio::select! {
                 biased;
                 () = self.room(bytes) => {}
-                () = departure(stream) => return None,
+                () = self.departure() => return None,
             }
         }
         let mut slot = Slot { window: self.clone(), bytes, _buffer: None };
@@ -56,7 +55,7 @@ impl Window {
             tokio::select! {
                 biased;
                 permit = self.buffers.clone().acquire_many_owned(kib) => slot._buffer = permit.ok(),
-                () = departure(stream) => return None,
+                () = self.departure() => return None,
             }
         }
         Some(slot)
@@ -75,6 +74,17 @@ impl Window {
         }
     }
 
+    /// Returns when the client has left, as far as the socket can tell without receiving.
+    async fn departure(&self) {
+        let mut socket = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        loop {
+            tokio::time::sleep(PATIENCE).await;
+            if rustix::event::poll(&mut socket, Some(&Timespec::default())) != Ok(0) {
+                return;
+            }
+        }
+    }
+
     fn has_room(&self, bytes: u64) -> bool {
         self.requests.get() < MAX_REQUESTS && self.bytes.get() + bytes <= MAX_BYTES
     }
@@ -86,34 +96,5 @@ impl Drop for Slot {
         self.window.bytes.set(self.window.bytes.get() - self.bytes);
         // Kept for the next who waits, if nobody does; only the reader ever does.
         self.window.changed.notify_one();
-    }
-}
-
-/// Returns when the client has left, as far as the socket can tell without receiving. Looks after a while only.
-async fn departure(stream: &UnixStream) {
-    tokio::time::sleep(PATIENCE).await;
-    if hung_up(Descriptor(stream.as_raw_fd())).await.is_err() {
-        // Not to be watched: it will be noticed when something is sent.
-        std::future::pending::<()>().await;
-    }
-}
-
-/// A descriptor that the caller keeps open.
-struct Descriptor(RawFd);
-
-impl AsRawFd for Descriptor {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0
-    }
-}
-
-async fn hung_up(descriptor: Descriptor) -> io::Result<()> {
-    let watched = AsyncFd::with_interest(descriptor, Interest::READABLE)?;
-    loop {
-        let mut guard = watched.readable().await?;
-        if guard.ready().is_read_closed() {
-            return Ok(());
-        }
-        guard.clear_ready();
     }
 }

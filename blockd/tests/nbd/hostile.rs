@@ -1,0 +1,210 @@
+//! Clients that nobody should use: each is cut off or refused, and no other client notices.
+
+use crate::raw::Raw;
+use crate::site::{Site, eventually};
+use blockd::nbd::handshake::{MAX_OPTION_BYTES, MAX_OPTIONS};
+use blockd::nbd::wire::{OPTION_REPLY_MAGIC, command, option, option_reply};
+use blockd::request::MAX_TRANSFER_BYTES;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+const MIB: u64 = 1 << 20;
+const EINVAL: u32 = 22;
+const ENOSPC: u32 = 28;
+
+/// A client that does its work, before and after what the test does.
+struct Witness(Raw, u64);
+
+impl Witness {
+    fn new(site: &Site) -> Self {
+        let mut witness = Self(Raw::attach(&site.path("nbd.sock")), 0);
+        witness.works();
+        witness
+    }
+
+    fn works(&mut self) {
+        self.1 += 1;
+        self.0.request(command::WRITE, self.1, 4096, 4096, &[9; 4096]);
+        assert_eq!(self.0.reply(), (0, self.1));
+        self.0.request(command::READ, self.1, 4096, 4096, &[]);
+        assert_eq!(self.0.reply(), (0, self.1));
+        assert_eq!(self.0.receive(4096).unwrap(), [9; 4096]);
+    }
+}
+
+/// CVE-2024-7409, CVE-2013-7441.
+#[test]
+fn clients_that_say_nothing_are_cut_off_at_the_deadline_and_hold_no_place_after_it() {
+    let site = Site::with(|options| {
+        options.handshake_timeout = Duration::from_millis(300);
+        options.max_connections = 4;
+    });
+    site.serve("vm1", MIB);
+    let path = site.path("nbd.sock");
+    let mut witness = Witness::new(&site);
+    let mut silent: Vec<_> = (0..3).map(|_| Raw::connect(&path)).collect();
+    let mut half = silent.pop().unwrap();
+    half.send(b"\0\0");
+    // The places are taken, as soon as the listener has seen them all.
+    silent.iter_mut().chain([&mut half]).for_each(|client| drop(client.receive(18).unwrap()));
+    Raw::connect(&path).expect_end();
+    silent.iter_mut().chain([&mut half]).for_each(Raw::expect_end);
+    eventually("a place is free again", || {
+        let mut client = Raw::connect(&path);
+        client.receive(18).is_ok()
+    });
+    witness.works();
+}
+
+#[test]
+fn nonsense_in_the_handshake_ends_the_connection() {
+    let site = Site::new();
+    site.serve("vm1", MIB);
+    let path = site.path("nbd.sock");
+    let mut witness = Witness::new(&site);
+
+    let mut flags = Raw::connect(&path);
+    flags.send(&0x8000_0003_u32.to_be_bytes());
+    flags.expect_end();
+
+    let mut magic = Raw::greet(&path);
+    magic.send(&[0x55; 16]);
+    magic.expect_end();
+
+    let mut unknown = Raw::greet(&path);
+    unknown.option(option::EXPORT_NAME, 3, b"vm2");
+    unknown.expect_end();
+
+    let mut many = Raw::greet(&path);
+    for _ in 0..MAX_OPTIONS {
+        many.option(99, 0, &[]);
+        many.receive(20 + "not supported".len()).unwrap();
+    }
+    many.option(99, 0, &[]);
+    many.expect_end();
+
+    let mut vanished = Raw::greet(&path);
+    vanished.option(option::GO, 100, b"half of it");
+    drop(vanished);
+    witness.works();
+}
+
+#[test]
+fn an_option_may_have_64_kib_and_not_a_byte_more() {
+    let site = Site::new();
+    site.serve("vm1", MIB);
+    let path = site.path("nbd.sock");
+    let mut fits = Raw::greet(&path);
+    for len_bytes in [MAX_OPTION_BYTES - 1, MAX_OPTION_BYTES] {
+        fits.option(99, len_bytes, &vec![0; len_bytes as usize]);
+        let reply = fits.receive(20 + "not supported".len()).unwrap();
+        assert_eq!(reply[..8], OPTION_REPLY_MAGIC.to_be_bytes());
+        assert_eq!(reply[12..16], option_reply::ERR_UNSUP.to_be_bytes());
+    }
+    for len_bytes in [MAX_OPTION_BYTES + 1, u32::MAX] {
+        let mut too_long = Raw::greet(&path);
+        too_long.option(99, len_bytes, &[]);
+        assert_eq!(too_long.receive(20).unwrap()[12..16], option_reply::ERR_TOO_BIG.to_be_bytes());
+        too_long.expect_end();
+    }
+}
+
+#[test]
+fn requests_beyond_the_end_or_the_limits_are_errors_and_the_connection_goes_on() {
+    let site = Site::new();
+    site.serve("vm1", MIB);
+    let mut client = Raw::attach(&site.path("nbd.sock"));
+    let max = MAX_TRANSFER_BYTES as u32;
+    for (kind, offset, len, data, error) in [
+        (command::READ, MIB - 512, 513, 0, EINVAL),
+        (command::READ, u64::MAX, 512, 0, EINVAL),
+        (command::READ, 0, max + 1, 0, EINVAL),
+        (command::READ, 0, 0, 0, EINVAL),
+        (command::WRITE, MIB - 512, 1024, 1024, ENOSPC),
+        (command::WRITE, 0, max + 1, max as usize + 1, EINVAL),
+        (command::WRITE_ZEROES, MIB, 1, 0, ENOSPC),
+        (command::TRIM, 1, MIB as u32, 0, EINVAL),
+        (command::BLOCK_STATUS, 0, 512, 0, EINVAL),
+        (77, 0, 512, 0, EINVAL),
+        (command::WRITE, MIB - 512, 512, 512, 0),
+    ] {
+        client.request(kind, offset ^ 1, offset, len, &vec![1; data]);
+        assert_eq!(client.reply(), (error, offset ^ 1), "{kind} {offset} {len}");
+    }
+}
+
+#[test]
+fn nonsense_in_transmission_ends_that_connection_only() {
+    let site = Site::new();
+    let (volume, _) = site.serve("vm1", MIB);
+    let path = site.path("nbd.sock");
+    let mut witness = Witness::new(&site);
+
+    let mut magic = Raw::attach(&path);
+    magic.send(&[0x25; 28]);
+    magic.expect_end();
+
+    let mut endless = Raw::attach(&path);
+    endless.request(command::WRITE, 1, 0, u32::MAX, &[]);
+    endless.expect_end();
+
+    // Half-sent: a header, a small write, a large one.
+    for bytes in [10, 28 + 100, 28 + 300_000] {
+        let mut half = Raw::attach(&path);
+        let data = vec![7; 512 << 10];
+        let mut whole = Vec::from(*b"\x25\x60\x95\x13\0\0\0\x01cookie!!\0\0\0\0\0\0\0\0");
+        whole.extend((data.len() as u32).to_be_bytes());
+        whole.extend(data);
+        half.send(&whole[..bytes]);
+        drop(half);
+    }
+    eventually("only the witness is attached", || volume.clients.nbd.load(SeqCst) == 1);
+    witness.works();
+    witness.0.request(command::READ, 5, 0, 512, &[]);
+    assert_eq!((witness.0.reply(), witness.0.receive(512).unwrap()), ((0, 5), vec![0; 512]), "half a write is none");
+}
+
+#[test]
+fn a_client_that_vanishes_with_requests_under_way_leaves_nothing_behind() {
+    let site = Site::new();
+    let (volume, _) = site.serve("vm1", 64 * MIB);
+    let mut witness = Witness::new(&site);
+    for round in 0..20 {
+        let mut client = Raw::attach(&site.path("nbd.sock"));
+        for cookie in 0..32 {
+            client.request(command::READ, cookie, cookie * MIB, MIB as u32, &[]);
+            client.request(command::WRITE, cookie, 40 * MIB + cookie * 4096, 4096, &[round; 4096]);
+            client.request(command::TRIM, cookie, 50 * MIB, MIB as u32, &[]);
+        }
+        drop(client);
+    }
+    eventually("only the witness is attached", || volume.clients.nbd.load(SeqCst) == 1);
+    witness.works();
+    volume.gate.set(blockd::volume::GateState::Shut);
+    site.wait(volume.gate.drained());
+    assert!(volume.intake.tracker().is_closed());
+    volume.gate.set(blockd::volume::GateState::Open);
+}
+
+/// A client that takes no answers fills its window and stands still; memory is bounded by that, and others go on.
+#[test]
+fn a_client_that_takes_no_answers_holds_up_nobody_else() {
+    let site = Site::new();
+    let (volume, _) = site.serve("vm1", 64 * MIB);
+    let mut witness = Witness::new(&site);
+    let mut client = Raw::attach(&site.path("nbd.sock"));
+    client.0.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+    let request = [&b"\x25\x60\x95\x13\0\0\0\0cookie!!\0\0\0\0\0\0\0\0"[..], &(32_u32 << 20).to_be_bytes()].concat();
+    use std::io::Write;
+    let mut sent = 0;
+    while sent < 1_000_000 && client.0.write_all(&request).is_ok() {
+        sent += 1;
+    }
+    assert!(sent < 1_000_000, "the server does not take requests without end");
+    witness.works();
+    volume.gate.set(blockd::volume::GateState::Shut);
+    site.wait(volume.gate.drained());
+    volume.gate.set(blockd::volume::GateState::Open);
+    drop(client);
+    eventually("it is gone", || volume.clients.nbd.load(SeqCst) == 1);
+}
