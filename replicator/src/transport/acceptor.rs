@@ -171,7 +171,7 @@ impl Acceptor {
             Ok(agreement) => {
                 connection.set_receive_window(self.settings.receive_window());
                 connection.set_max_concurrent_bi_streams(VarInt::from_u32(MAX_STREAMS));
-                let link = Link::new(connection, peer, Direction::Accepted, agreement, self.settings.max_send_window());
+                let link = Link::new(connection, peer, Direction::Accepted, agreement, self.settings.clone());
                 if let Err(refused) = links.try_send(link) {
                     refused.into_inner().close(CloseCode::Busy, "too many links at once");
                 }

@@ -1,5 +1,10 @@
 //! How the sending rate is found.
 
+#[cfg(test)]
+mod sim;
+#[cfg(test)]
+mod tests;
+
 use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig};
 use std::sync::Arc;
 

@@ -164,7 +164,7 @@ impl Transport {
         let linking = async {
             let connection = self.connect(address, expected, Purpose::Link).await?;
             match handshake::greet(&connection, &inner.hello).await {
-                Ok(agreement) => Ok(handshake::dialled(connection, expected, agreement, inner.settings.max_send_window())),
+                Ok(agreement) => Ok(handshake::dialled(connection, expected, agreement, inner.settings.clone())),
                 Err(error) => Err(greeting_failed(address, &connection, error, inner.hello.versions)),
             }
         };

@@ -4,10 +4,12 @@ use super::close::{CloseCode, Closed};
 use super::fields::FieldError;
 use super::hello::{Hello, MAX_HELLO_BYTES, VersionRange};
 use super::link::{Agreement, Direction, Link, accept_stream, open_stream};
+use super::settings::Settings;
 use super::stream::{RecvHalf, StreamError};
 use crate::identity::SiteId;
 use bytes::Bytes;
 use quinn::Connection;
+use std::sync::Arc;
 
 /// Why two sites do not talk.
 #[derive(Debug, thiserror::Error)]
@@ -59,8 +61,8 @@ pub(super) async fn answer(connection: &Connection, ours: &Hello) -> Result<Agre
 }
 
 /// The link that a dialled connection becomes.
-pub(super) fn dialled(connection: Connection, peer: SiteId, agreement: Agreement, max_send_window: u64) -> Link {
-    Link::new(connection, peer, Direction::Dialled, agreement, max_send_window)
+pub(super) fn dialled(connection: Connection, peer: SiteId, agreement: Agreement, settings: Arc<Settings>) -> Link {
+    Link::new(connection, peer, Direction::Dialled, agreement, settings)
 }
 
 fn agree(ours: &Hello, theirs: Hello) -> Result<Agreement, GreetingError> {

@@ -2,7 +2,7 @@
 
 use super::close::{CloseCode, Closed};
 use super::hello::{Hello, Version};
-use super::settings::MIN_SEND_WINDOW_BYTES;
+use super::settings::Settings;
 use super::stream::{RecvHalf, SendHalf, StreamError};
 use crate::identity::SiteId;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -87,8 +87,8 @@ pub(super) struct Agreement {
 
 impl Link {
     /// A link over a connection whose hellos were exchanged. Must be called within tokio.
-    pub(super) fn new(connection: Connection, peer: SiteId, direction: Direction, agreement: Agreement, max_send_window: u64) -> Self {
-        tokio::spawn(follow_congestion_window(connection.clone(), max_send_window));
+    pub(super) fn new(connection: Connection, peer: SiteId, direction: Direction, agreement: Agreement, settings: Arc<Settings>) -> Self {
+        tokio::spawn(follow_congestion_window(connection.clone(), settings));
         let Agreement { hello, version, features } = agreement;
         Self { inner: Arc::new(Inner { connection, peer, hello, version, features, direction }) }
     }
@@ -221,15 +221,14 @@ fn split_header(mut first: Bytes) -> Option<(StreamKind, Bytes)> {
     Some((StreamKind(u16::from_le_bytes(kind)), first.split_off(2)))
 }
 
-/// Keeps what is written ahead near what the path takes. A fixed window for the fattest path would be seconds of a thin one: a commit would
-/// wait behind them, and a stream of higher priority too.
-async fn follow_congestion_window(connection: Connection, max_send_window: u64) {
+/// Keeps the send window in step with the path, see [`Settings::send_window`].
+async fn follow_congestion_window(connection: Connection, settings: Arc<Settings>) {
     let mut interval = tokio::time::interval(SEND_WINDOW_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut current = 0;
     while connection.close_reason().is_none() {
         interval.tick().await;
-        let wanted = (2 * connection.stats().path.cwnd).clamp(MIN_SEND_WINDOW_BYTES, max_send_window);
+        let wanted = settings.send_window(connection.stats().path.cwnd);
         if wanted != current {
             connection.set_send_window(wanted);
             current = wanted;

@@ -108,8 +108,14 @@ impl Settings {
         var_int(4 * self.plan.content_bytes().max(MIN_SEND_WINDOW_BYTES))
     }
 
+    /// How much is written ahead of the peer's acknowledgements on a path with this congestion window: near what the path takes. A fixed
+    /// window for the fattest path would be seconds of a thin one, and a commit would wait behind them.
+    pub(crate) fn send_window(&self, congestion_window: u64) -> u64 {
+        congestion_window.saturating_mul(2).clamp(MIN_SEND_WINDOW_BYTES, self.max_send_window())
+    }
+
     /// The most that is written ahead of the peer's acknowledgements.
-    pub(crate) fn max_send_window(&self) -> u64 {
+    fn max_send_window(&self) -> u64 {
         (2 * self.plan.content_bytes()).max(MIN_SEND_WINDOW_BYTES)
     }
 
