@@ -1,0 +1,135 @@
+#!/bin/sh
+# shellcheck disable=SC3040  # busybox has pipefail
+# What the guest can do, for the init of the initramfs and for that of the disk. What it says to a machine are lines that
+# begin with "tern: "; run.sh lists them.
+set -o pipefail
+
+disk=/dev/vda
+manifest=MANIFEST
+
+say() {
+    echo "tern: $*"
+}
+
+# parameter NAME DEFAULT: the value of tern.NAME on the kernel's command line.
+parameter() {
+    value=$2
+    # Splitting the command line into words is what is wanted.
+    # shellcheck disable=SC2013
+    for word in $(cat /proc/cmdline); do
+        case $word in
+        "tern.$1="*) value=${word#*=} ;;
+        esac
+    done
+    echo "$value"
+}
+
+finish() {
+    say "done"
+    poweroff -f
+}
+
+# stop REASON: the job cannot go on.
+stop() {
+    say "error $*"
+    poweroff -f
+}
+
+interactive() {
+    stty onlcr
+    setsid cttyhack sh
+}
+
+wait_for_disk() {
+    tries=100
+    until [ -b "$disk" ]; do
+        tries=$((tries - 1))
+        [ "$tries" -gt 0 ] || stop "no-disk"
+        usleep 100000
+    done
+}
+
+# An ext4 file system says so in two bytes of its superblock.
+has_file_system() {
+    [ "$(dd if="$disk" bs=2 skip=540 count=1 2>/dev/null | xxd -p)" = 53ef ]
+}
+
+make_file_system() {
+    has_file_system && return
+    # Not the applet of this name, which the shell would prefer.
+    /sbin/mke2fs -q -F -t ext4 "$disk" || stop "no-mkfs"
+    say "made file system"
+}
+
+# Replays the journal, as any boot after a crash does, then has every structure checked.
+check_file_system() {
+    if [ "$(blockdev --getro "$disk")" = 0 ]; then
+        mount -t ext4 "$disk" /mnt && umount /mnt
+    fi
+    if e2fsck -f -n "$disk" >/tmp/fsck 2>&1; then
+        say "fsck clean"
+    else
+        sed 's/^/fsck: /' /tmp/fsck
+        say "fsck dirty"
+    fi
+}
+
+# Writes files of data that looks random until there are enough, and a checksum of each. A file is durable before the
+# manifest names it, so that a manifest never promises too much; "synced N" says that both are.
+write_files() {
+    files=$(parameter files 0)
+    kib=$(parameter kib 256)
+    seed=$(parameter seed 0)
+    pause_ms=$(parameter pause_ms 0)
+    cd "$1" || stop "no-directory"
+    touch "$manifest"
+    number=$(wc -l <"$manifest")
+    last=$((number + files))
+    while [ "$files" = 0 ] || [ "$number" -lt "$last" ]; do
+        number=$((number + 1))
+        write_file "$(printf 'file-%06d' "$number")"
+        say "synced $number"
+        [ "$pause_ms" = 0 ] || usleep $((pause_ms * 1000))
+    done
+    cd /
+}
+
+write_file() {
+    # aespipe wants at least 20 characters.
+    echo "a replicated file; seed $seed; $1" >/tmp/key
+    sum=$(head -c $((kib * 1024)) /dev/zero | aespipe -e AES128 -P /tmp/key | tee "$1" | sha256sum) || stop "no-write $1"
+    sum=${sum%% *}
+    make_durable "$1"
+    echo "$sum  $1" >>"$manifest" || stop "no-write $manifest"
+    make_durable "$manifest"
+    say "wrote $1 $((kib * 1024)) $sum"
+}
+
+# fsync, which unlike sync tells when the disk failed.
+make_durable() {
+    dd if=/dev/null of="$1" conv=notrunc,fsync 2>/dev/null || stop "no-write $1"
+}
+
+# Compares every file that the manifest names. A last line without its end is a promise that was never made.
+check_files() {
+    ok=0
+    bad=0
+    cd "$1" || stop "no-directory"
+    [ -f "$manifest" ] || stop "no-manifest"
+    while read -r sum name; do
+        verdict=ok
+        if [ ! -f "$name" ]; then
+            verdict=missing
+        elif [ "$(sha256sum <"$name")" != "$sum  -" ]; then
+            verdict=bad
+        fi
+        say "file $name $verdict"
+        if [ "$verdict" = ok ]; then ok=$((ok + 1)); else bad=$((bad + 1)); fi
+    done <"$manifest"
+    say "checked $ok ok $bad bad"
+    cd /
+}
+
+# Lines end as a machine expects, and do not begin behind what the firmware printed.
+stty -onlcr 2>/dev/null
+echo
