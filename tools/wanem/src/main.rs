@@ -15,14 +15,11 @@ use wanem::{
     link::Settings,
     namespace::{Cidr, Device, End, Missing, NamespaceName, Namespaces},
     quantity::parse_rtt,
-    relay::{EndsWith, Relay, Termination},
+    relay::{self, EndsWith, Relay, Termination},
 };
 
 /// The kernel's `IFNAMSIZ` less the terminating zero.
 const MAX_DEVICE_NAME_BYTES: usize = 15;
-
-/// The nice value of a relay.
-const HIGHEST_PRIORITY: i32 = -20;
 
 /// A WAN between two network namespaces: rate, delay, loss, a bounded queue and counters.
 #[derive(Debug, Parser)]
@@ -101,7 +98,7 @@ struct Ctl {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().verb {
-        Verb::Run(run) => relay(&run),
+        Verb::Run(run) => self::run(&run),
         Verb::Ctl(ctl) => control(&ctl),
     };
     match done {
@@ -113,7 +110,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn relay(run: &Run) -> anyhow::Result<()> {
+fn run(run: &Run) -> anyhow::Result<()> {
     if run.a == run.b {
         return Err(Error::SameNamespace { name: run.a.to_string() }.into());
     }
@@ -132,8 +129,9 @@ fn relay(run: &Run) -> anyhow::Result<()> {
     let settings = Settings { rate: run.rate, rtt: run.rtt, loss: run.loss, queue: run.queue };
     let ends_with = if run.watch_stdin { EndsWith::Stdin } else { EndsWith::Signal };
     let relay = Relay::new(a, b, Wan::new(settings, run.seed), control, termination, ends_with)?;
-    // Lateness of ours is delay that nobody asked for. Without the right to it the relay is only less exact under load.
-    let _ = rustix::process::setpriority_process(None, HIGHEST_PRIORITY);
+    if let Err(error) = relay::run_before_others() {
+        eprintln!("wanem: goes on without real-time priority, less exact under load: {error}");
+    }
     let mut stdout = std::io::stdout();
     writeln!(stdout, "ready").and_then(|()| stdout.flush()).context("standard output")?;
     let report = relay.run()?;

@@ -1,4 +1,5 @@
-//! The system calls that no safe wrapper at hand covers: entering a namespace, making a TUN device, signals as a descriptor.
+//! The system calls that no safe wrapper at hand covers: entering a namespace, making a TUN device, real-time priority, signals as
+//! a descriptor.
 
 use std::{
     fs::{File, OpenOptions},
@@ -40,6 +41,14 @@ fn tun_request(name: &str) -> io::Result<libc::ifreq> {
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
     Ok(request)
+}
+
+/// Puts the calling thread into the lowest real-time class; processes it starts are ordinary again.
+pub fn set_round_robin() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the call reads one `sched_param` for the calling thread (0) and keeps nothing.
+    let done = unsafe { libc::sched_setscheduler(0, libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, std::ptr::from_ref(&parameters)) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Blocks SIGINT and SIGTERM for this thread and those it starts later; they are read from the descriptor instead.
