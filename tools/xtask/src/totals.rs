@@ -2,6 +2,15 @@
 
 use std::ops::AddAssign;
 
+/// Who ran the tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runner {
+    /// cargo-nextest.
+    Nextest,
+    /// The standard harness.
+    Cargo,
+}
+
 /// Counts of tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
@@ -14,13 +23,11 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Reads a closing line of cargo-nextest or of the standard test harness; anything else is `None`.
-    pub fn from_closing_line(line: &str) -> Option<Self> {
-        let line = line.trim();
-        let counts = if let Some(rest) = line.strip_prefix("Summary [") {
-            rest.split_once("run:")?.1
-        } else {
-            line.strip_prefix("test result: ")?.split_once(". ")?.1
+    /// Reads a runner's closing line; anything else is `None`. What a failed test printed may look like the other runner's.
+    pub fn from_closing_line(runner: Runner, line: &str) -> Option<Self> {
+        let counts = match runner {
+            Runner::Nextest => line.trim_start().strip_prefix("Summary [")?.split_once("run:")?.1,
+            Runner::Cargo => line.strip_prefix("test result: ")?.split_once(". ")?.1,
         };
         let mut totals = Self::default();
         for part in counts.split([',', ';']) {
@@ -35,6 +42,13 @@ impl Totals {
             }
         }
         Some(totals)
+    }
+
+    /// Counts tests as skipped that passed only because they left themselves out.
+    pub fn leave_out(&mut self, count: u64) {
+        let count = count.min(self.passed);
+        self.passed -= count;
+        self.skipped += count;
     }
 
     /// Tests that ran.
@@ -58,18 +72,26 @@ mod tests {
     #[test]
     fn nextest_lines_are_read() {
         let line = "     Summary [   3.204s] 12 tests run: 9 passed (1 slow), 2 failed, 1 timed out, 4 skipped";
-        assert_eq!(Totals::from_closing_line(line), Some(Totals { passed: 9, failed: 3, skipped: 4 }));
+        assert_eq!(Totals::from_closing_line(Runner::Nextest, line), Some(Totals { passed: 9, failed: 3, skipped: 4 }));
     }
 
     #[test]
     fn lines_of_the_standard_harness_are_read() {
         let line = "test result: FAILED. 7 passed; 1 failed; 2 ignored; 0 measured; 3 filtered out; finished in 0.00s";
-        assert_eq!(Totals::from_closing_line(line), Some(Totals { passed: 7, failed: 1, skipped: 5 }));
+        assert_eq!(Totals::from_closing_line(Runner::Cargo, line), Some(Totals { passed: 7, failed: 1, skipped: 5 }));
+        assert_eq!(Totals::from_closing_line(Runner::Nextest, line), None, "printed by a failed test");
     }
 
     #[test]
     fn other_lines_are_not_taken_for_results() {
-        assert_eq!(Totals::from_closing_line("running 3 tests"), None);
-        assert_eq!(Totals::from_closing_line("Summary of all"), None);
+        assert_eq!(Totals::from_closing_line(Runner::Cargo, "running 3 tests"), None);
+        assert_eq!(Totals::from_closing_line(Runner::Nextest, "Summary of all"), None);
+    }
+
+    #[test]
+    fn tests_that_left_themselves_out_did_not_pass() {
+        let mut totals = Totals { passed: 3, failed: 1, skipped: 0 };
+        totals.leave_out(2);
+        assert_eq!(totals, Totals { passed: 1, failed: 1, skipped: 2 });
     }
 }

@@ -72,6 +72,7 @@ fn closing_line(totals: Totals, took: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::totals::Runner;
 
     #[test]
     fn one_failed_step_fails_the_gate_and_one_left_out_does_not() {
@@ -88,7 +89,7 @@ mod tests {
     fn the_closing_line_reads_back_as_the_same_totals() {
         for failed in [0, 2] {
             let totals = Totals { passed: 7, failed, skipped: 1 };
-            assert_eq!(Totals::from_closing_line(&closing_line(totals, Duration::from_millis(1500))), Some(totals));
+            assert_eq!(Totals::from_closing_line(Runner::Nextest, &closing_line(totals, Duration::from_millis(1500))), Some(totals));
         }
     }
 
