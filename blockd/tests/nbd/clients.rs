@@ -141,7 +141,15 @@ fn fio_finds_what_it_wrote_with_many_requests_under_way() {
     let (_volume, uri) = site.serve("vm1", 64 * MIB);
     let uri = format!("--uri={uri}");
     let mut arguments = vec!["--name=verify", "--ioengine=nbd", &uri, "--rw=randrw", "--bsrange=512-128k", "--bs_unaligned"];
-    arguments.extend(["--iodepth=64", "--size=48m", "--verify=crc32c", "--verify_fatal=1", "--thread", "--randseed=7", "--directory=/tmp"]);
+    arguments.extend([
+        "--iodepth=64",
+        "--size=48m",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--thread",
+        "--randseed=7",
+        "--verify_state_save=0",
+    ]);
     let Some(said) = client("fio", &arguments) else { return };
     assert!(said.contains("err= 0"), "{said}");
 }
