@@ -34,6 +34,7 @@ pub const STEPS: &[Step] = &[
     Step { name: "deny", needs: &[], run: dependencies },
     Step { name: "rocksdb", needs: &[], run: rocksdb_archive },
     Step { name: "clippy", needs: &["rocksdb"], run: clippy },
+    Step { name: "fuzz", needs: &[], run: fuzz_targets },
     Step { name: "docs", needs: &["rocksdb"], run: documentation },
     Step { name: "book", needs: &[], run: book },
     Step { name: "build", needs: &["rocksdb"], run: build },
@@ -41,6 +42,9 @@ pub const STEPS: &[Step] = &[
     Step { name: "examples", needs: &["build"], run: examples },
     Step { name: "end-to-end", needs: &["build"], run: end_to_end },
 ];
+
+/// The fuzz targets.
+const FUZZ_MANIFEST: &str = "tests/fuzz/Cargo.toml";
 
 const fn minutes(minutes: u64) -> Duration {
     Duration::from_secs(minutes * 60)
@@ -140,6 +144,14 @@ fn rocksdb_archive(gate: &mut Gate<'_>) -> Result<Outcome> {
 
 fn clippy(gate: &mut Gate<'_>) -> Result<Outcome> {
     gate.cargo_step(minutes(25), &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])
+}
+
+/// They are a workspace of their own, so nothing else would notice that one no longer compiles.
+fn fuzz_targets(gate: &mut Gate<'_>) -> Result<Outcome> {
+    if !gate.workspace.root.join(FUZZ_MANIFEST).is_file() {
+        return Ok(Outcome::LeftOut(format!("there is no {FUZZ_MANIFEST}")));
+    }
+    gate.cargo_step(minutes(10), &["check", "--locked", "--manifest-path", FUZZ_MANIFEST])
 }
 
 fn documentation(gate: &mut Gate<'_>) -> Result<Outcome> {

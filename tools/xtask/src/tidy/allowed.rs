@@ -39,7 +39,7 @@ pub const FOREIGN_TEXT: [&str; 12] = [
     concat!("docker", ".io"),
 ];
 
-/// Files that others write: a tool, or a lawyer.
+/// Names of files that others write: a tool, or a lawyer.
 pub const GENERATED_FILES: [&str; 2] = ["Cargo.lock", "LICENSE"];
 
 /// Marks of unfinished work. An issue or a decision says what is missing, not the code.

@@ -20,7 +20,9 @@ pub fn check(files: &[SourceFile]) -> Vec<Violation> {
 }
 
 fn manifests(files: &[SourceFile], violations: &mut Vec<Violation>) {
-    for file in files.iter().filter(|file| file.path.ends_with("/Cargo.toml")) {
+    // A workspace of its own, such as one for fuzz targets, has nothing to inherit from.
+    let in_ours = |file: &&SourceFile| file.path.ends_with("/Cargo.toml") && !file.text.lines().any(|line| line.starts_with("[workspace]"));
+    for file in files.iter().filter(in_ours) {
         let mut lines = file.text.lines().map(str::trim).skip_while(|line| *line != "[lints]").skip(1);
         if lines.next() != Some("workspace = true") && file.text.contains("[package]") {
             violations.push(Violation::in_file(file, "no `[lints]` with `workspace = true`"));
@@ -94,6 +96,7 @@ mod tests {
     fn a_crate_without_the_shared_lints_is_found() {
         assert!(tree(&[("a/Cargo.toml", "[package]\nname = \"a\"\n")])[0].starts_with("a/Cargo.toml"));
         assert!(tree(&[("a/Cargo.toml", "[package]\n[lints]\nworkspace = false\n")])[0].starts_with("a/Cargo.toml"));
+        assert!(tree(&[("a/Cargo.toml", "[package]\nname = \"a\"\n\n[workspace]\n")]).is_empty());
     }
 
     #[test]
