@@ -47,7 +47,7 @@ install: build ## Install programs, man pages, completions and the systemd unit 
 	install -D --mode=755 --target-directory=$(DESTDIR)$(PREFIX)/bin $(release)/tern
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 	install -d $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
-	$(release)/tern man --dir $(DESTDIR)$(PREFIX)/share/man/man1
+	$(release)/tern man $(DESTDIR)$(PREFIX)/share/man/man1
 	$(release)/tern completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/tern
 	$(release)/tern completions zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_tern
 	$(release)/tern completions fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/tern.fish
