@@ -15,9 +15,7 @@ programs := blockd tern wanem
 
 # Both link RocksDB from the archive that is built once per machine; see docs/development.md.
 xtask := cargo xtask
-build_TERN_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tern
-export TERN_CACHE := $(abspath $(TERN_CACHE))
-release := $(xtask) exec -- cargo build --release --locked $(addprefix --package ,$(programs))
+build_release := $(xtask) exec -- cargo build --release --locked $(addprefix --package ,$(programs))
 
 .PHONY: help test demo bench build install clean
 
