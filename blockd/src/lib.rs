@@ -4,7 +4,9 @@
 //! admit it, submits it to the [`store`], and completes it. What changed travels on through `replicator`.
 
 pub mod admin;
+pub mod catalogue;
 pub mod config;
+pub mod daemon;
 pub mod metrics;
 pub mod nbd;
 pub mod request;

@@ -267,8 +267,9 @@ mod tests {
     #[test]
     fn zeroes_are_cut_into_whole_pages_and_what_sticks_out() {
         let parts = |offset: u64, len: u64| {
-            let mut at = offset;
-            std::iter::from_fn(|| (at < offset + len).then(|| std::mem::replace(&mut at, next_part(at, offset + len)))).collect::<Vec<_>>()
+            std::iter::successors(Some(offset), |at| Some(next_part(*at, offset + len)))
+                .take_while(|at| *at < offset + len)
+                .collect::<Vec<_>>()
         };
         assert_eq!(parts(0, 8192), [0]);
         assert_eq!(parts(1, 10), [1]);

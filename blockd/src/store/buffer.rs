@@ -105,7 +105,7 @@ impl Shape {
     }
 }
 
-/// Keeps buffers for later, up to [`POOL_BYTES`] in all. Their content is whatever the last user left.
+/// Keeps buffers for later, up to 16 MiB in all. Their content is whatever the last user left.
 #[derive(Debug, Default)]
 pub struct BufferPool {
     classes: [Vec<AlignedBuf>; CLASSES],

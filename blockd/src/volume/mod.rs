@@ -8,6 +8,7 @@
 //! The volume moves no data itself: whoever was admitted submits to the image with whatever ring it owns. That keeps one thread on a
 //! request from the socket to the disk and back.
 
+mod device;
 pub mod gate;
 
 pub use gate::{Gate, GateState};

@@ -6,7 +6,7 @@
 //!    ▲ folded up to here           ▲ committed up to here
 //! ```
 //!
-//! Records are the frames of the wire ([`record`]). What follows the last commit is staged: it belongs to no epoch yet. Invariants:
+//! Records are the frames of the wire (`record`). What follows the last commit is staged: it belongs to no epoch yet. Invariants:
 //! - A commit record is durable, with everything before it, before [`Journal::commit`] returns.
 //! - A segment is deleted only when all of it is folded and the image is durable.
 

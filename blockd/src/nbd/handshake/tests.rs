@@ -39,8 +39,11 @@ fn header(option: u32, len_bytes: u32) -> Vec<u8> {
     [&b"IHAVEOPT"[..], &option.to_be_bytes(), &len_bytes.to_be_bytes()].concat()
 }
 
-/// Sends an option; the replies are pairs of a type and data.
-fn send(handshake: &mut Handshake, exports: &Fixed, option: u32, data: &[u8]) -> (Result<Progress, HandshakeError>, Vec<(u32, Vec<u8>)>) {
+/// A reply's type and data.
+type OptionReply = (u32, Vec<u8>);
+
+/// Sends an option.
+fn send(handshake: &mut Handshake, exports: &Fixed, option: u32, data: &[u8]) -> (Result<Progress, HandshakeError>, Vec<OptionReply>) {
     assert_eq!(handshake.handle_input(&header(option, data.len() as u32), exports), Ok(Progress::More));
     let progress = handshake.handle_input(data, exports);
     let output = handshake.take_output();
@@ -66,7 +69,7 @@ fn go_data(name: &str, info: &[u16]) -> Vec<u8> {
 
 fn contexts_data(name: &str, queries: &[&str]) -> Vec<u8> {
     let mut data = Vec::new();
-    let mut text = |data: &mut Vec<u8>, text: &str| {
+    let text = |data: &mut Vec<u8>, text: &str| {
         data.extend((text.len() as u32).to_be_bytes());
         data.extend(text.bytes());
     };

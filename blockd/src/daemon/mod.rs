@@ -1,0 +1,80 @@
+//! The daemon: what is started, in which order, and how it ends.
+//!
+//! Start: state directory (locked) → key → catalogue → NBD threads → admin socket → metrics → volumes → `ready`. End, on SIGTERM or SIGINT:
+//! the admin API first, then the front ends, which complete what they began.
+
+mod control;
+mod state_dir;
+mod volumes;
+
+use crate::admin::{self, AdminSocket};
+use crate::catalogue::RocksCatalogue;
+use crate::config::Config;
+use crate::metrics::{self, Metrics};
+use crate::nbd::{NbdOptions, NbdService, Reach};
+use anyhow::{Context, Result};
+use blockd_api::SiteName;
+use replicator::identity::Identity;
+use state_dir::StateDir;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Mutex, watch};
+use volumes::Volumes;
+
+/// Threads that serve NBD connections.
+const NBD_THREADS: usize = 2;
+
+/// See the module's documentation.
+pub struct Daemon {
+    site: SiteName,
+    id: String,
+    volumes: Arc<Mutex<Volumes>>,
+}
+
+/// Runs until a signal ends it. An error is one line that names what is wrong and the cure.
+pub async fn run(config: Config) -> Result<()> {
+    let state_dir = StateDir::open(&config.state_dir)?;
+    let identity = Identity::load_or_create(state_dir.path())?;
+    let cure = || format!("state_dir {}: the catalogue cannot be opened", config.state_dir.display());
+    let catalogue = Arc::new(RocksCatalogue::open(&state_dir.catalogue()).with_context(cure)?);
+    let nbd = NbdService::start(nbd_options(&config)).context("nbd: its threads cannot be started")?;
+    let registry = Arc::new(Metrics::default());
+    let volumes = Volumes::new(state_dir, catalogue, nbd, registry.clone(), config.spill_quota.bytes());
+    let volumes = Arc::new(Mutex::new(volumes));
+    let daemon = Arc::new(Daemon { site: config.site.clone(), id: identity.id().to_string(), volumes: volumes.clone() });
+
+    let socket = AdminSocket::bind(&config.admin, config.admin_access)?;
+    let (stop, stopped) = watch::channel(());
+    let wait = |mut stopped: watch::Receiver<()>| async move { drop(stopped.changed().await) };
+    let admin = tokio::spawn(admin::serve(socket, daemon.clone(), wait(stopped.clone())));
+    if let Some(address) = config.metrics {
+        let listener = TcpListener::bind(address).await.with_context(|| format!("metrics {address}: choose an address that is free"))?;
+        tokio::spawn(metrics::serve(listener, registry, daemon, wait(stopped)));
+    }
+    volumes.lock().await.open_all().await.context("catalogue: the volumes cannot be read")?;
+
+    tracing::info!(site = %config.site, id = %identity.id(), admin = %config.admin.display(), "ready");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    drop(stop);
+    let _ = admin.await;
+    volumes.lock().await.nbd.shutdown().await;
+    Ok(())
+}
+
+fn nbd_options(config: &Config) -> NbdOptions {
+    NbdOptions {
+        max_connections: config.nbd.max_connections,
+        handshake_timeout: config.nbd.handshake_timeout,
+        access: config.export_access,
+        reach: if config.danger_zone.plain_nbd_anywhere { Reach::Anywhere } else { Reach::Loopback },
+        threads: NBD_THREADS,
+    }
+}

@@ -1,0 +1,39 @@
+//! `blockd`: serves volumes to virtual machines.
+
+use blockd::config::{Config, ConfigError, LogFormat};
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// A wrong configuration, a taken port, a locked state directory.
+const EXIT_SETUP: u8 = 2;
+
+fn main() -> ExitCode {
+    let config = match Config::from_args(std::env::args_os()) {
+        Ok(config) => config,
+        Err(ConfigError::CommandLine(error)) => error.exit(),
+        Err(error) => return setup_failed(&error),
+    };
+    log_to_stderr(config.log_format);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return setup_failed(&error),
+    };
+    match runtime.block_on(blockd::daemon::run(config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => setup_failed(&format!("{error:#}")),
+    }
+}
+
+fn setup_failed(error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("blockd: {error}");
+    ExitCode::from(EXIT_SETUP)
+}
+
+fn log_to_stderr(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
