@@ -54,7 +54,16 @@ struct Direction {
 impl Direction {
     fn new(shape: PathShape, seed: u64, start: Instant) -> Self {
         let random = StdRng::seed_from_u64(seed);
-        Self { shape, random, free_at: start, wire: VecDeque::new(), sent_bytes: 0, dropped_bytes: 0, delivered_bytes: 0, most_queued: Duration::ZERO }
+        Self {
+            shape,
+            random,
+            free_at: start,
+            wire: VecDeque::new(),
+            sent_bytes: 0,
+            dropped_bytes: 0,
+            delivered_bytes: 0,
+            most_queued: Duration::ZERO,
+        }
     }
 
     fn send(&mut self, now: Instant, datagram: &[u8]) {
@@ -167,16 +176,6 @@ impl Simulation {
         }
     }
 
-    /// The path is like this from now on.
-    pub(super) fn reshape(&mut self, shape: PathShape) {
-        self.ways.iter_mut().for_each(|way| way.shape = shape);
-    }
-
-    /// Time since the start.
-    pub(super) fn elapsed(&self) -> Duration {
-        self.now - self.start
-    }
-
     fn received(&self) -> Vec<u64> {
         self.sides[1].flows.values().map(|flow| flow.received_bytes).collect()
     }
@@ -264,7 +263,7 @@ impl Flow {
                 connection.set_send_window(settings.send_window(connection.stats().path.cwnd));
             }
             if let Some(stream) = self.stream {
-                const CONTENT: [u8; 65_536] = [0x5a; 65_536];
+                static CONTENT: [u8; 65_536] = [0x5a; 65_536];
                 while connection.send_stream(stream).write(&CONTENT).is_ok_and(|written| written > 0) {}
             }
         } else {

@@ -23,7 +23,12 @@ fn table() {
                     let outcome = simulation.run(Duration::from_secs(seconds));
                     println!(
                         "{congestion:?} {rate} Mbit {rtt} ms loss {loss} % queue {queue}: first 3 s {:.3}, then goodput {:.3} wire/byte {:.3} lost {:.4} queued {:?} back {:.4}",
-                        begin.goodput.iter().sum::<f64>(), outcome.goodput[0], outcome.wire_per_byte, outcome.lost, outcome.most_queued, outcome.back_per_byte
+                        begin.goodput.iter().sum::<f64>(),
+                        outcome.goodput[0],
+                        outcome.wire_per_byte,
+                        outcome.lost,
+                        outcome.most_queued,
+                        outcome.back_per_byte
                     );
                 }
             }
