@@ -2,6 +2,7 @@
 
 use super::close::{CloseCode, Closed};
 use super::hello::{Hello, Version};
+use super::send_window::{self, SendWindow};
 use super::settings::Settings;
 use super::stream::{RecvHalf, SendHalf, StreamError};
 use crate::identity::SiteId;
@@ -17,9 +18,6 @@ pub const MAX_HEADER_BYTES: usize = 64 * 1024;
 
 /// A stream's header must be there in this time once its first byte is.
 const HEADER_DEADLINE: Duration = Duration::from_secs(10);
-
-/// How often the send window follows the congestion window.
-const SEND_WINDOW_INTERVAL: Duration = Duration::from_millis(100);
 
 /// IP's and UDP's headers, which QUIC does not count.
 const V4_HEADER_BYTES: u64 = 28;
@@ -223,15 +221,13 @@ fn split_header(mut first: Bytes) -> Option<(StreamKind, Bytes)> {
 
 /// Keeps the send window in step with the path, see [`Settings::send_window`].
 async fn follow_congestion_window(connection: Connection, settings: Arc<Settings>) {
-    let mut interval = tokio::time::interval(SEND_WINDOW_INTERVAL);
+    let mut interval = tokio::time::interval(send_window::INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut current = 0;
+    let mut window = SendWindow::default();
     while connection.close_reason().is_none() {
         interval.tick().await;
-        let wanted = settings.send_window(connection.stats().path.cwnd);
-        if wanted != current {
+        if let Some(wanted) = window.follow(&settings, &connection.stats().path) {
             connection.set_send_window(wanted);
-            current = wanted;
         }
     }
 }

@@ -23,6 +23,7 @@ mod links;
 mod log_limit;
 mod pairing_connection;
 mod policy;
+mod send_window;
 mod settings;
 mod socket;
 mod stream;

@@ -88,6 +88,15 @@ pub(crate) enum Trust {
     Stranger,
 }
 
+/// Whether packets got lost lately.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Losses {
+    /// None did.
+    None,
+    /// Some did.
+    Some,
+}
+
 /// Where the other end is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reach {
@@ -108,15 +117,20 @@ impl Settings {
         var_int(4 * self.plan.content_bytes().max(MIN_SEND_WINDOW_BYTES))
     }
 
-    /// How much is written ahead of the peer's acknowledgements on a path with this congestion window: near what the path takes. A fixed
-    /// window for the fattest path would be seconds of a thin one, and a commit would wait behind them.
-    pub(crate) fn send_window(&self, congestion_window: u64) -> u64 {
-        congestion_window.saturating_mul(2).clamp(MIN_SEND_WINDOW_BYTES, self.max_send_window())
+    /// How much is written ahead of the peer's acknowledgements on a path with this congestion window: near what the path takes, because a
+    /// fixed window for the fattest path would be seconds of a thin one, and a commit would wait behind them. It counts from the first
+    /// byte that is missing, so where packets get lost it must span the round trips until they were sent again.
+    pub(crate) fn send_window(&self, congestion_window: u64, losses: Losses) -> u64 {
+        let round_trips = match losses {
+            Losses::None => 2,
+            Losses::Some => 4,
+        };
+        congestion_window.saturating_mul(round_trips).clamp(MIN_SEND_WINDOW_BYTES, self.max_send_window())
     }
 
     /// The most that is written ahead of the peer's acknowledgements.
     fn max_send_window(&self) -> u64 {
-        (2 * self.plan.content_bytes()).max(MIN_SEND_WINDOW_BYTES)
+        (4 * self.plan.content_bytes()).max(MIN_SEND_WINDOW_BYTES)
     }
 
     /// QUIC's numbers for one kind of connection.
@@ -157,7 +171,10 @@ mod tests {
     fn windows_follow_the_plan() {
         let settings = Settings::default();
         assert_eq!(settings.plan.content_bytes(), 12_500_000);
-        assert_eq!(settings.max_send_window(), 25_000_000);
+        assert_eq!(settings.max_send_window(), 50_000_000);
+        assert_eq!(settings.send_window(10_000_000, Losses::None), 20_000_000);
+        assert_eq!(settings.send_window(10_000_000, Losses::Some), 40_000_000);
+        assert_eq!(settings.send_window(1, Losses::None), MIN_SEND_WINDOW_BYTES);
         assert_eq!(settings.receive_window().into_inner(), 50_000_000);
     }
 

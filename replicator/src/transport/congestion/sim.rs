@@ -1,8 +1,10 @@
 //! A long path in virtual time: real QUIC connections, a bottleneck with a bounded queue, delay and random loss. Deterministic, apart from
 //! the keys, and a minute of it takes a second: the place to choose and to watch over a congestion controller.
 
+use super::super::send_window::{self, SendWindow};
 use super::super::settings::{Reach, Settings, Trust};
 use super::super::tls::{self, Purpose};
+use super::Congestion;
 use crate::identity::Identity;
 use bytes::BytesMut;
 use quinn_proto::{
@@ -20,8 +22,6 @@ const HEADER_BYTES: u64 = 28;
 
 /// Timers of a real runtime fire up to this late.
 const TIMER_GRAIN: Duration = Duration::from_millis(1);
-
-const SEND_WINDOW_INTERVAL: Duration = Duration::from_millis(100);
 
 /// One direction of a path.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +97,7 @@ struct Side {
 struct Flow {
     stream: Option<StreamId>,
     received_bytes: u64,
+    window: SendWindow,
     window_set_at: Option<Instant>,
 }
 
@@ -130,8 +131,7 @@ impl Simulation {
         let start = Instant::now();
         let identity = Identity::ephemeral().unwrap();
         let found = Arc::new(OnceLock::new());
-        let mut client_config = ClientConfig::new(Arc::new(tls::client(&identity, Purpose::Link, identity.id(), found).unwrap()));
-        client_config.transport_config(settings.quic(Trust::Checked, Reach::Network));
+        let client_config = ClientConfig::new(Arc::new(tls::client(&identity, Purpose::Link, identity.id(), found).unwrap()));
         let mut server_config = ServerConfig::with_crypto(Arc::new(tls::server(&identity).unwrap()));
         server_config.transport_config(settings.quic(Trust::Checked, Reach::Network));
         let side = |port, server: Option<ServerConfig>| Side {
@@ -146,9 +146,12 @@ impl Simulation {
     }
 
     /// Another connection that sends as much as it can.
-    pub(super) fn add_flow(&mut self) {
+    pub(super) fn add_flow(&mut self, congestion: Congestion) {
         let remote = self.sides[1].address;
-        let (handle, connection) = self.sides[0].endpoint.connect(self.now, self.client_config.clone(), remote, "any").unwrap();
+        let settings = Settings { congestion, ..self.settings.clone() };
+        let mut config = self.client_config.clone();
+        config.transport_config(settings.quic(Trust::Checked, Reach::Network));
+        let (handle, connection) = self.sides[0].endpoint.connect(self.now, config, remote, "any").unwrap();
         self.sides[0].connections.insert(handle.0, connection);
         self.sides[0].flows.insert(handle.0, Flow::default());
     }
@@ -174,6 +177,11 @@ impl Simulation {
             most_queued: self.ways[0].most_queued,
             back_per_byte: (self.ways[1].sent_bytes - back) as f64 / total,
         }
+    }
+
+    /// The path is like this from now on.
+    pub(super) fn reshape(&mut self, shape: PathShape) {
+        self.ways.iter_mut().for_each(|way| way.shape = shape);
     }
 
     fn received(&self) -> Vec<u64> {
@@ -258,12 +266,14 @@ impl Side {
 impl Flow {
     fn exchange(&mut self, connection: &mut Connection, now: Instant, settings: &Settings) {
         if connection.side().is_client() {
-            if self.window_set_at.is_none_or(|at| now - at >= SEND_WINDOW_INTERVAL) {
+            if self.window_set_at.is_none_or(|at| now - at >= send_window::INTERVAL) {
                 self.window_set_at = Some(now);
-                connection.set_send_window(settings.send_window(connection.stats().path.cwnd));
+                if let Some(wanted) = self.window.follow(settings, &connection.stats().path) {
+                    connection.set_send_window(wanted);
+                }
             }
             if let Some(stream) = self.stream {
-                static CONTENT: [u8; 65_536] = [0x5a; 65_536];
+                const CONTENT: [u8; 65_536] = [0x5a; 65_536];
                 while connection.send_stream(stream).write(&CONTENT).is_ok_and(|written| written > 0) {}
             }
         } else {
@@ -272,7 +282,7 @@ impl Flow {
             }
             if let Some(stream) = self.stream {
                 let mut recv = connection.recv_stream(stream);
-                if let Ok(mut chunks) = recv.read(true) {
+                if let Ok(mut chunks) = recv.read(false) {
                     while let Ok(Some(chunk)) = chunks.next(usize::MAX) {
                         self.received_bytes += chunk.bytes.len() as u64;
                     }
