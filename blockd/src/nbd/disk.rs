@@ -119,7 +119,7 @@ impl Disk {
         let pass = self.admit(request).await?;
         let image = self.image().clone();
         let range = request.offset..request.offset + request.len_bytes;
-        let result = off_the_ring(move || describe(range.clone(), image.allocated(range), max_extents)).await;
+        let result = self.off_the_ring(move || describe(range.clone(), image.allocated(range), max_extents)).await;
         Ok(self.served.volume.complete(pass, result)?)
     }
 
@@ -202,7 +202,7 @@ impl Disk {
             let result = if (at | to).is_multiple_of(PAGE_BYTES) {
                 let _edges = self.served.edges.read().await;
                 let image = self.image().clone();
-                off_the_ring(move || match space {
+                self.off_the_ring(move || match space {
                     Space::MayFree => image.punch(at, to - at),
                     Space::Keep => image.zero(at, to - at),
                 })
@@ -219,6 +219,12 @@ impl Disk {
             self.flush().await?;
         }
         Ok(())
+    }
+
+    /// Runs what would block the ring's thread on another one.
+    async fn off_the_ring<T: Send + 'static>(&self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+        let _helper = self.ring.helpers.acquire().await.map_err(io::Error::other)?;
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 
     fn around(&self, offset: u64, len_bytes: u64) -> Range<u64> {
@@ -253,11 +259,6 @@ fn next_part(at: u64, end: u64) -> u64 {
     } else {
         end.min((at / PAGE_BYTES + 1) * PAGE_BYTES)
     }
-}
-
-/// Runs what would block the ring's thread on another one.
-async fn off_the_ring<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 #[cfg(test)]

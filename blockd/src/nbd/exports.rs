@@ -4,6 +4,7 @@ use super::handshake::{self, ExportInfo, MAX_LISTED_EXPORTS};
 use crate::metrics::VolumeMetrics;
 use crate::request::Access;
 use crate::volume::Volume;
+use blockd_api::NbdAddress;
 use std::collections::{BTreeMap, HashMap};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
@@ -23,8 +24,9 @@ pub(super) struct Served {
 pub(super) type ConnectionId = u64;
 
 /// The exports of one address.
-#[derive(Default)]
 pub(super) struct ExportTable {
+    /// For the log.
+    pub(super) address: NbdAddress,
     inner: Mutex<Inner>,
     left: Notify,
 }
@@ -49,6 +51,10 @@ pub(super) enum Which<'a> {
 }
 
 impl ExportTable {
+    pub(super) fn new(address: NbdAddress) -> Self {
+        Self { address, inner: Mutex::default(), left: Notify::new() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -75,7 +75,6 @@ impl Listener {
         reach: Reach,
         rings: Arc<Rings>,
     ) -> Result<(NbdAddress, Self), ExportError> {
-        let table = Arc::new(ExportTable::default());
         let (socket, address, file) = match address {
             NbdAddress::Unix(path) => {
                 let path = path.as_path();
@@ -94,8 +93,9 @@ impl Listener {
                 (Socket::Tcp(TcpListener::from_std(socket).map_err(failed)?), NbdAddress::Tcp(bound), None)
             }
         };
+        let table = Arc::new(ExportTable::new(address.clone()));
         let (stop, stopped) = watch::channel(());
-        let accepting = tokio::spawn(accept(socket, address.clone(), table.clone(), rings, stopped));
+        let accepting = tokio::spawn(accept(socket, table.clone(), rings, stopped));
         Ok((address, Self { table, stop, accepting, file }))
     }
 
@@ -110,7 +110,7 @@ impl Listener {
     }
 }
 
-async fn accept(socket: Socket, address: NbdAddress, table: Arc<ExportTable>, rings: Arc<Rings>, mut stopped: watch::Receiver<()>) {
+async fn accept(socket: Socket, table: Arc<ExportTable>, rings: Arc<Rings>, mut stopped: watch::Receiver<()>) {
     loop {
         let accepted = tokio::select! {
             _ = stopped.changed() => return,
@@ -124,7 +124,7 @@ async fn accept(socket: Socket, address: NbdAddress, table: Arc<ExportTable>, ri
         });
         if let Err(error) = result {
             if let Some(suppressed) = rings.log_limit().admit(std::time::Instant::now()) {
-                tracing::warn!(%address, %error, suppressed, "nbd: a client could not be accepted");
+                tracing::warn!(address = %table.address, %error, suppressed, "nbd: a client could not be accepted");
             }
             tokio::time::sleep(ACCEPT_PAUSE).await;
         }

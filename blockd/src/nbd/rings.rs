@@ -19,6 +19,8 @@ use tokio::task::JoinSet;
 const SUBMISSIONS: u32 = 256;
 /// Completions that wait in a ring; more of them wait in the kernel.
 const COMPLETIONS: u32 = 4096;
+/// Threads of a ring that do what would block it: holes, and looking for them.
+const HELPERS: usize = 16;
 /// Most memory for the data of requests, over all connections, in KiB.
 const BUFFER_KIB: usize = 1 << 20;
 
@@ -49,6 +51,8 @@ pub(super) struct Shared {
 pub(super) struct Ring {
     pub(super) shared: Arc<Shared>,
     pub(super) pool: RefCell<BufferPool>,
+    /// Permits to block another thread.
+    pub(super) helpers: Semaphore,
 }
 
 /// See the module's documentation.
@@ -134,7 +138,7 @@ fn run(shared: Arc<Shared>, mut newcomers: mpsc::UnboundedReceiver<Admitted>, st
         Err(error) => return drop(started.send(Err(error))),
     };
     let _ = started.send(Ok(()));
-    let ring = Rc::new(Ring { shared, pool: RefCell::default() });
+    let ring = Rc::new(Ring { shared, pool: RefCell::default(), helpers: Semaphore::new(HELPERS) });
     runtime.block_on(async {
         let mut connections = JoinSet::new();
         loop {

@@ -6,6 +6,7 @@ use blockd::nbd::wire::command;
 use blockd::nbd::{ExportError, NbdOptions};
 use blockd::volume::GateState;
 use replicator_engine::block::{BLOCK_BYTES, Run};
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -166,8 +167,13 @@ fn shutting_down_ends_idle_busy_and_waiting_clients() {
     }
     clients.push(Raw::greet(&path));
     clients.push(Raw::connect(&path));
+    let tcp = site.export(&volume, &"tcp:127.0.0.1:0".parse().unwrap());
+    let mut over_tcp = std::net::TcpStream::connect(tcp.to_string().strip_prefix("tcp:").unwrap()).unwrap();
+    over_tcp.read_exact(&mut [0; 18]).unwrap();
     site.wait(site.service.shutdown());
     clients.iter_mut().for_each(Raw::expect_end);
+    over_tcp.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+    assert_eq!(over_tcp.read(&mut [0]).unwrap(), 0);
     assert_eq!(volume.clients.nbd.load(SeqCst), 0);
     volume.gate.set(GateState::Shut);
     site.wait(volume.gate.drained());

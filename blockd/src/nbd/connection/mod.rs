@@ -79,13 +79,14 @@ pub(super) async fn serve(newcomer: Newcomer, stream: OwnedFd, ring: Rc<Ring>) {
         transmit(&mut input, &newcomer, stream, ring, served, &agreement).await
     };
     if let Err(reason) = result.await {
-        report(&shared, &reason);
+        report(&shared, &newcomer, &reason);
     }
 }
 
-fn report(shared: &Shared, reason: &Ended) {
+fn report(shared: &Shared, client: &Newcomer, reason: &Ended) {
     if let Some(suppressed) = shared.log_limit.admit(Instant::now()) {
-        tracing::warn!(%reason, suppressed, "nbd: a client is cut off");
+        let address = &client.table.address;
+        tracing::warn!(connection = client.id, %address, %reason, suppressed, "nbd: a client is cut off");
     }
 }
 
