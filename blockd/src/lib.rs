@@ -11,4 +11,5 @@ pub mod metrics;
 pub mod nbd;
 pub mod request;
 pub mod store;
+pub mod vhost_user;
 pub mod volume;

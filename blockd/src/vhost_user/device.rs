@@ -1,0 +1,62 @@
+//! What the queues of one connection share.
+
+use super::config_space::CacheMode;
+use crate::metrics::VolumeMetrics;
+use crate::request::{Access, SECTOR_BYTES};
+use crate::volume::Volume;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+
+/// Guest memory, as the front end last described it.
+pub(super) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
+
+/// A volume as one client sees it.
+pub(super) struct Device {
+    pub(super) volume: Arc<Volume>,
+    pub(super) metrics: Arc<VolumeMetrics>,
+    pub(super) access: Access,
+    pub(super) memory: Memory,
+    write_through: AtomicBool,
+    /// A bit for each queue that is started. The volume counts this client while one is set.
+    started: Mutex<u64>,
+}
+
+impl Device {
+    pub(super) fn new(volume: Arc<Volume>, metrics: Arc<VolumeMetrics>, access: Access) -> Self {
+        let memory = Memory::new(GuestMemoryMmap::new());
+        Self { volume, metrics, access, memory, write_through: AtomicBool::new(false), started: Mutex::new(0) }
+    }
+
+    pub(super) fn cache(&self) -> CacheMode {
+        if self.write_through.load(SeqCst) { CacheMode::WriteThrough } else { CacheMode::WriteBack }
+    }
+
+    pub(super) fn set_cache(&self, mode: CacheMode) {
+        self.write_through.store(mode == CacheMode::WriteThrough, SeqCst);
+    }
+
+    /// The unit of requests: what direct I/O needs.
+    pub(super) fn block_bytes(&self) -> u64 {
+        self.volume.image.align_bytes().max(SECTOR_BYTES)
+    }
+
+    /// A queue is in use.
+    pub(super) fn start(&self, queue: usize) {
+        let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        if *started == 0 {
+            self.volume.clients.vhost_user.fetch_add(1, SeqCst);
+        }
+        *started |= 1 << queue;
+    }
+
+    /// A queue is not in use any more, if it was.
+    pub(super) fn stop(&self, queue: usize) {
+        let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *started;
+        *started &= !(1 << queue);
+        if before != 0 && *started == 0 {
+            self.volume.clients.vhost_user.fetch_sub(1, SeqCst);
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! An export's listening socket, and the thread that owns it and its clients.
+
+use super::connection::{Connection, Export};
+use super::service::ExportError;
+use crate::admin::{SocketAccess, SocketError, bind_unix};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread::JoinHandle;
+use vhost::vhost_user::Listener as Socket;
+use vhost_user_backend::ShutdownHandle;
+
+/// Clients of an export at once: a VM, the one that it migrates to on the same host, and some that have not noticed that they are dead.
+/// Further ones wait in the socket's backlog.
+const MAX_CLIENTS: usize = 4;
+/// How long to wait when the system has no more descriptors or threads.
+const ACCEPT_PAUSE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// See the module's documentation.
+pub(super) struct Listener {
+    control: Arc<Control>,
+    thread: JoinHandle<()>,
+}
+
+/// Wakes the thread.
+struct Control {
+    stopping: AtomicBool,
+    bell: OwnedFd,
+}
+
+struct Client {
+    handle: ShutdownHandle,
+    done: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Listener {
+    /// Binds, and accepts clients from now on.
+    pub(super) fn bind(path: &Path, access: SocketAccess, export: Export) -> Result<Self, ExportError> {
+        let failed = |action| move |source| SocketError::Io { path: path.to_owned(), action, source };
+        let socket = bind_unix(path, access)?;
+        let file = SocketFile::new(path).map_err(failed("look at it"))?;
+        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(|error| failed("make a bell")(error.into()))?;
+        let control = Arc::new(Control { stopping: AtomicBool::new(false), bell });
+        let serving = Serving { export, control: control.clone(), clients: Vec::new() };
+        let serve = move || serving.run(socket, file);
+        let thread = std::thread::Builder::new().name("vhost-accept".into()).spawn(serve).map_err(failed("start a thread"))?;
+        Ok(Self { control, thread })
+    }
+
+    /// Hangs up on the clients, and frees the path. Blocks until what they began is complete.
+    pub(super) fn close(self) {
+        self.control.stopping.store(true, SeqCst);
+        self.control.ring();
+        if self.thread.join().is_err() {
+            tracing::error!("vhost-user: a listener failed");
+        }
+    }
+}
+
+impl Control {
+    fn ring(&self) {
+        // It fails only if it is ringing already.
+        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+    }
+}
+
+/// What the thread has.
+struct Serving {
+    export: Export,
+    control: Arc<Control>,
+    clients: Vec<Client>,
+}
+
+impl Serving {
+    fn run(mut self, socket: UnixListener, file: SocketFile) {
+        let mut socket = Socket::from(socket);
+        let mut pause = false;
+        while !self.control.stopping.load(SeqCst) {
+            let full = self.clients.len() >= MAX_CLIENTS;
+            let waiting = self.wait((!full && !pause).then_some(&socket), pause.then_some(&ACCEPT_PAUSE));
+            self.forget_the_gone();
+            pause = false;
+            if waiting
+                && !self.control.stopping.load(SeqCst)
+                && let Err(error) = self.accept(&mut socket)
+            {
+                tracing::warn!(volume = self.export.volume.name, %error, "vhost-user: a client could not be accepted");
+                pause = true;
+            }
+        }
+        drop(socket);
+        drop(file);
+        self.clients.iter().for_each(|client| client.handle.shutdown());
+        self.clients.drain(..).for_each(Client::join);
+    }
+
+    /// Whether a client waits at the socket.
+    fn wait(&self, socket: Option<&Socket>, timeout: Option<&Timespec>) -> bool {
+        let mut fds = vec![PollFd::new(&self.control.bell, PollFlags::IN)];
+        // The crate's listener lends no descriptor but a bare one.
+        let borrowed = socket.map(super::sys::borrow);
+        fds.extend(borrowed.map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN)));
+        // Interrupted or not, the caller looks.
+        let polled = poll(&mut fds, timeout);
+        let waiting = polled.is_ok() && fds.get(1).is_some_and(|fd| fd.revents().contains(PollFlags::IN));
+        let _ = rustix::io::read(self.control.bell.as_fd(), &mut [0_u8; 8]);
+        waiting
+    }
+
+    fn accept(&mut self, socket: &mut Socket) -> io::Result<()> {
+        let (connection, handle) = Connection::accept(&self.export, socket)?;
+        let done = Arc::new(AtomicBool::new(false));
+        let serve = {
+            let (done, control, name) = (done.clone(), self.control.clone(), self.export.volume.name.clone());
+            move || {
+                tracing::info!(volume = name, "vhost-user: a client has come");
+                match connection.serve() {
+                    Ok(()) => tracing::info!(volume = name, "vhost-user: a client has left"),
+                    Err(error) => tracing::warn!(volume = name, %error, "vhost-user: a client was hung up on"),
+                }
+                done.store(true, SeqCst);
+                control.ring();
+            }
+        };
+        let thread = std::thread::Builder::new().name("vhost-client".into()).spawn(serve)?;
+        self.clients.push(Client { handle, done, thread });
+        Ok(())
+    }
+
+    fn forget_the_gone(&mut self) {
+        let (gone, here) = std::mem::take(&mut self.clients).into_iter().partition(|client| client.done.load(SeqCst));
+        self.clients = here;
+        let gone: Vec<Client> = gone;
+        gone.into_iter().for_each(Client::join);
+    }
+}
+
+impl Client {
+    fn join(self) {
+        if self.thread.join().is_err() {
+            tracing::error!("vhost-user: a client's thread failed");
+        }
+    }
+}
+
+/// Removes the socket's file in the end, unless another one has taken its place.
+struct SocketFile {
+    path: PathBuf,
+    inode: (u64, u64),
+}
+
+impl SocketFile {
+    fn new(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), inode: inode_of(path)? })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if inode_of(&self.path).is_ok_and(|now| now == self.inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn inode_of(path: &Path) -> io::Result<(u64, u64)> {
+    path.symlink_metadata().map(|metadata| (metadata.dev(), metadata.ino()))
+}

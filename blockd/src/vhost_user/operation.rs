@@ -1,0 +1,193 @@
+//! A chain that was taken from a queue and has not been answered.
+
+use super::chain::{self, Command, Parsed, Segment, Status};
+use super::config_space::{CacheMode, MAX_ZEROES_BYTES};
+use super::device::Device;
+use super::sys::{Transfer, Work};
+use crate::metrics::RequestOp;
+use crate::request::{Durability, Op, Request};
+use crate::store::BufferPool;
+use crate::volume::Pass;
+use std::sync::Arc;
+use std::time::Instant;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+/// Bytes of the device's name.
+const ID_BYTES: usize = virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES as usize;
+
+/// Where a chain's answer goes.
+pub(super) struct Chain {
+    /// The queue's number within the worker.
+    pub(super) queue: usize,
+    pub(super) head: u16,
+    /// Kept mapped until the answer is written.
+    pub(super) memory: Arc<GuestMemoryMmap>,
+}
+
+/// See the module's documentation.
+pub(super) struct Operation {
+    pub(super) chain: Chain,
+    status: GuestAddress,
+    pub(super) writable_bytes: u32,
+    begun: Instant,
+    /// One after the other, each under a pass of its own. Not empty.
+    requests: Vec<Request>,
+    step: usize,
+    /// For the step that is under way, once it was admitted.
+    pub(super) pass: Option<Pass>,
+    /// Until it is started: the transfer of a read or a write.
+    pub(super) work: Option<Work>,
+    /// Where the data of a read goes, if it takes a detour.
+    data: Vec<Segment>,
+    /// Size of the detour.
+    pub(super) bounce_bytes: u64,
+    /// The step's data is in place, and what is under way is the sync that makes it durable.
+    pub(super) syncing: bool,
+}
+
+/// What a chain comes to before anything is admitted.
+pub(super) enum Prepared {
+    /// To be carried out.
+    Operation(Box<Operation>),
+    /// To be answered at once.
+    Answer(Status),
+}
+
+impl Operation {
+    /// Checks everything about a chain that can be checked now. The data of an unaligned write is copied.
+    pub(super) fn prepare(device: &Device, pool: &mut BufferPool, chain: Chain, parsed: &Parsed) -> Prepared {
+        match Self::try_prepare(device, pool, chain, parsed) {
+            Ok(prepared) => prepared,
+            Err(status) => Prepared::Answer(status),
+        }
+    }
+
+    fn try_prepare(device: &Device, pool: &mut BufferPool, chain: Chain, parsed: &Parsed) -> Result<Prepared, Status> {
+        let (requests, data) = match parsed.command.as_ref().map_err(|status| *status)? {
+            Command::Identify(data) => return identify(&device.volume.name, &chain.memory, data).map(Prepared::Answer),
+            Command::Transfer(request, data) => (vec![check(device, *request)?], data.clone()),
+            Command::Change(requests) => (requests.iter().map(|request| check(device, *request)).collect::<Result<_, _>>()?, Vec::new()),
+        };
+        let mut operation = Self {
+            chain,
+            status: parsed.status,
+            writable_bytes: parsed.writable_bytes,
+            begun: Instant::now(),
+            requests,
+            step: 0,
+            pass: None,
+            work: None,
+            data,
+            bounce_bytes: 0,
+            syncing: false,
+        };
+        if !operation.data.is_empty() {
+            operation.prepare_transfer(device.volume.image.align_bytes(), pool)?;
+        }
+        Ok(Prepared::Operation(Box::new(operation)))
+    }
+
+    fn prepare_transfer(&mut self, align_bytes: u64, pool: &mut BufferPool) -> Result<(), Status> {
+        let Request { op, offset, len_bytes } = self.request();
+        let direct = Transfer::direct(&self.chain.memory, &self.data, offset, align_bytes).map_err(|_| Status::IoError)?;
+        let transfer = match direct {
+            Some(transfer) => transfer,
+            None => {
+                let mut buf = pool.take(usize::try_from(len_bytes).map_err(|_| Status::IoError)?);
+                if op != Op::Read {
+                    each(&self.data, |segment, range| self.chain.memory.read_slice(&mut buf[range], segment.address))?;
+                }
+                self.bounce_bytes = len_bytes;
+                Transfer::bounce(buf, offset)
+            }
+        };
+        self.work = Some(if op == Op::Read { Work::Read(transfer) } else { Work::Write(transfer) });
+        Ok(())
+    }
+
+    /// The request of this step.
+    pub(super) fn request(&self) -> Request {
+        self.requests[self.step]
+    }
+
+    /// Goes on to the next step; `false` if this was the last.
+    pub(super) fn advance(&mut self) -> bool {
+        self.step += 1;
+        self.syncing = false;
+        self.step < self.requests.len()
+    }
+
+    /// Whether the step, with its data in place, has to be synced.
+    pub(super) fn wants_sync(&self) -> bool {
+        !self.syncing && matches!(self.request().op, Op::Write(Durability::Durable) | Op::WriteZeroes(_, Durability::Durable))
+    }
+
+    /// Copies what was read by a detour.
+    pub(super) fn deliver(&self, content: &[u8]) -> Result<(), Status> {
+        each(&self.data, |segment, range| self.chain.memory.write_slice(&content[range], segment.address))
+    }
+
+    /// Writes the status byte.
+    pub(super) fn answer(&self, device: &Device, status: Status) {
+        chain::answer(&self.chain.memory, self.status, status);
+        let first = self.requests.first().and_then(|request| observed(request.op));
+        if status == Status::Ok
+            && let Some(op) = first
+        {
+            device.metrics.observe_request(op, self.begun.elapsed());
+        }
+    }
+}
+
+/// Calls `with` for each segment and the part of the transfer that it holds.
+fn each<E>(segments: &[Segment], mut with: impl FnMut(&Segment, std::ops::Range<usize>) -> Result<(), E>) -> Result<(), Status> {
+    let mut at = 0;
+    for segment in segments {
+        let end = at + segment.len_bytes as usize;
+        with(segment, at..end).map_err(|_| Status::IoError)?;
+        at = end;
+    }
+    Ok(())
+}
+
+fn check(device: &Device, request: Request) -> Result<Request, Status> {
+    let request = request.check(device.volume.size_bytes(), device.access).map_err(|_| Status::IoError)?;
+    let too_long = !request.op.moves_data() && request.len_bytes > MAX_ZEROES_BYTES;
+    if too_long || !(request.offset | request.len_bytes).is_multiple_of(device.block_bytes()) {
+        return Err(Status::IoError);
+    }
+    if device.cache() == CacheMode::WriteBack {
+        return Ok(request);
+    }
+    let op = match request.op {
+        Op::Write(_) => Op::Write(Durability::Durable),
+        Op::WriteZeroes(space, _) => Op::WriteZeroes(space, Durability::Durable),
+        op => op,
+    };
+    Ok(Request { op, ..request })
+}
+
+/// Writes the device's name, which fills its field or ends with a zero.
+fn identify(name: &str, memory: &GuestMemoryMmap, data: &[Segment]) -> Result<Status, Status> {
+    let mut id = [0; ID_BYTES];
+    let len = name.len().min(ID_BYTES);
+    id[..len].copy_from_slice(&name.as_bytes()[..len]);
+    let mut left = &id[..];
+    for segment in data {
+        let (part, rest) = left.split_at(left.len().min(segment.len_bytes as usize));
+        memory.write_slice(part, segment.address).map_err(|_| Status::IoError)?;
+        left = rest;
+    }
+    Ok(Status::Ok)
+}
+
+fn observed(op: Op) -> Option<RequestOp> {
+    match op {
+        Op::Read => Some(RequestOp::Read),
+        Op::Write(_) => Some(RequestOp::Write),
+        Op::Flush => Some(RequestOp::Flush),
+        Op::Discard => Some(RequestOp::Discard),
+        Op::WriteZeroes(..) => Some(RequestOp::WriteZeroes),
+        Op::Cache => None,
+    }
+}

@@ -1,0 +1,102 @@
+//! One virtqueue: what is available, what is used, and when to tell the guest.
+
+use std::num::Wrapping;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Acquire;
+use vhost_user_backend::{VringMutex, VringT};
+use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
+use vm_memory::GuestMemoryMmap;
+
+/// A queue as the vhost-user messages set it up.
+pub(super) type Vring = VringMutex<super::device::Memory>;
+
+/// See the module's documentation.
+pub(super) struct VirtQueue {
+    vring: Vring,
+    /// Its number in the device.
+    pub(super) number: usize,
+    /// Chains that were taken and have not been used up.
+    pub(super) taken: usize,
+    /// There may be chains to take.
+    pub(super) due: bool,
+    /// The device counts it as started.
+    pub(super) started: bool,
+    /// Nothing is taken any more.
+    pub(super) closed: bool,
+    /// Something was used since the guest was told.
+    used: bool,
+}
+
+/// What there was to take.
+pub(super) enum Taken {
+    /// A chain.
+    Chain(DescriptorChain<Arc<GuestMemoryMmap>>),
+    /// Nothing; the guest kicks when there is.
+    Nothing,
+}
+
+impl VirtQueue {
+    pub(super) fn new(vring: Vring, number: usize) -> Self {
+        Self { vring, number, taken: 0, due: false, started: false, closed: false, used: false }
+    }
+
+    /// Whether the queue may be used now. If not, it is not due until the next kick.
+    pub(super) fn begin(&mut self) -> bool {
+        let state = self.vring.get_ref();
+        let usable = !self.closed && state.is_enabled() && state.get_queue().ready();
+        self.due &= usable;
+        usable
+    }
+
+    /// Takes the next chain, or arranges for a kick.
+    pub(super) fn take(&mut self, memory: &Arc<GuestMemoryMmap>) -> Taken {
+        let mut state = self.vring.get_mut();
+        let queue = state.get_queue_mut();
+        // Without the event index this is what keeps the guest from kicking; an error shows again below.
+        let _ = queue.disable_notification(&**memory);
+        let available = |queue: &virtio_queue::Queue| queue.avail_idx(&**memory, Acquire).map(|index| index != Wrapping(queue.next_avail()));
+        let more = match available(queue) {
+            Ok(false) => queue.enable_notification(&**memory),
+            more => more,
+        };
+        let chain = match more {
+            Ok(true) => queue.iter(memory.clone()).map(|mut chains| chains.next()),
+            Ok(false) => Ok(None),
+            Err(error) => Err(error),
+        };
+        match chain {
+            Ok(Some(chain)) => return Taken::Chain(chain),
+            Ok(None) => {}
+            // The guest has broken its queue: it is left alone until it is kicked again.
+            Err(error) => tracing::debug!(queue = self.number, %error, "vhost-user: a queue is broken"),
+        }
+        self.due = false;
+        Taken::Nothing
+    }
+
+    /// Undoes the last [`Self::take`].
+    pub(super) fn put_back(&self) {
+        self.vring.get_mut().get_queue_mut().go_to_previous_position();
+    }
+
+    /// Gives a chain back to the guest.
+    pub(super) fn put_used(&mut self, memory: &GuestMemoryMmap, head: u16, len_bytes: u32) {
+        if let Err(error) = self.vring.get_mut().get_queue_mut().add_used(memory, head, len_bytes) {
+            tracing::debug!(queue = self.number, %error, "vhost-user: a chain cannot be given back");
+        }
+        self.used = true;
+    }
+
+    /// Tells the guest, if something was used and it wants to know.
+    pub(super) fn interrupt(&mut self, memory: &GuestMemoryMmap) {
+        if !std::mem::take(&mut self.used) {
+            return;
+        }
+        let mut state = self.vring.get_mut();
+        if !matches!(state.get_queue_mut().needs_notification(memory), Ok(false))
+            && let Err(error) = state.signal_used_queue()
+        {
+            tracing::debug!(queue = self.number, %error, "vhost-user: the guest cannot be told");
+        }
+    }
+}
