@@ -215,3 +215,6 @@ fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     field.copy_from_slice(&bytes[at..at + N]);
     field
 }
+
+#[cfg(test)]
+mod tests;
