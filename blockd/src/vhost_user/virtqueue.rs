@@ -54,7 +54,8 @@ impl VirtQueue {
         let queue = state.get_queue_mut();
         // Without the event index this is what keeps the guest from kicking; an error shows again below.
         let _ = queue.disable_notification(&**memory);
-        let available = |queue: &virtio_queue::Queue| queue.avail_idx(&**memory, Acquire).map(|index| index != Wrapping(queue.next_avail()));
+        let available =
+            |queue: &virtio_queue::Queue| queue.avail_idx(&**memory, Acquire).map(|index| index != Wrapping(queue.next_avail()));
         let more = match available(queue) {
             Ok(false) => queue.enable_notification(&**memory),
             more => more,

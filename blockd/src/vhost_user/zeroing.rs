@@ -4,8 +4,8 @@ use super::mailbox::{Answer, Mailbox};
 use crate::request::Space;
 use crate::store::Image;
 use std::io;
-use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 
 /// A range that is to read as zeroes.

@@ -1,6 +1,10 @@
-//! The vhost-user service with a driver in this process, and with a real VM.
+//! The vhost-user service with two drivers in this process, one that behaves and one that need not, and with a real VM.
 
-mod guest;
+mod driver;
+mod hostile;
+mod lifecycle;
 mod qemu;
+mod raw;
 mod requests;
 mod site;
+mod sys;
