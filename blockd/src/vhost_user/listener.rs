@@ -18,8 +18,9 @@ use vhost_user_backend::ShutdownHandle;
 /// Clients of an export at once: a VM, the one that it migrates to on the same host, and some that have not noticed that they are dead.
 /// Further ones wait in the socket's backlog.
 const MAX_CLIENTS: usize = 4;
-/// How long to wait when the system has no more descriptors or threads.
-const ACCEPT_PAUSE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// How long nobody is accepted when the system has no more descriptors or threads, or when a client had to be hung up on: one that tries
+/// again and again fills neither the log nor the processor.
+const ACCEPT_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// See the module's documentation.
 pub(super) struct Listener {
@@ -36,7 +37,14 @@ struct Control {
 struct Client {
     handle: ShutdownHandle,
     done: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
+    thread: JoinHandle<Parting>,
+}
+
+/// How a client left.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Parting {
+    InPeace,
+    HungUpOn,
 }
 
 impl Listener {
@@ -84,9 +92,9 @@ impl Serving {
         while !self.control.stopping.load(SeqCst) {
             let full = self.clients.len() >= MAX_CLIENTS;
             let waiting = self.wait((!full && !pause).then_some(&socket), pause.then_some(&ACCEPT_PAUSE));
-            self.forget_the_gone();
-            pause = false;
+            pause = self.forget_the_gone().contains(&Parting::HungUpOn);
             if waiting
+                && !pause
                 && !self.control.stopping.load(SeqCst)
                 && let Err(error) = self.accept(&mut socket)
             {
@@ -97,7 +105,7 @@ impl Serving {
         drop(socket);
         drop(file);
         self.clients.iter().for_each(|client| client.handle.shutdown());
-        self.clients.drain(..).for_each(Client::join);
+        let _: Vec<Parting> = self.clients.drain(..).map(Client::join).collect();
     }
 
     /// Whether a client waits at the socket.
@@ -120,12 +128,19 @@ impl Serving {
             let (done, control, name) = (done.clone(), self.control.clone(), self.export.volume.name.clone());
             move || {
                 tracing::info!(volume = name, "vhost-user: a client has come");
-                match connection.serve() {
-                    Ok(()) => tracing::info!(volume = name, "vhost-user: a client has left"),
-                    Err(error) => tracing::warn!(volume = name, %error, "vhost-user: a client was hung up on"),
-                }
+                let parting = match connection.serve() {
+                    Ok(()) => {
+                        tracing::info!(volume = name, "vhost-user: a client has left");
+                        Parting::InPeace
+                    }
+                    Err(error) => {
+                        tracing::warn!(volume = name, %error, "vhost-user: a client was hung up on");
+                        Parting::HungUpOn
+                    }
+                };
                 done.store(true, SeqCst);
                 control.ring();
+                parting
             }
         };
         let thread = std::thread::Builder::new().name("vhost-client".into()).spawn(serve)?;
@@ -133,19 +148,20 @@ impl Serving {
         Ok(())
     }
 
-    fn forget_the_gone(&mut self) {
+    fn forget_the_gone(&mut self) -> Vec<Parting> {
         let (gone, here) = std::mem::take(&mut self.clients).into_iter().partition(|client| client.done.load(SeqCst));
         self.clients = here;
         let gone: Vec<Client> = gone;
-        gone.into_iter().for_each(Client::join);
+        gone.into_iter().map(Client::join).collect()
     }
 }
 
 impl Client {
-    fn join(self) {
-        if self.thread.join().is_err() {
+    fn join(self) -> Parting {
+        self.thread.join().unwrap_or_else(|_| {
             tracing::error!("vhost-user: a client's thread failed");
-        }
+            Parting::HungUpOn
+        })
     }
 }
 

@@ -55,18 +55,21 @@ pub(super) enum Prepared {
 
 impl Operation {
     /// Checks everything about a chain that can be checked now. The data of an unaligned write is copied.
-    pub(super) fn prepare(device: &Device, pool: &mut BufferPool, chain: Chain, parsed: &Parsed) -> Prepared {
+    pub(super) fn prepare(device: &Device, pool: &mut BufferPool, chain: Chain, parsed: Parsed) -> Prepared {
         match Self::try_prepare(device, pool, chain, parsed) {
             Ok(prepared) => prepared,
             Err(status) => Prepared::Answer(status),
         }
     }
 
-    fn try_prepare(device: &Device, pool: &mut BufferPool, chain: Chain, parsed: &Parsed) -> Result<Prepared, Status> {
-        let (requests, data) = match parsed.command.as_ref().map_err(|status| *status)? {
-            Command::Identify(data) => return identify(&device.volume.name, &chain.memory, data).map(Prepared::Answer),
-            Command::Transfer(request, data) => (vec![check(device, *request)?], data.clone()),
-            Command::Change(requests) => (requests.iter().map(|request| check(device, *request)).collect::<Result<_, _>>()?, Vec::new()),
+    fn try_prepare(device: &Device, pool: &mut BufferPool, chain: Chain, parsed: Parsed) -> Result<Prepared, Status> {
+        let (requests, data) = match parsed.command? {
+            Command::Identify(data) => return identify(&device.volume.name, &chain.memory, &data).map(Prepared::Answer),
+            Command::Transfer(request, data) => (vec![check(device, request)?], data),
+            Command::Change(requests) => {
+                let checked = requests.into_iter().map(|request| check(device, request));
+                (checked.collect::<Result<_, _>>()?, Vec::new())
+            }
         };
         let mut operation = Self {
             chain,
@@ -151,10 +154,16 @@ fn each<E>(segments: &[Segment], mut with: impl FnMut(&Segment, std::ops::Range<
 }
 
 fn check(device: &Device, request: Request) -> Result<Request, Status> {
-    let request = request.check(device.volume.size_bytes(), device.access).map_err(|_| Status::IoError)?;
-    let too_long = !request.op.moves_data() && request.len_bytes > MAX_ZEROES_BYTES;
-    if too_long || !(request.offset | request.len_bytes).is_multiple_of(device.block_bytes()) {
-        return Err(Status::IoError);
+    let refused = |why: &dyn std::fmt::Display| {
+        tracing::debug!(volume = device.volume.name, ?request, %why, "vhost-user: a request was refused");
+        Status::IoError
+    };
+    let request = request.check(device.volume.size_bytes(), device.access).map_err(|error| refused(&error))?;
+    if !request.op.moves_data() && request.len_bytes > MAX_ZEROES_BYTES {
+        return Err(refused(&"more zeroes than the device takes at once"));
+    }
+    if !(request.offset | request.len_bytes).is_multiple_of(device.block_bytes()) {
+        return Err(refused(&"not aligned to the device's block size"));
     }
     if device.cache() == CacheMode::WriteBack {
         return Ok(request);

@@ -183,7 +183,7 @@ impl Worker {
                 Taken::Chain(descriptors) => {
                     let head = descriptors.head_index();
                     let begun = match chain::parse(descriptors) {
-                        Ok(parsed) => self.begin(Chain { queue, head, memory: memory.clone() }, &parsed),
+                        Ok(parsed) => self.begin(Chain { queue, head, memory: memory.clone() }, parsed),
                         Err(chain::NoStatus) => {
                             self.queues[queue].put_used(&memory, head, 0);
                             Step::Begun
@@ -200,12 +200,13 @@ impl Worker {
         self.mailbox.ring();
     }
 
-    fn begin(&mut self, chain: Chain, parsed: &chain::Parsed) -> Step {
+    fn begin(&mut self, chain: Chain, parsed: chain::Parsed) -> Step {
         let (queue, head, memory) = (chain.queue, chain.head, chain.memory.clone());
+        let (status_at, writable_bytes) = (parsed.status, parsed.writable_bytes);
         match Operation::prepare(&self.device, &mut self.pool, chain, parsed) {
             Prepared::Answer(status) => {
-                chain::answer(&memory, parsed.status, status);
-                self.queues[queue].put_used(&memory, head, parsed.writable_bytes);
+                chain::answer(&memory, status_at, status);
+                self.queues[queue].put_used(&memory, head, writable_bytes);
                 Step::Begun
             }
             Prepared::Operation(operation) => {

@@ -1,7 +1,7 @@
 //! Clients that come and go, gates that shut, and rings that stop.
 
 use crate::driver::{Driver, content};
-use crate::raw::{Raw, WRITE};
+use crate::raw::{DISCARD, Raw, WRITE};
 use crate::site::{Site, eventually};
 use crate::sys::Direction::{Read, Write};
 use blockd::request::Access;
@@ -147,6 +147,80 @@ fn a_ring_that_stops_at_a_shut_gate_has_taken_nothing() {
     raw.start(0);
     raw.kick();
     raw.wait_used(4);
+    assert!(raw.statuses().all(|status| status == 0));
+}
+
+#[test]
+fn a_discard_is_not_held_up_by_a_gate_that_shuts_between_its_ranges() {
+    let site = Site::serve(64 << 20, Access::ReadWrite);
+    let mut raw = Raw::connect(&site.socket());
+    let mut base = 0;
+    for round in 1..=50 {
+        raw.start(base);
+        let ranges: Vec<u8> =
+            (0..16_u64).flat_map(|at| [&(at * 8192).to_le_bytes()[..], &8192_u32.to_le_bytes(), &[0; 4]].concat()).collect();
+        raw.memory.put(raw.next_data() as usize, &ranges);
+        raw.offer(DISCARD, 0, ranges.len() as u32);
+        raw.kick();
+        if round % 2 == 0 {
+            eventually("the kick is seen", || raw.kick_is_seen());
+        }
+        site.volume.gate.set(GateState::Shut);
+        site.wait(site.volume.gate.drained());
+        // Stopped with the gate still shut, it was either not taken or is done; otherwise it goes on when the gate opens.
+        if round % 3 == 0 {
+            base = raw.stop();
+            assert_eq!(raw.used(), base);
+            raw.start(base);
+        }
+        site.volume.gate.set(GateState::Open);
+        raw.kick();
+        raw.wait_used(round);
+        base = raw.stop();
+    }
+    assert!(raw.statuses().all(|status| status == 0));
+}
+
+#[test]
+fn writes_over_frozen_blocks_wait_until_the_old_content_is_kept() {
+    let site = Site::serve(1 << 20, Access::ReadWrite);
+    let mut driver = Driver::connect(&site.socket(), 1, MIB);
+    driver.write(0, &[1; 8192]);
+    site.volume.intake.cut();
+    // The epoch before is closing: nothing of it may be overwritten, but reads and other blocks go on.
+    driver.memory.put(0, &[2; 4096]);
+    driver.memory.queue(&mut driver.queues[0], Write, 0, 0, 4096, 1).unwrap();
+    driver.memory.queue(&mut driver.queues[0], Write, 65536, 0, 4096, 2).unwrap();
+    driver.memory.queue(&mut driver.queues[0], Read, 0, 65536, 4096, 3).unwrap();
+    let mut others = driver.complete(0, 2);
+    others.sort_unstable();
+    assert_eq!(others, [(2, 0), (3, 0)]);
+    assert_eq!(driver.memory.get(65536, 4096), [1; 4096]);
+    assert_eq!(site.content(0, 4096), [1; 4096]);
+    // Now it is frozen: the old content is kept, and the write goes on.
+    eventually("the epoch is closed", || site.volume.intake.try_freeze().is_some());
+    assert_eq!(driver.complete(0, 1), [(1, 0)]);
+    assert_eq!(site.content(0, 8192), [[2; 4096], [1; 4096]].concat());
+    site.volume.gate.set(GateState::Shut);
+    site.wait(site.volume.gate.drained());
+}
+
+#[test]
+fn a_ring_is_not_stopped_before_a_write_that_waits_is_done() {
+    let site = Site::serve(1 << 20, Access::ReadWrite);
+    let mut raw = Raw::connect(&site.socket());
+    raw.start(0);
+    assert_eq!(raw.request(WRITE, 0, 4096), 0);
+    site.volume.intake.cut();
+    raw.offer(WRITE, 0, 4096);
+    raw.offer(WRITE, 64, 4096);
+    raw.kick();
+    // The second one is through, so the first one waits.
+    raw.wait_used(2);
+    let stopping = std::thread::spawn(move || (raw.stop(), raw));
+    eventually("the epoch is closed", || site.volume.intake.try_freeze().is_some());
+    let (base, raw) = stopping.join().unwrap();
+    assert_eq!((base, raw.used()), (3, 3));
     assert!(raw.statuses().all(|status| status == 0));
 }
 
