@@ -73,12 +73,8 @@ pub struct Parsed {
 pub struct NoStatus;
 
 /// Says what a chain means. Writes become [`Durability::Cached`] ones.
-pub fn parse<M>(chain: DescriptorChain<M>) -> Result<Parsed, NoStatus>
-where
-    M: Deref<Target = GuestMemoryMmap> + Clone,
-{
-    let memory = chain.memory();
-    let mut parts = Parts::collect(chain.clone())?;
+pub fn parse(memory: &GuestMemoryMmap, chain: DescriptorChain<impl Deref<Target = GuestMemoryMmap>>) -> Result<Parsed, NoStatus> {
+    let mut parts = Parts::collect(chain)?;
     let status = parts.take_status().filter(|status| memory.check_range(*status, 1, Permissions::Write)).ok_or(NoStatus)?;
     let data_bytes = total(&parts.writable);
     let writable_bytes = u32::try_from(data_bytes + 1).map_err(|_| NoStatus)?;

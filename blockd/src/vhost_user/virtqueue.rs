@@ -1,14 +1,15 @@
 //! One virtqueue: what is available, what is used, and when to tell the guest.
 
+use super::device::Memory;
 use std::num::Wrapping;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Acquire;
+use std::sync::atomic::{Ordering::Acquire, fence};
 use vhost_user_backend::{VringMutex, VringT};
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
 /// A queue as the vhost-user messages set it up.
-pub(super) type Vring = VringMutex<super::device::Memory>;
+pub(super) type Vring = VringMutex<Memory>;
 
 /// See the module's documentation.
 pub(super) struct VirtQueue {
@@ -29,8 +30,8 @@ pub(super) struct VirtQueue {
 
 /// What there was to take.
 pub(super) enum Taken {
-    /// A chain.
-    Chain(DescriptorChain<Arc<GuestMemoryMmap>>),
+    /// A chain, and the guest's memory as it was when the chain was seen.
+    Chain(Arc<GuestMemoryMmap>, DescriptorChain<Arc<GuestMemoryMmap>>),
     /// Nothing; the guest kicks when there is.
     Nothing,
 }
@@ -49,30 +50,32 @@ impl VirtQueue {
     }
 
     /// Takes the next chain, or arranges for a kick.
-    pub(super) fn take(&mut self, memory: &Arc<GuestMemoryMmap>) -> Taken {
-        let mut state = self.vring.get_mut();
-        let queue = state.get_queue_mut();
-        // Without the event index this is what keeps the guest from kicking; an error shows again below.
-        let _ = queue.disable_notification(&**memory);
-        let available =
-            |queue: &virtio_queue::Queue| queue.avail_idx(&**memory, Acquire).map(|index| index != Wrapping(queue.next_avail()));
-        let more = match available(queue) {
-            Ok(false) => queue.enable_notification(&**memory),
-            more => more,
-        };
-        let chain = match more {
-            Ok(true) => queue.iter(memory.clone()).map(|mut chains| chains.next()),
-            Ok(false) => Ok(None),
-            Err(error) => Err(error),
-        };
-        match chain {
-            Ok(Some(chain)) => return Taken::Chain(chain),
+    pub(super) fn take(&mut self, memory: &Memory) -> Taken {
+        match self.try_take(memory) {
+            Ok(Some(taken)) => return taken,
             Ok(None) => {}
             // The guest has broken its queue: it is left alone until it is kicked again.
             Err(error) => tracing::debug!(queue = self.number, %error, "vhost-user: a queue is broken"),
         }
         self.due = false;
         Taken::Nothing
+    }
+
+    fn try_take(&self, memory: &Memory) -> Result<Option<Taken>, virtio_queue::Error> {
+        let mut state = self.vring.get_mut();
+        let queue = state.get_queue_mut();
+        let rings = memory.memory();
+        // Without the event index this is what keeps the guest from kicking.
+        queue.disable_notification(&*rings)?;
+        let none = queue.avail_idx(&*rings, Acquire)? == Wrapping(queue.next_avail());
+        if none && !queue.enable_notification(&*rings)? {
+            return Ok(None);
+        }
+        // The guest may have got memory just before it put the chain there: memory is looked up after the chain was seen.
+        fence(Acquire);
+        let memory = memory.memory().into_inner();
+        let next = queue.iter(memory.clone())?.next();
+        Ok(next.map(|chain| Taken::Chain(memory, chain)))
     }
 
     /// Undoes the last [`Self::take`].

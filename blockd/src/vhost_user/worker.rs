@@ -166,7 +166,6 @@ impl Worker {
     }
 
     fn take_chains(&mut self, queue: usize) {
-        let memory = self.device.memory.memory().into_inner();
         if !self.queues[queue].begin() {
             return;
         }
@@ -178,12 +177,12 @@ impl Worker {
             if full || self.device.volume.gate.state() != GateState::Open {
                 return;
             }
-            match self.queues[queue].take(&memory) {
+            match self.queues[queue].take(&self.device.memory) {
                 Taken::Nothing => return,
-                Taken::Chain(descriptors) => {
+                Taken::Chain(memory, descriptors) => {
                     let head = descriptors.head_index();
-                    let begun = match chain::parse(descriptors) {
-                        Ok(parsed) => self.begin(Chain { queue, head, memory: memory.clone() }, parsed),
+                    let begun = match chain::parse(&memory, descriptors) {
+                        Ok(parsed) => self.begin(Chain { queue, head, memory }, parsed),
                         Err(chain::NoStatus) => {
                             self.queues[queue].put_used(&memory, head, 0);
                             Step::Begun

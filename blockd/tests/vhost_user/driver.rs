@@ -31,7 +31,7 @@ impl Driver {
         queues.iter_mut().for_each(|queue| queue.set_used_notif_enabled(true));
         let file: File = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap().into();
         let memory = Shared::new(file.try_clone().unwrap(), memory_bytes);
-        transport.map_mem_region(memory.region().as_ptr() as usize, memory_bytes, file.as_raw_fd(), 0).unwrap();
+        transport.map_mem_region(memory.address(), memory_bytes, file.as_raw_fd(), 0).unwrap();
         Self { queues, transport, memory }
     }
 

@@ -91,6 +91,27 @@ fn memory_may_be_replaced_while_requests_use_it() {
 }
 
 #[test]
+fn memory_can_be_used_as_soon_as_it_was_added() {
+    let (_site, mut raw) = started(64 << 20);
+    let (_file, more) = raw.more_memory(MEMORY_BYTES, 4096);
+    for round in 1..=100_u16 {
+        // Keeps the queue's thread busy meanwhile.
+        for number in 0..32 {
+            raw.offer(READ, number * 8, 4096);
+        }
+        raw.kick();
+        raw.frontend.add_mem_region(&more).unwrap();
+        let header = raw.next_header();
+        raw.put_header(READ, 0);
+        raw.offer_chain(&[(header, 16, 0), (MEMORY_BYTES, 4096, WRITABLE), (header + 16, 1, WRITABLE)]);
+        raw.kick();
+        raw.wait_used(round * 33);
+        assert_eq!(raw.memory.get(header as usize + 16, 1), [OK], "round {round}");
+        raw.frontend.remove_mem_region(&more).unwrap();
+    }
+}
+
+#[test]
 fn several_ranges_are_discarded_one_after_the_other() {
     let (site, mut raw) = started(1 << 20);
     raw.memory.put(raw.next_data() as usize, &[7; 64 << 10]);

@@ -86,8 +86,18 @@ impl Raw {
         self.frontend.set_mem_table(&[region]).unwrap();
     }
 
+    /// A further piece of memory, which begins at the guest's address `at`.
+    pub fn more_memory(&self, at: u64, len_bytes: u64) -> (File, VhostUserMemoryRegionInfo) {
+        let file: File = memfd_create("more", MemfdFlags::CLOEXEC).unwrap().into();
+        file.set_len(len_bytes).unwrap();
+        let mmap_handle = file.as_raw_fd();
+        let info =
+            VhostUserMemoryRegionInfo { guest_phys_addr: at, memory_size: len_bytes, userspace_addr: 1 << 46, mmap_offset: 0, mmap_handle };
+        (file, info)
+    }
+
     fn host(&self, at: u64) -> u64 {
-        self.memory.region().as_ptr() as u64 + at
+        self.memory.address() as u64 + at
     }
 
     /// Sets the ring up and starts it, with the next chain at `base`.

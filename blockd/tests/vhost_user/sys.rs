@@ -3,13 +3,14 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
 use virtio_driver::VirtioBlkQueue;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Memory that the device may use. It is never unmapped, so that no request can outlive it.
-#[derive(Clone, Copy)]
-pub struct Shared(&'static MmapRegion);
+/// Memory that the device may use, by a mapping of its own. Nothing but these functions touches it here.
+#[derive(Clone)]
+pub struct Shared(Arc<MmapRegion>);
 
 /// What to do with a part of the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,11 +22,12 @@ pub enum Direction {
 impl Shared {
     pub fn new(file: File, len_bytes: usize) -> Self {
         file.set_len(len_bytes as u64).unwrap();
-        Self(Box::leak(Box::new(MmapRegion::from_file(FileOffset::new(file, 0), len_bytes).unwrap())))
+        Self(Arc::new(MmapRegion::from_file(FileOffset::new(file, 0), len_bytes).unwrap()))
     }
 
-    pub fn region(&self) -> &'static MmapRegion {
-        self.0
+    /// Where it is mapped, which is how the device knows it.
+    pub fn address(&self) -> usize {
+        self.0.as_ptr() as usize
     }
 
     pub fn put(&self, at: usize, content: &[u8]) {
@@ -51,7 +53,7 @@ impl Shared {
         let part = self.0.get_slice(at, len_bytes).unwrap();
         let pointer = part.ptr_guard_mut().as_ptr();
         match direction {
-            // SAFETY: the memory is mapped for ever, and no reference to it exists.
+            // SAFETY: the driver only passes the address on; the device writes to the memory by its own mapping, and no reference to it exists.
             Direction::Read => unsafe { queue.read_raw(offset, pointer, len_bytes, context) },
             // SAFETY: as above.
             Direction::Write => unsafe { queue.write_raw(offset, pointer, len_bytes, context) },

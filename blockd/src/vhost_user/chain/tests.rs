@@ -33,7 +33,7 @@ fn parse_table(memory: &Arc<GuestMemoryMmap>, table: &[Descriptor]) -> Result<Pa
     queue.set_ready(true);
     // One entry, with descriptor 0 as its head.
     memory.write_obj(1_u16, GuestAddress(AVAILABLE + 2)).unwrap();
-    parse(queue.pop_descriptor_chain(memory.clone()).unwrap())
+    parse(memory, queue.pop_descriptor_chain(memory.clone()).unwrap())
 }
 
 fn put_table(memory: &GuestMemoryMmap, at: u64, table: &[Descriptor]) {
