@@ -85,7 +85,13 @@ impl VirtQueue {
 
     /// Gives a chain back to the guest.
     pub(super) fn put_used(&mut self, memory: &GuestMemoryMmap, head: u16, len_bytes: u32) {
-        if let Err(error) = self.vring.get_mut().get_queue_mut().add_used(memory, head, len_bytes) {
+        let mut state = self.vring.get_mut();
+        let queue = state.get_queue_mut();
+        // A head that is no descriptor has no place in the ring. The crate says so, too, but as an error in the log for each of them.
+        if head >= queue.size() {
+            return;
+        }
+        if let Err(error) = queue.add_used(memory, head, len_bytes) {
             tracing::debug!(queue = self.number, %error, "vhost-user: a chain cannot be given back");
         }
         self.used = true;

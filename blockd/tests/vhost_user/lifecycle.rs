@@ -6,6 +6,7 @@ use crate::site::{Site, eventually};
 use crate::sys::Direction::{Read, Write};
 use blockd::request::Access;
 use blockd::volume::GateState;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 const MIB: usize = 1 << 20;
 
@@ -29,6 +30,40 @@ fn requests_wait_at_a_shut_gate_and_go_on_when_it_opens() {
     assert_eq!(driver.complete(0, 1), [(5, 0)]);
     assert_eq!(driver.complete(1, 1), [(5, 0)]);
     assert!(site.content(8192, 8192) == wanted);
+}
+
+#[test]
+fn no_request_is_lost_while_the_gate_swings() {
+    let site = Site::serve(1 << 20, Access::ReadWrite);
+    let mut driver = Driver::connect(&site.socket(), 1, MIB);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(SeqCst) {
+                site.volume.gate.set(GateState::Shut);
+                std::thread::yield_now();
+                site.volume.gate.set(GateState::Open);
+                std::thread::yield_now();
+            }
+        });
+        let _done = Done(&done);
+        for round in 0..200 {
+            for number in 0..32 {
+                let direction = if number % 2 == 0 { Write } else { Read };
+                driver.memory.queue(&mut driver.queues[0], direction, u64::from(number) * 4096, 0, 4096, number).unwrap();
+            }
+            assert!(driver.complete(0, 32).iter().all(|(_, ret)| *ret == 0), "round {round}");
+        }
+    });
+}
+
+/// Ends the other thread, however the test ends.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
 }
 
 #[test]
