@@ -4,14 +4,19 @@
 //! - [`codec`]: content to payload and back.
 //! - [`journal`], [`standby`]: the other site's half, from a frame to the folded image.
 //! - [`intake`]: what a write must wait for before it touches the image.
+//! - [`primary`]: one replica seen from the primary: from the intake to the frames.
+//! - [`site_link`]: the streams between sites, and what they ask each other outside of replication.
 //! - [`identity`], [`pairing`], [`transport`]: who the sites are and how bytes travel between them.
 
 pub mod catalogue;
 pub mod codec;
+pub mod counters;
 pub mod disk;
 pub mod identity;
 pub mod intake;
 pub mod journal;
 pub mod pairing;
+pub mod primary;
+pub mod site_link;
 pub mod standby;
 pub mod transport;

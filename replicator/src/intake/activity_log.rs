@@ -93,6 +93,16 @@ impl ActivityLog {
         done
     }
 
+    /// Lets every extent cool, durably.
+    pub fn clear(&self) -> io::Result<()> {
+        let _changing = self.changing.lock().expect("no panic under this lock");
+        let hot = self.hot.snapshot();
+        let changes: Vec<Change> = hot.iter().map(|extent| (self.key(extent), None)).collect();
+        self.catalogue.apply(&changes, Persist::Synced)?;
+        self.hot.clear_all();
+        Ok(())
+    }
+
     fn key(&self, extent: u32) -> Vec<u8> {
         [self.prefix.as_slice(), &extent.to_be_bytes()].concat()
     }

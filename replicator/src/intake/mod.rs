@@ -108,6 +108,17 @@ impl Intake {
         self.replicated.store(false, SeqCst);
     }
 
+    /// Forgets what changed, and opens `first`: this site's copy is a recovery point that others know. No write may be under way and none
+    /// begin.
+    pub fn restart(&self, first: Epoch) -> io::Result<()> {
+        let mut cutting = self.cutting.lock().expect("no panic under this lock");
+        self.log.clear()?;
+        self.kept.clear();
+        *cutting = Cutting::Frozen;
+        self.tracker.restart(first);
+        Ok(())
+    }
+
     /// Joins the open epoch.
     pub fn admit(&self, run: Run) -> Intaken {
         let logged = !self.replicated.load(SeqCst);

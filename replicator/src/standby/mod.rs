@@ -7,10 +7,15 @@
 //!
 //! Before the first recovery point, content goes straight into the image. One thread owns a [`Standby`]; every call may block on the disk.
 
+pub mod connection;
 mod place;
+mod segments;
+mod service;
 mod staged;
 
 pub use place::Place;
+pub use segments::SegmentDir;
+pub use service::{Open, Settled, StandbyService, StandbyStatus};
 
 use crate::catalogue::{Catalogue, Persist};
 use crate::codec::{Decoder, PayloadError, fingerprint};

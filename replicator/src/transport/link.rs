@@ -2,6 +2,7 @@
 
 use super::close::{CloseCode, Closed};
 use super::hello::{Hello, Version};
+use super::meter::Metered;
 use super::send_window::{self, SendWindow};
 use super::settings::Settings;
 use super::stream::{RecvHalf, SendHalf, StreamError};
@@ -68,6 +69,7 @@ struct Inner {
     version: Version,
     features: u64,
     direction: Direction,
+    metered: Metered,
 }
 
 impl Drop for Inner {
@@ -88,7 +90,7 @@ impl Link {
     pub(super) fn new(connection: Connection, peer: SiteId, direction: Direction, agreement: Agreement, settings: Arc<Settings>) -> Self {
         tokio::spawn(follow_congestion_window(connection.clone(), settings));
         let Agreement { hello, version, features } = agreement;
-        Self { inner: Arc::new(Inner { connection, peer, hello, version, features, direction }) }
+        Self { inner: Arc::new(Inner { connection, peer, hello, version, features, direction, metered: Metered::default() }) }
     }
 
     /// The site at the other end.
@@ -166,6 +168,11 @@ impl Link {
             congestion_window_bytes: stats.path.cwnd,
             datagram_bytes: stats.path.current_mtu,
         }
+    }
+
+    /// What all meters of this link counted.
+    pub(super) fn metered(&self) -> &Metered {
+        &self.inner.metered
     }
 
     /// Whether it has not ended yet, as far as this side knows.

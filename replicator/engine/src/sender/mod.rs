@@ -80,6 +80,15 @@ pub enum Phase {
     Refused(Refused),
 }
 
+/// What the standby does not have, in blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Still to be sent.
+    pub unsent_blocks: u64,
+    /// Not acknowledged: may differ from the standby.
+    pub in_doubt_blocks: u64,
+}
+
 enum Cut {
     None,
     /// Cut; writes of the epoch are still under way.
@@ -170,9 +179,36 @@ impl Sender {
         self.pending.iter().filter_map(|pending| pending.oldest_ms).chain(cut).chain(tracker.open_oldest_ms()).min()
     }
 
+    /// How much the standby does not have. Computed, never stored.
+    pub fn backlog(&self, tracker: &Tracker) -> Backlog {
+        let frozen = match &self.cut {
+            Cut::None => (0, 0),
+            Cut::Closing(_) => (tracker.frozen().len(), tracker.frozen().len()),
+            Cut::Frozen(frozen) => (frozen.unsent.len(), frozen.changed.len()),
+        };
+        let holes: u64 = self.holes.iter().map(|run| u64::from(run.len)).sum();
+        let asked: u64 = self.asked.values().map(RoaringBitmap::len).sum();
+        let pending: u64 = self.pending.iter().map(|pending| pending.changed.len()).sum();
+        let unsent_blocks = tracker.open().len() + frozen.0;
+        let in_doubt_blocks = tracker.open().len() + frozen.1 + holes + self.early.len() + asked + pending;
+        Backlog { unsent_blocks, in_doubt_blocks }
+    }
+
     /// Whether everything that was written is acknowledged. Computed, never stored.
     pub fn is_drained(&self, tracker: &Tracker) -> bool {
-        self.known.is_some() && tracker.open().is_empty() && tracker.frozen().is_empty() && self.unacknowledged().is_empty()
+        self.known.is_some() && self.backlog(tracker).in_doubt_blocks == 0
+    }
+
+    /// Whether what is left to send is small enough for an epoch, and the standby has a recovery point to add it to.
+    pub fn is_converged(&self, tracker: &Tracker, now_ms: u64) -> bool {
+        let comparing = !self.compare_first.is_empty() || !self.asked.is_empty() || !self.holes.is_empty();
+        let known = self.known.is_some() && self.mark_base.is_none();
+        known && !comparing && self.pace.fits_a_cut(&self.settings, tracker.open().len(), now_ms)
+    }
+
+    /// The operator wants something else.
+    pub fn set_settings(&mut self, settings: Settings) {
+        self.settings = settings;
     }
 
     /// Asks for a cut as soon as one is possible, whether or not it is due.

@@ -87,6 +87,14 @@ impl Tracker {
         }
     }
 
+    /// Owner: forgets all marks and opens `first`. No write may be under way and none begin.
+    pub fn restart(&self, first: Epoch) {
+        assert!(self.is_quiet(), "a tracker restarts only while nobody writes");
+        self.maps.iter().for_each(DirtyMap::clear_all);
+        self.oldest_ms.iter().for_each(|oldest| oldest.store(0, SeqCst));
+        self.open.store(first, SeqCst);
+    }
+
     /// Tells the time, in milliseconds since any fixed point, that writes from now on are stamped with.
     pub fn set_now(&self, now_ms: u64) {
         self.now_ms.store(now_ms.max(1), SeqCst);

@@ -1,0 +1,124 @@
+//! What a primary remembers across restarts.
+//!
+//! - Epoch numbers are reserved in chunks, durably, before the first of a chunk is used: none is ever used twice.
+//! - What the standby acknowledged: durable the first time; an older value later is safe, because what changed since is marked.
+//! - After a clean stop, exactly which blocks the standby lacks. Read once, and gone before the next write.
+
+use crate::catalogue::{Catalogue, Persist};
+use replicator_engine::generation::Id;
+use replicator_engine::sender::Known;
+use replicator_engine::tracker::Epoch;
+use roaring::RoaringBitmap;
+use std::io;
+use std::sync::Arc;
+
+/// Epoch numbers that are reserved at once.
+const RESERVED_EPOCHS: u64 = 1024;
+
+/// The numbers that a volume's epochs may have.
+pub struct EpochNumbers {
+    catalogue: Arc<dyn Catalogue>,
+    key: Vec<u8>,
+    /// Durably reserved: every number below.
+    end: Epoch,
+}
+
+impl EpochNumbers {
+    /// The first number that was never used.
+    pub fn first_unused(catalogue: &dyn Catalogue, volume: Id) -> io::Result<Epoch> {
+        let key = key(volume);
+        Ok(catalogue.get(&key)?.map(|value| number(&key, &value)).transpose()?.unwrap_or(1))
+    }
+
+    /// Goes on from the open epoch, which is durably reserved on return.
+    pub fn open(catalogue: Arc<dyn Catalogue>, volume: Id, open: Epoch) -> io::Result<Self> {
+        let unused = Self::first_unused(&*catalogue, volume)?;
+        let mut numbers = Self { catalogue, key: key(volume), end: 0 };
+        numbers.cover(open.max(unused))?;
+        Ok(numbers)
+    }
+
+    /// Makes sure that `epoch` and the one after it are reserved.
+    pub fn cover(&mut self, epoch: Epoch) -> io::Result<()> {
+        if epoch + 1 < self.end {
+            return Ok(());
+        }
+        let end = epoch + RESERVED_EPOCHS;
+        self.catalogue.apply(&[(self.key.clone(), Some(end.to_le_bytes().to_vec()))], Persist::Synced)?;
+        self.end = end;
+        Ok(())
+    }
+}
+
+fn key(volume: Id) -> Vec<u8> {
+    format!("epoch/{volume}").into_bytes()
+}
+
+fn number(key: &[u8], value: &[u8]) -> io::Result<u64> {
+    value.try_into().map(u64::from_le_bytes).map_err(|_| damaged(key))
+}
+
+fn damaged(key: &[u8]) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("catalogue: {} cannot be read", String::from_utf8_lossy(key)))
+}
+
+/// The key of what a site is known to have of a volume.
+pub fn known_key(volume: Id, site: &str) -> Vec<u8> {
+    format!("known/{volume}/{site}").into_bytes()
+}
+
+/// What the standby is known to have.
+pub fn load_known(catalogue: &dyn Catalogue, key: &[u8]) -> io::Result<Option<Known>> {
+    let Some(value) = catalogue.get(key)? else { return Ok(None) };
+    let (acked, replica) = value.split_first_chunk().ok_or_else(|| damaged(key))?;
+    let replica = match replica {
+        [] => None,
+        id => Some(Id(id.try_into().map_err(|_| damaged(key))?)),
+    };
+    Ok(Some(Known { replica, acked: u64::from_le_bytes(*acked) }))
+}
+
+/// Records what the standby is known to have.
+pub fn store_known(catalogue: &dyn Catalogue, key: &[u8], known: Option<Known>, persist: Persist) -> io::Result<()> {
+    let encode = |known: Known| {
+        let mut value = known.acked.to_le_bytes().to_vec();
+        value.extend(known.replica.iter().flat_map(|id| id.0));
+        value
+    };
+    catalogue.apply(&[(key.to_vec(), known.map(encode))], persist)
+}
+
+fn changed_key(volume: Id) -> Vec<u8> {
+    format!("changed/{volume}").into_bytes()
+}
+
+/// Takes what a clean stop wrote down; it is gone afterwards, durably.
+pub fn take_changed(catalogue: &dyn Catalogue, volume: Id) -> io::Result<Option<RoaringBitmap>> {
+    let changed = load_changed(catalogue, volume)?;
+    if changed.is_some() {
+        catalogue.apply(&[(changed_key(volume), None)], Persist::Synced)?;
+    }
+    Ok(changed)
+}
+
+/// What a clean stop wrote down.
+pub fn load_changed(catalogue: &dyn Catalogue, volume: Id) -> io::Result<Option<RoaringBitmap>> {
+    let key = changed_key(volume);
+    let Some(value) = catalogue.get(&key)? else { return Ok(None) };
+    RoaringBitmap::deserialize_from(&value[..]).map(Some).map_err(|_| damaged(&key))
+}
+
+/// Writes down, durably, which blocks the standby lacks. No write may follow before they were taken.
+pub fn store_changed(catalogue: &dyn Catalogue, volume: Id, changed: &RoaringBitmap) -> io::Result<()> {
+    let mut value = Vec::with_capacity(changed.serialized_size());
+    changed.serialize_into(&mut value)?;
+    catalogue.apply(&[(changed_key(volume), Some(value))], Persist::Synced)
+}
+
+/// Forgets everything of a volume that is deleted or begins anew.
+pub fn forget(catalogue: &dyn Catalogue, volume: Id) -> io::Result<()> {
+    let mut keys = vec![changed_key(volume)];
+    keys.extend(catalogue.scan(&known_key(volume, ""))?.into_iter().map(|(key, _)| key));
+    let changes: Vec<_> = keys.into_iter().map(|key| (key, None)).collect();
+    catalogue.apply(&changes, Persist::Synced)
+}

@@ -1,0 +1,187 @@
+//! The primary's half of one replica.
+//!
+//! ```text
+//!   volume ──► intake (tracker, old content) ──┐
+//!                                              ▼
+//!   daemon ──► Replica ──inputs──► thread: Sender::poll ──► read, encode ──frames──► connection ──► QUIC
+//!                 ▲                              │                                       │
+//!                 └──────── status ◄─────────────┘ ◄───────────── answers ───────────────┘
+//! ```
+//!
+//! One thread owns the sender and does what it asks for, disk reads included; [`connection`] keeps a stream to the standby and moves frames.
+//! What must survive a restart is in [`memory`].
+
+pub mod connection;
+pub mod memory;
+mod read;
+mod shell;
+mod status;
+mod verify;
+
+pub use status::PrimaryStatus;
+pub use verify::Verified;
+
+use crate::catalogue::Catalogue;
+use crate::counters::Counters;
+use crate::disk::BlockDevice;
+use crate::intake::Intake;
+use bytes::Bytes;
+use memory::EpochNumbers;
+use replicator_engine::generation::{Id, Lineage};
+use replicator_engine::sender::{Known, Settings};
+use replicator_engine::tracker::Epoch;
+use roaring::RoaringBitmap;
+use std::io;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, mpsc as tokio_mpsc, oneshot, watch};
+
+/// What a replica begins with.
+pub struct Setup {
+    /// The volume's id.
+    pub volume: Id,
+    /// The lineage that goes into every message.
+    pub lineage: Lineage,
+    /// How often to cut, how much to have under way.
+    pub settings: Settings,
+    /// The volume's intake; its activity log must be written from before the call.
+    pub intake: Arc<Intake>,
+    /// The volume's content.
+    pub image: Arc<dyn BlockDevice>,
+    /// Where things are remembered.
+    pub catalogue: Arc<dyn Catalogue>,
+    /// Epoch numbers that may be used.
+    pub epochs: EpochNumbers,
+    /// What the standby acknowledged; everything that changed since is marked in the tracker.
+    pub known: Option<Known>,
+    /// Where that is remembered.
+    pub known_key: Vec<u8>,
+    /// Marked blocks that the standby may have already.
+    pub compare_first: RoaringBitmap,
+    /// The volume's totals.
+    pub counters: Arc<Counters>,
+    /// Told how long each epoch took from its cut to its commit.
+    pub on_commit: Box<dyn Fn(Duration) + Send>,
+}
+
+/// One connection's number: inputs of an earlier one are ignored.
+pub type Session = u64;
+
+/// A frame on its way, and how much of it is payload.
+pub struct Outgoing {
+    /// The frame.
+    pub frame: Bytes,
+    /// What the sender counts.
+    pub payload_bytes: u64,
+}
+
+/// Why the replica did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    /// The connection broke, or there is none.
+    #[error("the standby does not answer")]
+    Disconnected,
+    /// The replica is being stopped.
+    #[error("replication is being stopped")]
+    Stopped,
+    /// Some blocks are written all the time.
+    #[error("{0} blocks changed each time that they were looked at")]
+    NeverStill(u64),
+    /// The disk failed.
+    #[error("the image: {0}")]
+    Disk(#[from] io::Error),
+}
+
+/// Told how many blocks of how many are done.
+pub type OnProgress = Box<dyn Fn(u64, u64) + Send>;
+
+enum Input {
+    Connected(Session, tokio_mpsc::UnboundedSender<Outgoing>),
+    Disconnected(Session),
+    /// The permit bounds how many wait.
+    Frame(Session, Bytes, OwnedSemaphorePermit),
+    Written(Session, u64),
+    Snapshot(oneshot::Sender<Result<Epoch, ReplicaError>>),
+    Verify(OnProgress, oneshot::Sender<Result<Verified, ReplicaError>>),
+    Resized(u64),
+    Settings(Settings),
+    Stop,
+}
+
+/// What a stopped replica leaves.
+pub struct Remains {
+    /// Blocks that may differ from the standby.
+    pub changed: RoaringBitmap,
+    /// What the standby acknowledged.
+    pub known: Option<Known>,
+}
+
+/// See the module's documentation. Dropped, it stops.
+pub struct Replica {
+    inbox: mpsc::Sender<Input>,
+    status: watch::Receiver<PrimaryStatus>,
+    sessions: AtomicU64,
+    thread: Mutex<Option<JoinHandle<Remains>>>,
+}
+
+impl Replica {
+    /// Starts the thread.
+    pub fn start(setup: Setup) -> io::Result<Self> {
+        let (inbox, inputs) = mpsc::channel();
+        let (publish, status) = watch::channel(PrimaryStatus::default());
+        let shell = shell::Shell::new(setup, publish)?;
+        let thread = std::thread::Builder::new().name("tern-primary".into()).spawn(move || shell.run(&inputs))?;
+        Ok(Self { inbox, status, sessions: AtomicU64::new(1), thread: Mutex::new(Some(thread)) })
+    }
+
+    /// How it goes; follows every change.
+    pub fn status(&self) -> watch::Receiver<PrimaryStatus> {
+        self.status.clone()
+    }
+
+    /// Cuts now; answers with the epoch once the standby has it durably, however long that takes.
+    pub async fn snapshot(&self) -> Result<Epoch, ReplicaError> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Input::Snapshot(reply));
+        answer.await.unwrap_or(Err(ReplicaError::Stopped))
+    }
+
+    /// Compares both sites, block by block, while both work.
+    pub async fn verify(&self, progress: OnProgress) -> Result<Verified, ReplicaError> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Input::Verify(progress, reply));
+        answer.await.unwrap_or(Err(ReplicaError::Stopped))
+    }
+
+    /// The volume grew.
+    pub fn resized(&self, size_bytes: u64) {
+        self.tell(Input::Resized(size_bytes));
+    }
+
+    /// The operator wants something else.
+    pub fn set_settings(&self, settings: Settings) {
+        self.tell(Input::Settings(settings));
+    }
+
+    /// Stops the thread and says what is not at the standby: exact if no client can write any more. Blocks. `None` if it was stopped
+    /// before, or if the thread died.
+    pub fn stop(&self) -> Option<Remains> {
+        self.tell(Input::Stop);
+        let thread = self.thread.lock().expect("no panic under this lock").take()?;
+        thread.join().ok()
+    }
+
+    fn tell(&self, input: Input) {
+        // The thread is gone only after a stop: whoever waits for an answer then sees its sender dropped.
+        let _ = self.inbox.send(input);
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,43 @@
+//! Reading what is to be sent.
+
+use crate::disk::{BlockDevice, Pages};
+use crate::intake::Intake;
+use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run};
+use roaring::RoaringBitmap;
+use std::io;
+
+/// The blocks of `runs`, one after the other.
+pub(super) fn open(image: &dyn BlockDevice, runs: &[Run]) -> io::Result<Pages> {
+    let mut content = Pages::new(runs.iter().map(|run| run.len).sum());
+    let mut rest = &mut content[..];
+    for run in runs {
+        let (part, after) = rest.split_at_mut(run.len_bytes() as usize);
+        image.read(*run, part)?;
+        rest = after;
+    }
+    Ok(content)
+}
+
+/// The blocks of `runs` as they were when the epoch closed: content that was kept goes before the image's.
+pub(super) fn frozen(image: &dyn BlockDevice, intake: &Intake, runs: &[Run]) -> io::Result<Pages> {
+    let mut content = open(image, runs)?;
+    let frozen = intake.tracker().frozen();
+    for (block, content) in runs.iter().flat_map(|run| run.blocks()).zip(content.chunks_exact_mut(BLOCK_BYTES)) {
+        // Whoever finds the bit set first has the block: if it is still set, nobody has overwritten what was read.
+        if !frozen.clear(block) && !intake.kept().take(block, content)? && !intake.kept().overflowed() {
+            return Err(io::Error::other(format!("block {block} of the frozen epoch is neither in the image nor kept")));
+        }
+    }
+    Ok(content)
+}
+
+/// The blocks that may hold something other than zeroes.
+pub(super) fn allocated(image: &dyn BlockDevice) -> io::Result<RoaringBitmap> {
+    let mut blocks = RoaringBitmap::new();
+    let mut from: BlockNumber = 0;
+    while let Some(run) = image.allocated(from)? {
+        blocks.insert_range(run.blocks());
+        from = run.end();
+    }
+    Ok(blocks)
+}

@@ -1,0 +1,377 @@
+//! The thread that owns a sender: takes inputs, asks it what to do, does that.
+
+use super::memory::store_known;
+use super::verify::Verification;
+use super::{Input, Outgoing, PrimaryStatus, Remains, ReplicaError, Session, Setup, read};
+use crate::catalogue::Persist;
+use crate::codec::{Encoder, fingerprint};
+use crate::counters;
+use crate::intake::extent_blocks;
+use bytes::Bytes;
+use replicator_engine::block::{BLOCK_BYTES, Run};
+use replicator_engine::sender::{Action, Known, Phase, Sender};
+use replicator_engine::tracker::Epoch;
+use replicator_engine::wire::{Against, Blocks, Compare, Compared, Content, Envelope, Message};
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// The longest nap: writes are stamped with the time of the last one.
+const TICK: Duration = Duration::from_millis(50);
+/// How often the status is published while there is work.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(20);
+/// How often extents of the activity log may cool, and totals are stored.
+const COOL_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Somebody who waits until what is written now is at the standby.
+struct Snapshot {
+    /// The epoch that has it; `None` until it is cut.
+    epoch: Option<Epoch>,
+    reply: oneshot::Sender<Result<Epoch, ReplicaError>>,
+}
+
+/// See the module's documentation.
+pub(super) struct Shell {
+    pub(super) setup: Setup,
+    pub(super) sender: Sender,
+    encoder: Encoder,
+    connection: Option<(Session, mpsc::UnboundedSender<Outgoing>)>,
+    /// Blocks that were asked about, by ticket.
+    asked: HashMap<u64, u64>,
+    snapshots: Vec<Snapshot>,
+    pub(super) verification: Option<Verification>,
+    cut_times: VecDeque<(Epoch, Instant)>,
+    stored: Option<Known>,
+    status: watch::Sender<PrimaryStatus>,
+    published: Instant,
+    cooled: Instant,
+    started: Instant,
+    error: Option<String>,
+}
+
+impl Shell {
+    pub(super) fn new(setup: Setup, status: watch::Sender<PrimaryStatus>) -> io::Result<Self> {
+        let compare_first = setup.compare_first.clone();
+        let size_bytes = setup.image.size_bytes();
+        let sender = Sender::new(setup.settings, setup.volume, size_bytes, setup.lineage.clone(), setup.known, compare_first);
+        let now = Instant::now();
+        Ok(Self {
+            stored: setup.known,
+            setup,
+            sender,
+            encoder: Encoder::new()?,
+            connection: None,
+            asked: HashMap::new(),
+            snapshots: Vec::new(),
+            verification: None,
+            cut_times: VecDeque::new(),
+            status,
+            published: now,
+            cooled: now,
+            started: now,
+            error: None,
+        })
+    }
+
+    pub(super) fn run(mut self, inputs: &Receiver<Input>) -> Remains {
+        let mut nap = Duration::ZERO;
+        loop {
+            let mut next = match inputs.recv_timeout(nap) {
+                Ok(input) => Some(input),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            self.setup.intake.tracker().set_now(self.now_ms());
+            let mut stop = false;
+            while let Some(input) = next {
+                stop |= matches!(input, Input::Stop);
+                self.handle(input);
+                next = inputs.try_recv().ok();
+            }
+            if stop {
+                break;
+            }
+            nap = self.work();
+        }
+        self.remains()
+    }
+
+    fn now_ms(&self) -> u64 {
+        // 0 would mean never.
+        self.started.elapsed().as_millis() as u64 + 1
+    }
+
+    fn handle(&mut self, input: Input) {
+        let now_ms = self.now_ms();
+        match input {
+            Input::Connected(session, sink) => {
+                self.disconnect();
+                self.connection = Some((session, sink));
+                self.sender.handle_connected(now_ms);
+                self.cut_again();
+            }
+            Input::Disconnected(session) if self.is_current(session) => self.disconnect(),
+            Input::Frame(session, frame, _place) if self.is_current(session) => {
+                if let Err(problem) = self.handle_frame(frame, now_ms) {
+                    tracing::warn!(volume = %self.setup.volume, problem, "replication: the standby breaks the protocol");
+                    self.disconnect();
+                }
+            }
+            Input::Written(session, bytes) if self.is_current(session) => self.sender.handle_written(bytes, now_ms),
+            Input::Snapshot(reply) => {
+                self.sender.request_cut();
+                self.snapshots.push(Snapshot { epoch: None, reply });
+            }
+            Input::Verify(progress, reply) => self.verification = Some(Verification::new(self.setup.image.size_bytes(), progress, reply)),
+            Input::Resized(size_bytes) => self.sender.handle_resized(size_bytes),
+            Input::Settings(settings) => self.sender.set_settings(settings),
+            Input::Disconnected(_) | Input::Frame(..) | Input::Written(..) | Input::Stop => {}
+        }
+    }
+
+    fn is_current(&self, session: Session) -> bool {
+        self.connection.as_ref().is_some_and(|(current, _)| *current == session)
+    }
+
+    /// Lets the connection go, if there is one: its task sees its end of the channel close.
+    fn disconnect(&mut self) {
+        if self.connection.take().is_some() {
+            self.sender.handle_disconnected(self.setup.intake.tracker());
+            self.asked.clear();
+            if let Some(verification) = self.verification.take() {
+                verification.fail(ReplicaError::Disconnected);
+            }
+        }
+    }
+
+    fn handle_frame(&mut self, frame: Bytes, now_ms: u64) -> Result<(), &'static str> {
+        let message = Envelope::decode(frame).map_err(|_| "a frame that is no message")?.message;
+        if let Message::Compared(compared) = &message {
+            if Verification::is_ticket(compared.ticket) {
+                return self.handle_verified(compared);
+            }
+            self.count_duplicates(compared);
+        }
+        self.sender.handle_message(self.setup.intake.tracker(), message, now_ms)?;
+        if self.sender.known() != self.stored {
+            self.remember_known();
+        }
+        if matches!(self.sender.phase(), Phase::Refused(_)) {
+            // The sender remembers why; marking again what was under way is the same as for a broken connection.
+            self.disconnect();
+        }
+        Ok(())
+    }
+
+    fn count_duplicates(&mut self, compared: &Compared) {
+        let asked = self.asked.remove(&compared.ticket).unwrap_or(0);
+        let different: u64 = compared.different.iter().map(|run| u64::from(run.len)).sum();
+        counters::add(&self.setup.counters.duplicate_blocks, asked.saturating_sub(different));
+    }
+
+    fn remember_known(&mut self) {
+        let known = self.sender.known();
+        let replica = |known: Option<Known>| known.and_then(|known| known.replica);
+        let persist = if replica(known) == replica(self.stored) { Persist::Eventually } else { Persist::Synced };
+        if let Err(error) = store_known(&*self.setup.catalogue, &self.setup.known_key, known, persist) {
+            // Safe: after a restart all would be compared.
+            tracing::warn!(volume = %self.setup.volume, %error, "the catalogue cannot be written");
+        }
+        self.stored = known;
+        let Some(acked) = known.map(|known| known.acked) else { return };
+        while let Some((epoch, cut)) = self.cut_times.front().copied().filter(|(epoch, _)| *epoch <= acked) {
+            self.cut_times.pop_front();
+            if epoch == acked {
+                (self.setup.on_commit)(cut.elapsed());
+            }
+        }
+        for snapshot in std::mem::take(&mut self.snapshots) {
+            match snapshot.epoch {
+                Some(epoch) if epoch <= acked => drop(snapshot.reply.send(Ok(acked))),
+                _ => self.snapshots.push(snapshot),
+            }
+        }
+    }
+
+    /// What was cut may have been given up: whoever waits gets another cut.
+    fn cut_again(&mut self) {
+        self.snapshots.retain(|snapshot| !snapshot.reply.is_closed());
+        if !self.snapshots.is_empty() {
+            self.snapshots.iter_mut().for_each(|snapshot| snapshot.epoch = None);
+            self.sender.request_cut();
+        }
+    }
+
+    /// Does one thing, and says how long there is nothing to do.
+    fn work(&mut self) -> Duration {
+        let now_ms = self.now_ms();
+        if self.setup.intake.kept().overflowed() {
+            self.sender.handle_overflow(self.setup.intake.tracker());
+            self.setup.intake.thaw();
+            self.cut_again();
+        }
+        if self.cooled.elapsed() >= COOL_INTERVAL {
+            self.cooled = Instant::now();
+            self.tidy_up();
+        }
+        let action = self.sender.poll(self.setup.intake.tracker(), now_ms);
+        if let Action::Wait(until_ms) = action {
+            let nap = if self.verify_some() { Duration::ZERO } else { TICK.min(Duration::from_millis(until_ms.saturating_sub(now_ms))) };
+            self.publish();
+            return nap;
+        }
+        match self.act(action, now_ms) {
+            Ok(()) => self.error = None,
+            Err(error) => {
+                tracing::error!(volume = %self.setup.volume, %error, "replication: this side failed; it is tried again");
+                self.error = Some(error.to_string());
+                self.disconnect();
+            }
+        }
+        if self.published.elapsed() >= PUBLISH_INTERVAL {
+            self.publish();
+        }
+        Duration::ZERO
+    }
+
+    fn act(&mut self, action: Action, now_ms: u64) -> io::Result<()> {
+        let image = &*self.setup.image;
+        match action {
+            Action::Send(message) => {
+                if let Message::Blocks(blocks) = &message {
+                    self.count(blocks);
+                }
+                self.send(message, 0);
+            }
+            Action::FindAllocated => {
+                let allocated = read::allocated(image)?;
+                self.sender.handle_allocated(self.setup.intake.tracker(), &allocated);
+            }
+            Action::ShipOpen(runs) => {
+                let content = read::open(image, &runs)?;
+                self.ship(&runs, &content, now_ms);
+            }
+            Action::ShipFrozen(runs) => {
+                let content = read::frozen(image, &self.setup.intake, &runs)?;
+                self.ship(&runs, &content, now_ms);
+            }
+            Action::Ask(ticket, runs) => {
+                let fingerprints: Vec<_> = read::open(image, &runs)?.chunks_exact(BLOCK_BYTES).map(fingerprint).collect();
+                self.asked.insert(ticket, fingerprints.len() as u64);
+                self.send(Message::Compare(Compare { ticket, against: Against::Epoch, runs, fingerprints }), 0);
+            }
+            Action::Cut => {
+                self.setup.epochs.cover(self.setup.intake.tracker().open_epoch() + 1)?;
+                let epoch = self.setup.intake.cut();
+                self.cut_times.push_back((epoch, Instant::now()));
+                for snapshot in &mut self.snapshots {
+                    snapshot.epoch.get_or_insert(epoch);
+                }
+                self.sender.handle_cut(epoch, now_ms);
+            }
+            Action::Freeze => {
+                if let Some(changed) = self.setup.intake.try_freeze() {
+                    self.sender.handle_frozen(self.setup.intake.tracker(), changed, unix_ms());
+                }
+            }
+            Action::Wait(_) => {}
+        }
+        Ok(())
+    }
+
+    fn ship(&mut self, runs: &[Run], content: &[u8], now_ms: u64) {
+        let blocks = self.encoder.encode(runs, content);
+        self.sender.handle_shipped(&blocks, now_ms);
+        self.count(&blocks);
+        let payload_bytes = blocks.payload.len() as u64;
+        self.send(Message::Blocks(blocks), payload_bytes);
+    }
+
+    fn count(&self, blocks: &Blocks) {
+        for (run, content) in &blocks.runs {
+            let counter = match content {
+                Content::Zero => &self.setup.counters.zero_blocks,
+                Content::Data => &self.setup.counters.full_blocks,
+            };
+            counters::add(counter, u64::from(run.len));
+        }
+    }
+
+    pub(super) fn send(&self, message: Message, payload_bytes: u64) {
+        let Some((_, sink)) = &self.connection else { return };
+        let frame = Envelope { generation: self.sender.lineage().current(), message }.encode();
+        // A connection that ended says so through the inbox.
+        let _ = sink.send(Outgoing { frame, payload_bytes });
+    }
+
+    /// Lets extents cool whose content is at the standby and durable here, and stores the totals.
+    fn tidy_up(&mut self) {
+        let setup = &self.setup;
+        if let Err(error) = setup.counters.store(&*setup.catalogue, setup.volume) {
+            tracing::warn!(volume = %setup.volume, %error, "the catalogue cannot be written");
+        }
+        let hot = setup.intake.log().hot();
+        if *self.sender.phase() != Phase::Online || hot.is_empty() {
+            return;
+        }
+        // The standby's acknowledgements do not move meanwhile: this thread handles them.
+        let cooled = setup.image.sync().and_then(|()| {
+            let in_doubt = self.sender.unacknowledged();
+            let tracker = setup.intake.tracker();
+            let is_clean = |extent| {
+                let run = extent_blocks(extent);
+                !tracker.open().intersects(run) && !tracker.frozen().intersects(run) && in_doubt.range_cardinality(run.blocks()) == 0
+            };
+            setup.intake.log().cool(&hot, is_clean)
+        });
+        if let Err(error) = cooled {
+            tracing::warn!(volume = %setup.volume, %error, "activity log: nothing cooled");
+        }
+    }
+
+    fn publish(&mut self) {
+        self.published = Instant::now();
+        let tracker = self.setup.intake.tracker();
+        let now_ms = self.now_ms();
+        let known = self.sender.known();
+        let phase = self.sender.phase().clone();
+        let age = || self.sender.oldest_unacknowledged_ms(tracker).map_or(0, |oldest| now_ms.saturating_sub(oldest));
+        let mut status = PrimaryStatus {
+            refused: match &phase {
+                Phase::Refused(refused) => Some(refused.clone()),
+                Phase::Online => None,
+                Phase::Offline | Phase::Attaching => self.status.borrow().refused.clone(),
+            },
+            superseded: self.sender.is_superseded(),
+            known,
+            open_epoch: tracker.open_epoch(),
+            backlog: self.sender.backlog(tracker),
+            rpo_ms: known.map(|_| age()),
+            converged: self.sender.is_converged(tracker, now_ms),
+            rate_bytes_per_second: self.sender.pace().rate_bytes_per_second(),
+            error: self.error.clone(),
+            phase,
+        };
+        self.status.send_if_modified(|old| {
+            std::mem::swap(old, &mut status);
+            *old != status
+        });
+    }
+
+    fn remains(self) -> Remains {
+        let tracker = self.setup.intake.tracker();
+        let mut changed = self.sender.unacknowledged();
+        changed |= tracker.open().snapshot();
+        changed |= tracker.frozen().snapshot();
+        if let Err(error) = self.setup.counters.store(&*self.setup.catalogue, self.setup.volume) {
+            tracing::warn!(volume = %self.setup.volume, %error, "the catalogue cannot be written");
+        }
+        Remains { changed, known: self.sender.known() }
+    }
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}

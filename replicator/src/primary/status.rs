@@ -1,0 +1,59 @@
+//! What the rest of the daemon sees of a replica: computed from counts each time, never a flag that somebody set.
+
+use replicator_engine::sender::{Backlog, Known, Phase};
+use replicator_engine::tracker::Epoch;
+use replicator_engine::wire::Refused;
+
+/// See the module's documentation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PrimaryStatus {
+    /// Where the connection stands.
+    pub phase: Phase,
+    /// Why the standby refused us last, until it takes us.
+    pub refused: Option<Refused>,
+    /// Whether the standby knows a later generation: stop acknowledging.
+    pub superseded: bool,
+    /// What the standby acknowledged; `None` before its first recovery point.
+    pub known: Option<Known>,
+    /// The epoch that collects changes.
+    pub open_epoch: Epoch,
+    /// What it does not have.
+    pub backlog: Backlog,
+    /// Age of the oldest write that it does not have; `None` if that is not known.
+    pub rpo_ms: Option<u64>,
+    /// Whether what is left to send fits an epoch.
+    pub converged: bool,
+    /// Bytes a second that the network takes; 0 until measured.
+    pub rate_bytes_per_second: u64,
+    /// What failed on this side, until it works again.
+    pub error: Option<String>,
+}
+
+impl Default for PrimaryStatus {
+    fn default() -> Self {
+        Self {
+            phase: Phase::Offline,
+            refused: None,
+            superseded: false,
+            known: None,
+            open_epoch: 0,
+            backlog: Backlog::default(),
+            rpo_ms: None,
+            converged: false,
+            rate_bytes_per_second: 0,
+            error: None,
+        }
+    }
+}
+
+impl PrimaryStatus {
+    /// The newest recovery point; 0 before the first.
+    pub fn committed(&self) -> Epoch {
+        self.known.map_or(0, |known| known.acked)
+    }
+
+    /// Whether the standby has a recovery point, is attached, and what is left fits the next epoch.
+    pub fn is_in_sync(&self) -> bool {
+        self.phase == Phase::Online && self.known.is_some() && self.converged
+    }
+}

@@ -1,0 +1,191 @@
+//! Comparing both sites while both work.
+//!
+//! A block is compared only while everything written to it is acknowledged: its content here is then that of the recovery point there.
+//! Blocks in doubt come again in a later pass, after a cut. The question travels on the stream ahead of any later change of the block, so
+//! an answer about it cannot be out of date.
+
+use super::shell::Shell;
+use super::{OnProgress, ReplicaError, read};
+use crate::codec::fingerprint;
+use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run, block_count, runs};
+use replicator_engine::sender::Phase;
+use replicator_engine::tracker::Epoch;
+use replicator_engine::wire::{Against, Compare, Compared, Message};
+use roaring::RoaringBitmap;
+use std::collections::HashMap;
+use tokio::sync::oneshot;
+
+/// Marks the tickets of a verification: the sender's count from 0.
+const TICKET_BIT: u64 = 1 << 63;
+/// Blocks that are compared with one question.
+const CHUNK_BLOCKS: u32 = 1024;
+/// Questions under way.
+const MAX_OPEN_QUESTIONS: usize = 4;
+/// Passes over blocks that were in doubt.
+const MAX_PASSES: u32 = 200;
+
+/// What a verification found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// Blocks that were compared.
+    pub blocks_compared: u64,
+    /// Blocks that differ.
+    pub blocks_different: u64,
+    /// The recovery point at its end.
+    pub at_epoch: Epoch,
+}
+
+/// A verification under way.
+pub(super) struct Verification {
+    blocks: BlockNumber,
+    /// Where this pass is; at the end, what was in doubt is looked at again.
+    at: BlockNumber,
+    /// `None` in the first pass: all blocks.
+    again: Option<RoaringBitmap>,
+    in_doubt: RoaringBitmap,
+    passes: u32,
+    next_ticket: u64,
+    open: HashMap<u64, u64>,
+    compared: u64,
+    different: u64,
+    /// The recovery point that the next pass waits for to be overtaken.
+    wait_beyond: Option<Epoch>,
+    progress: OnProgress,
+    reply: oneshot::Sender<Result<Verified, ReplicaError>>,
+}
+
+impl Verification {
+    pub(super) fn new(size_bytes: u64, progress: OnProgress, reply: oneshot::Sender<Result<Verified, ReplicaError>>) -> Self {
+        Self {
+            blocks: block_count(size_bytes) as BlockNumber,
+            at: 0,
+            again: None,
+            in_doubt: RoaringBitmap::new(),
+            passes: 0,
+            next_ticket: TICKET_BIT,
+            open: HashMap::new(),
+            compared: 0,
+            different: 0,
+            wait_beyond: None,
+            progress,
+            reply,
+        }
+    }
+
+    pub(super) fn is_ticket(ticket: u64) -> bool {
+        ticket & TICKET_BIT != 0
+    }
+
+    pub(super) fn fail(self, error: ReplicaError) {
+        let _ = self.reply.send(Err(error));
+    }
+
+    /// The next blocks of this pass.
+    fn take_chunk(&mut self) -> RoaringBitmap {
+        let mut chunk = RoaringBitmap::new();
+        match &self.again {
+            None => {
+                let end = self.at.saturating_add(CHUNK_BLOCKS).min(self.blocks);
+                chunk.insert_range(self.at..end);
+                self.at = end;
+            }
+            Some(again) => {
+                chunk = again.range(self.at..).take(CHUNK_BLOCKS as usize).collect();
+                self.at = chunk.max().map_or(self.blocks, |last| last + 1);
+            }
+        }
+        chunk
+    }
+}
+
+impl Shell {
+    /// Asks about some blocks; says whether there was something to do.
+    pub(super) fn verify_some(&mut self) -> bool {
+        let Some(mut verification) = self.verification.take() else { return false };
+        if verification.reply.is_closed() {
+            return false;
+        }
+        if *self.sender.phase() != Phase::Online {
+            verification.fail(ReplicaError::Disconnected);
+            return false;
+        }
+        let worked = match self.verify_chunk(&mut verification) {
+            Ok(worked) => worked,
+            Err(error) => {
+                verification.fail(error);
+                return false;
+            }
+        };
+        let acked = self.sender.known().map_or(0, |known| known.acked);
+        let finished = verification.at >= verification.blocks && verification.open.is_empty();
+        if finished && verification.in_doubt.is_empty() {
+            let (blocks_compared, blocks_different) = (verification.compared, verification.different);
+            let _ = verification.reply.send(Ok(Verified { blocks_compared, blocks_different, at_epoch: acked }));
+            return true;
+        }
+        if finished {
+            if verification.passes == MAX_PASSES {
+                let left = verification.in_doubt.len();
+                verification.fail(ReplicaError::NeverStill(left));
+                return true;
+            }
+            verification.passes += 1;
+            verification.at = 0;
+            verification.again = Some(std::mem::take(&mut verification.in_doubt));
+            verification.wait_beyond = Some(acked);
+            self.sender.request_cut();
+        }
+        self.verification = Some(verification);
+        worked
+    }
+
+    fn verify_chunk(&mut self, verification: &mut Verification) -> Result<bool, ReplicaError> {
+        let acked = self.sender.known().map(|known| known.acked);
+        let waits = acked.is_none() || verification.wait_beyond.is_some_and(|epoch| acked <= Some(epoch));
+        if waits || verification.at >= verification.blocks || verification.open.len() >= MAX_OPEN_QUESTIONS {
+            return Ok(false);
+        }
+        verification.wait_beyond = None;
+        let mut chunk = verification.take_chunk();
+        let unacknowledged = self.sender.unacknowledged();
+        let tracker = self.setup.intake.tracker();
+        let in_doubt =
+            |block: &BlockNumber| tracker.open().contains(*block) || tracker.frozen().contains(*block) || unacknowledged.contains(*block);
+        let doubtful: RoaringBitmap = chunk.iter().filter(in_doubt).collect();
+        chunk -= &doubtful;
+        verification.in_doubt |= doubtful;
+        let wanted: Vec<Run> = runs(&chunk).collect();
+        let content = read::open(&*self.setup.image, &wanted)?;
+        // A write that began meanwhile has left its mark.
+        let doubtful: RoaringBitmap = chunk.iter().filter(in_doubt).collect();
+        let fingerprints: Vec<_> = chunk
+            .iter()
+            .zip(content.chunks_exact(BLOCK_BYTES))
+            .filter(|(block, _)| !doubtful.contains(*block))
+            .map(|(_, content)| fingerprint(content))
+            .collect();
+        chunk -= &doubtful;
+        verification.in_doubt |= doubtful;
+        if !chunk.is_empty() {
+            let ticket = verification.next_ticket;
+            verification.next_ticket += 1;
+            verification.open.insert(ticket, chunk.len());
+            self.send(Message::Compare(Compare { ticket, against: Against::Point, runs: runs(&chunk).collect(), fingerprints }), 0);
+        }
+        Ok(true)
+    }
+
+    pub(super) fn handle_verified(&mut self, compared: &Compared) -> Result<(), &'static str> {
+        // A verification that nobody waits for any more is gone.
+        let Some(verification) = &mut self.verification else { return Ok(()) };
+        let asked = verification.open.remove(&compared.ticket).ok_or("an answer to a question that was not asked")?;
+        let different: u64 = compared.different.iter().map(|run| u64::from(run.len)).sum();
+        if different > asked {
+            return Err("an answer about more blocks than were asked about");
+        }
+        verification.compared += asked;
+        verification.different += different;
+        (verification.progress)(verification.compared, u64::from(verification.blocks));
+        Ok(())
+    }
+}

@@ -1,0 +1,54 @@
+//! Serves a replication stream that a primary opened.
+
+use super::service::{Input, Session, StandbyService};
+use crate::counters::Counters;
+use crate::site_link;
+use crate::transport::{IncomingStream, StreamError, WireMeter};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use tokio::sync::{Semaphore, mpsc};
+
+/// Bytes of frames that wait for the thread: then the stream waits.
+const MAX_WAITING_BYTES: usize = 16 << 20;
+
+/// Numbers connections, over all standbys.
+static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
+
+impl StandbyService {
+    /// One stream, from its beginning to its end.
+    pub async fn serve(&self, mut stream: IncomingStream, counters: &Counters) -> Result<(), StreamError> {
+        let session: Session = NEXT_SESSION.fetch_add(1, Relaxed);
+        let (sink, mut answers) = mpsc::unbounded_channel::<Bytes>();
+        let meter = WireMeter::new(&stream.link);
+        let room = Arc::new(Semaphore::new(MAX_WAITING_BYTES));
+        self.tell(Input::Connected(session, sink));
+        let (send, recv) = (&mut stream.send, &mut stream.recv);
+        let write = async {
+            while let Some(frame) = answers.recv().await {
+                let len_bytes = frame.len();
+                send.send(frame).await?;
+                meter.sent(len_bytes);
+            }
+            // The last answer may be a refusal: it must arrive before the stream ends.
+            send.finish();
+            send.stopped().await
+        };
+        let read = async {
+            while let Some(frame) = recv.recv().await? {
+                meter.received(frame.len());
+                let Ok(place) = room.clone().acquire_many_owned(frame.len() as u32).await else { break };
+                self.tell(Input::Frame(session, frame, place));
+            }
+            Ok(())
+        };
+        let ended = tokio::select! {
+            ended = write => ended,
+            ended = read => ended,
+            () = site_link::account(&meter, counters) => Ok(()),
+        };
+        self.tell(Input::Disconnected(session));
+        site_link::account_once(&meter, counters);
+        ended
+    }
+}

@@ -1,0 +1,274 @@
+//! The thread that owns a standby: frames in, answers out, folding in between.
+
+use super::{Place, Standby, StandbyError};
+use crate::disk::SegmentFiles;
+use crate::journal::JournalError;
+use bytes::Bytes;
+use replicator_engine::generation::Lineage;
+use replicator_engine::tracker::Epoch;
+use replicator_engine::wire::{Base, Envelope, Message, Refusal, Refused};
+use std::io;
+use std::sync::Mutex;
+use std::sync::mpsc::{self, Receiver, TryRecvError};
+use std::thread::JoinHandle;
+use tokio::sync::{OwnedSemaphorePermit, mpsc as tokio_mpsc, oneshot, watch};
+
+/// Committed content that waits to be folded, in bytes of journal: beyond it, folding goes before taking in more. What waits is what a
+/// promotion has to fold first.
+const MAX_UNFOLDED_BYTES: u64 = 64 << 20;
+
+/// One connection's number: inputs of an earlier one are ignored.
+pub type Session = u64;
+
+/// What the rest of the daemon sees of a standby.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StandbyStatus {
+    /// Whether a primary is attached.
+    pub attached: bool,
+    /// Whether the copy is a recovery point.
+    pub has_point: bool,
+    /// The newest recovery point.
+    pub committed: Epoch,
+    /// The lineage that was last adopted.
+    pub lineage: Option<Lineage>,
+    /// Bytes of journal.
+    pub journal_bytes: u64,
+    /// Size at the newest recovery point.
+    pub size_bytes: u64,
+    /// What failed, until it works again.
+    pub error: Option<String>,
+    /// Whether what failed was for want of room.
+    pub full: bool,
+}
+
+pub(super) enum Input {
+    Connected(Session, tokio_mpsc::UnboundedSender<Bytes>),
+    Disconnected(Session),
+    Frame(Session, Bytes, OwnedSemaphorePermit),
+    Settle(oneshot::Sender<io::Result<Settled>>),
+    Stop,
+}
+
+/// A copy that stands still at its last recovery point.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settled {
+    /// The recovery point; 0 if there is none.
+    pub epoch: Epoch,
+    /// The lineage that a promotion continues.
+    pub lineage: Lineage,
+    /// What the image holds.
+    pub base: Base,
+}
+
+/// Opens the standby: at the start, and again after its disk failed.
+pub type Open<F> = Box<dyn Fn() -> Result<Standby<F>, JournalError> + Send>;
+
+/// A standby in a thread of its own. Dropped, it stops.
+pub struct StandbyService {
+    pub(super) inbox: mpsc::Sender<Input>,
+    status: watch::Receiver<StandbyStatus>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl StandbyService {
+    /// Starts the thread. An error is what is wrong with the journal.
+    pub fn start<F: SegmentFiles + 'static>(open: Open<F>) -> Result<Self, JournalError> {
+        let standby = open()?;
+        let (inbox, inputs) = mpsc::channel();
+        let (publish, status) = watch::channel(StandbyStatus::default());
+        let mut shell = Shell { standby: Some(standby), open, connection: None, status: publish, error: None };
+        shell.publish();
+        let thread = std::thread::Builder::new().name("tern-standby".into()).spawn(move || shell.run(&inputs));
+        let thread = thread.map_err(JournalError::Io)?;
+        Ok(Self { inbox, status, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// How it goes; follows every change.
+    pub fn status(&self) -> watch::Receiver<StandbyStatus> {
+        self.status.clone()
+    }
+
+    /// Lets the primary go and brings the image to the last recovery point. Frames that come later are refused by a new connection only.
+    pub async fn settle(&self) -> io::Result<Settled> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Input::Settle(reply));
+        answer.await.unwrap_or_else(|_| Err(io::Error::other("the standby is being stopped")))
+    }
+
+    /// Stops the thread. Blocks.
+    pub fn stop(&self) {
+        self.tell(Input::Stop);
+        if let Some(thread) = self.thread.lock().expect("no panic under this lock").take() {
+            let _ = thread.join();
+        }
+    }
+
+    pub(super) fn tell(&self, input: Input) {
+        // The thread is gone only after a stop: whoever waits for an answer then sees its sender dropped.
+        let _ = self.inbox.send(input);
+    }
+}
+
+impl Drop for StandbyService {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+struct Shell<F> {
+    /// `None` after its disk failed, until it is opened again.
+    standby: Option<Standby<F>>,
+    open: Open<F>,
+    connection: Option<(Session, tokio_mpsc::UnboundedSender<Bytes>)>,
+    status: watch::Sender<StandbyStatus>,
+    error: Option<(String, bool)>,
+}
+
+impl<F: SegmentFiles> Shell<F> {
+    fn run(mut self, inputs: &Receiver<Input>) {
+        loop {
+            let input = match inputs.try_recv() {
+                Ok(input) => input,
+                Err(TryRecvError::Disconnected) => return,
+                Err(TryRecvError::Empty) if self.fold() => continue,
+                Err(TryRecvError::Empty) => {
+                    self.publish();
+                    let Ok(input) = inputs.recv() else { return };
+                    input
+                }
+            };
+            match input {
+                Input::Stop => return,
+                Input::Connected(session, sink) => {
+                    self.disconnect();
+                    self.connection = Some((session, sink));
+                }
+                Input::Disconnected(session) if self.is_current(session) => self.disconnect(),
+                Input::Frame(session, frame, _room) if self.is_current(session) => self.handle_frame(frame),
+                Input::Settle(reply) => drop(reply.send(self.settle())),
+                Input::Disconnected(_) | Input::Frame(..) => {}
+            }
+            while self.unfolded_bytes() > MAX_UNFOLDED_BYTES && self.fold() {}
+        }
+    }
+
+    fn is_current(&self, session: Session) -> bool {
+        self.connection.as_ref().is_some_and(|(current, _)| *current == session)
+    }
+
+    fn disconnect(&mut self) {
+        self.connection = None;
+        if let Some(standby) = &mut self.standby {
+            standby.handle_disconnected();
+        }
+        self.publish();
+    }
+
+    fn handle_frame(&mut self, frame: Bytes) {
+        match self.try_frame(frame) {
+            Ok(Some(answer)) => {
+                let committed = matches!(answer, Message::Committed(_) | Message::Attached(_));
+                self.answer(answer);
+                if committed {
+                    self.error = None;
+                    self.publish();
+                }
+            }
+            Ok(None) => {}
+            Err(refused) => {
+                tracing::warn!(reason = ?refused.reason, text = refused.text, "replication: the primary is refused");
+                if refused.reason == Refusal::Storage {
+                    // Half a record may be at the journal's end: reading it again is what mends that.
+                    self.standby = None;
+                }
+                self.answer(Message::Refused(refused));
+                self.disconnect();
+            }
+        }
+    }
+
+    fn try_frame(&mut self, frame: Bytes) -> Result<Option<Message>, Refused> {
+        let lineage = self.status.borrow().lineage.clone();
+        if let Err(error) = self.reopen() {
+            let lineage = lineage.unwrap_or_else(|| Lineage::first(Default::default()));
+            return Err(Refused { reason: Refusal::Storage, text: error.to_string(), lineage });
+        }
+        let Some(standby) = &mut self.standby else { unreachable!("just opened") };
+        standby.handle_frame(frame).map_err(|error| {
+            if let StandbyError::Disk(disk) = &error {
+                self.error = Some((error.to_string(), disk.kind() == io::ErrorKind::StorageFull));
+            }
+            error.refusal(&standby.place().lineage)
+        })
+    }
+
+    fn reopen(&mut self) -> Result<(), JournalError> {
+        if self.standby.is_none() {
+            match (self.open)() {
+                Ok(standby) => self.standby = Some(standby),
+                Err(error) => {
+                    self.error = Some((error.to_string(), false));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&self, message: Message) {
+        let (Some((_, sink)), Some(lineage)) = (&self.connection, self.lineage()) else { return };
+        let _ = sink.send(Envelope { generation: lineage.current(), message }.encode());
+    }
+
+    fn lineage(&self) -> Option<Lineage> {
+        self.standby.as_ref().map(|standby| standby.place().lineage.clone()).or_else(|| self.status.borrow().lineage.clone())
+    }
+
+    fn unfolded_bytes(&self) -> u64 {
+        self.standby.as_ref().filter(|standby| !standby.journal().is_folded()).map_or(0, |standby| standby.journal().used_bytes().0)
+    }
+
+    /// Folds one message; says whether there is more to do.
+    fn fold(&mut self) -> bool {
+        let Some(standby) = &mut self.standby else { return false };
+        match standby.fold_one() {
+            Ok(more) => more,
+            Err(error) => {
+                tracing::error!(%error, "the recovery point cannot be folded into the image; it stays in the journal");
+                self.error = Some((error.to_string(), error.kind() == io::ErrorKind::StorageFull));
+                self.standby = None;
+                self.disconnect();
+                false
+            }
+        }
+    }
+
+    fn settle(&mut self) -> io::Result<Settled> {
+        self.disconnect();
+        self.reopen().map_err(io::Error::other)?;
+        let Some(standby) = &mut self.standby else { unreachable!("just opened") };
+        let (epoch, lineage) = standby.settle()?;
+        let base = standby.place().base.clone();
+        self.publish();
+        Ok(Settled { epoch, lineage, base })
+    }
+
+    fn publish(&mut self) {
+        let mut status = self.status.borrow().clone();
+        status.attached = self.connection.is_some();
+        status.error = self.error.as_ref().map(|(text, _)| text.clone());
+        status.full = self.error.as_ref().is_some_and(|(_, full)| *full);
+        if let Some(standby) = &self.standby {
+            let Place { committed, base, lineage, size_bytes, .. } = standby.place();
+            status.committed = *committed;
+            status.has_point = *base == Base::Point;
+            status.lineage = Some(lineage.clone());
+            status.size_bytes = *size_bytes;
+            status.journal_bytes = standby.journal().used_bytes().0;
+        }
+        self.status.send_if_modified(|old| {
+            std::mem::swap(old, &mut status);
+            *old != status
+        });
+    }
+}
