@@ -1,7 +1,8 @@
 //! The site's catalogue: RocksDB behind replication's narrow trait, and the records of volumes in it.
 
-use blockd_api::{Export, VolumeName};
+use blockd_api::{Export, SiteName, VolumeName};
 use replicator::catalogue::{Catalogue, Change, Persist};
+use replicator::site_link::request::GenerationRecord;
 use rocksdb::{DB, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -30,6 +31,65 @@ pub struct VolumeRecord {
     pub made_by: MadeBy,
     /// Where it is served.
     pub exports: Vec<Export>,
+    /// This site's part in it.
+    #[serde(default)]
+    pub role: RecordedRole,
+    /// The lineage of the generation that this site was primary of last; empty if it never was.
+    #[serde(default)]
+    pub lineage: Vec<GenerationRecord>,
+    /// The other site.
+    #[serde(default)]
+    pub peer: Option<PeerRecord>,
+    /// The lineage that has overtaken this site's, while it is stale.
+    #[serde(default)]
+    pub successor: Vec<GenerationRecord>,
+    /// The generation that this site asked to become, in hexadecimal: the same when it asks again.
+    #[serde(default)]
+    pub wanted_generation: Option<String>,
+    /// The handover that this site granted, so that a repeated question gets the same answer.
+    #[serde(default)]
+    pub granted: Option<Granted>,
+}
+
+/// A site's part in a volume, as it is recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RecordedRole {
+    /// No other site has it.
+    #[default]
+    Standalone,
+    /// Serves it and replicates it.
+    Primary,
+    /// Has a copy.
+    Standby,
+    /// Was primary until another site overtook it.
+    Stale,
+    /// Was primary while another site was, too.
+    SplitBrain,
+}
+
+/// The other site of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerRecord {
+    /// Its id.
+    pub site: String,
+    /// Its name.
+    pub name: SiteName,
+    /// How much acknowledged data a disaster may cost, in milliseconds.
+    pub rpo_ms: u64,
+    /// Most that may be sent.
+    pub bandwidth_bits_per_second: Option<u64>,
+}
+
+/// A handover that was granted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Granted {
+    /// The new primary's generation, in hexadecimal.
+    pub generation: String,
+    /// The last epoch before it.
+    pub epoch: u64,
 }
 
 /// Who made a volume's backing, and so who may remove it.
@@ -40,6 +100,26 @@ pub enum MadeBy {
     Daemon,
     /// The operator: it stays when the volume is deleted.
     Operator,
+}
+
+impl VolumeRecord {
+    /// The record of a new volume.
+    pub fn new(name: VolumeName, id: String, size_bytes: u64, backing: PathBuf, made_by: MadeBy) -> Self {
+        Self {
+            name,
+            id,
+            size_bytes,
+            backing,
+            made_by,
+            exports: Vec::new(),
+            role: RecordedRole::Standalone,
+            lineage: Vec::new(),
+            peer: None,
+            successor: Vec::new(),
+            wanted_generation: None,
+            granted: None,
+        }
+    }
 }
 
 impl RocksCatalogue {
@@ -114,7 +194,7 @@ mod tests {
     fn record(name: &str) -> VolumeRecord {
         let backing = PathBuf::from("/nowhere");
         let (name, id) = (name.parse().unwrap(), "00".into());
-        VolumeRecord { name, id, size_bytes: 4096, backing, made_by: MadeBy::Daemon, exports: Vec::new() }
+        VolumeRecord::new(name, id, 4096, backing, MadeBy::Daemon)
     }
 
     #[test]

@@ -162,7 +162,7 @@ impl Config {
             journal_quota: quota("journal.quota", options.journal.quota, Size::gib(20))?,
             spill_quota: quota("spill.quota", options.spill.quota, Size::gib(10))?,
             transport: TransportConfig {
-                congestion: options.transport.congestion.unwrap_or(Congestion::Cubic),
+                congestion: options.transport.congestion.unwrap_or(Congestion::Tern),
                 bandwidth: options.transport.bandwidth.map_or_else(default_bandwidth, Ok)?,
                 round_trip: within("transport.round_trip", options.transport.round_trip, 200, 1..=10_000)?,
             },

@@ -30,6 +30,8 @@ pub enum LogFormat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Congestion {
+    /// Follows what the path delivers and takes a little loss for granted.
+    Tern,
     /// Backs off at loss: fair, slow on a link that loses without being full.
     Cubic,
     /// Follows the measured bandwidth: fast over loss, and sends more than it needs.

@@ -1,66 +1,30 @@
 //! The admin API's operations, carried out on the site's volumes.
 
 use super::Daemon;
-use super::volumes::OpenVolume;
+use super::status::{info, status};
+use super::volumes::Volumes;
 use crate::admin::{Control, Outcome, ProgressSink};
+use crate::catalogue::VolumeRecord;
 use blockd_api::*;
 use std::sync::Arc;
-
-/// What this build cannot do yet.
-fn not_yet<T>(what: &str) -> Outcome<T> {
-    Err(ApiError::new(ErrorCode::NotSupported, format!("this version has no {what} yet"))
-        .with_hint("it serves volumes; replication comes with a later one"))
-}
-
-fn info(open: &OpenVolume) -> VolumeInfo {
-    let record = open.record.clone();
-    VolumeInfo {
-        name: record.name,
-        size_bytes: record.size_bytes,
-        backing: record.backing,
-        exports: record.exports,
-        role: Role::Standalone,
-        allocated_bytes: open.volume.image.disk_usage_bytes().ok(),
-    }
-}
-
-fn status(open: &OpenVolume) -> VolumeStatus {
-    let attached = open.volume.clients.attached();
-    let front_end = |word: &&str| word.parse().ok();
-    VolumeStatus {
-        name: open.record.name.clone(),
-        size_bytes: open.record.size_bytes,
-        role: Role::Standalone,
-        state: State::Disconnected,
-        promise_held: false,
-        mode: Mode::Async,
-        peer: None,
-        generation: 0,
-        epoch_open: open.volume.intake.tracker().open_epoch(),
-        epoch_committed: 0,
-        rpo_seconds: None,
-        rpo_target_seconds: None,
-        bandwidth_bits_per_second: None,
-        backlog_bytes: 0,
-        dirty_blocks: 0,
-        changed_bytes: 0,
-        wire_bytes_sent: 0,
-        wire_bytes_received: 0,
-        zero_blocks: 0,
-        duplicate_blocks: 0,
-        delta_blocks: 0,
-        full_blocks: 0,
-        evacuation_seconds: None,
-        attached: attached.iter().filter_map(front_end).collect(),
-        last_error: None,
-        replicas: Vec::new(),
-    }
-}
+use tokio::sync::Mutex;
 
 impl Daemon {
     async fn info_of(&self, name: &VolumeName) -> Outcome<VolumeInfo> {
         self.volumes.lock().await.get(name).map(info)
     }
+
+    /// What is recorded of a volume, and the lock of whoever changes its part.
+    pub(super) async fn record(&self, name: &VolumeName) -> Outcome<(VolumeRecord, Arc<Mutex<()>>)> {
+        self.volumes.lock().await.get(name).map(|open| (open.record.clone(), open.operation.clone()))
+    }
+}
+
+fn journal_bytes(volumes: &Volumes) -> u64 {
+    volumes
+        .all()
+        .map(|open| if let super::part::Part::Standby(standby) = &open.part { standby.status().borrow().journal_bytes } else { 0 })
+        .sum()
 }
 
 impl Control for Daemon {
@@ -74,7 +38,8 @@ impl Control for Daemon {
             used_bytes: volumes.all().map(|open| open.volume.intake.kept().used_bytes().1).sum(),
             quota_bytes: volumes.spill_quota_bytes,
         };
-        Ok(Status { site: self.site.clone(), id: self.id.clone(), volumes: chosen, journal: Usage::default(), spill })
+        let journal = Usage { used_bytes: journal_bytes(&volumes), quota_bytes: volumes.journal_quota_bytes };
+        Ok(Status { site: self.site.clone(), id: self.id.clone(), volumes: chosen, journal, spill })
     }
 
     async fn create_volume(&self, request: CreateVolume, progress: ProgressSink) -> Outcome<VolumeInfo> {
@@ -121,54 +86,63 @@ impl Control for Daemon {
     }
 
     async fn list_peers(&self) -> Outcome<PeerList> {
-        Ok(PeerList { peers: Vec::new() })
+        Ok(self.sites.list())
     }
 
-    async fn invite_peer(&self, _request: InvitePeer) -> Outcome<Invite> {
-        not_yet("pairing")
+    async fn invite_peer(&self, request: InvitePeer) -> Outcome<Invite> {
+        self.sites.invite(request.address, request.ttl).await
     }
 
-    async fn join_peer(&self, _request: JoinPeer) -> Outcome<Peer> {
-        not_yet("pairing")
+    async fn join_peer(&self, request: JoinPeer) -> Outcome<Peer> {
+        self.sites.join(&request.token, request.address).await
     }
 
-    async fn remove_peer(&self, _site: SiteName) -> Outcome<Done> {
-        not_yet("pairing")
+    async fn remove_peer(&self, site: SiteName) -> Outcome<Done> {
+        let peer = self.sites.peer(&site)?;
+        let uses = |record: &VolumeRecord| record.peer.as_ref().is_some_and(|of| of.site == peer.id.to_string());
+        if let Some(open) = self.volumes.lock().await.all().find(|open| uses(&open.record)) {
+            let error = ApiError::new(ErrorCode::WrongState, format!("{} is shared with {site}", open.record.name));
+            return Err(error.with_hint("end its replication, or delete the standby, first"));
+        }
+        self.sites.remove(peer.id).await.map(|()| Done {})
     }
 
-    async fn replicate(&self, _volume: VolumeName, _request: Replicate) -> Outcome<VolumeStatus> {
-        not_yet("replication")
+    async fn replicate(&self, volume: VolumeName, request: Replicate) -> Outcome<VolumeStatus> {
+        self.begin_replication(&volume, &request).await
     }
 
-    async fn stop_replication(&self, _volume: VolumeName, _request: StopReplication) -> Outcome<VolumeStatus> {
-        not_yet("replication")
+    async fn stop_replication(&self, volume: VolumeName, _request: StopReplication) -> Outcome<VolumeStatus> {
+        self.end_replication(&volume).await
     }
 
-    async fn set_mode(&self, _volume: VolumeName, _request: SetMode) -> Outcome<VolumeStatus> {
-        not_yet("replication")
+    async fn set_mode(&self, volume: VolumeName, request: SetMode) -> Outcome<VolumeStatus> {
+        if request.mode == Mode::Async {
+            return self.volumes.lock().await.get(&volume).map(status);
+        }
+        Err(ApiError::new(ErrorCode::NotSupported, format!("this version does not have mode {}", request.mode)))
     }
 
-    async fn wait(&self, _volume: VolumeName, _condition: Condition, _progress: ProgressSink) -> Outcome<VolumeStatus> {
-        not_yet("replication")
+    async fn wait(&self, volume: VolumeName, condition: Condition, progress: ProgressSink) -> Outcome<VolumeStatus> {
+        self.wait_for(&volume, condition, &progress).await
     }
 
-    async fn snapshot(&self, _volume: VolumeName, _progress: ProgressSink) -> Outcome<Snapshot> {
-        not_yet("replication")
+    async fn snapshot(&self, volume: VolumeName, _progress: ProgressSink) -> Outcome<Snapshot> {
+        self.cut_now(&volume).await
     }
 
-    async fn promote(&self, _volume: VolumeName, _request: Promote, _progress: ProgressSink) -> Outcome<Promotion> {
-        not_yet("replication")
+    async fn promote(&self, volume: VolumeName, request: Promote, progress: ProgressSink) -> Outcome<Promotion> {
+        self.take_over(&volume, request.force, &progress).await
     }
 
-    async fn demote(&self, _volume: VolumeName, _request: Demote, _progress: ProgressSink) -> Outcome<VolumeStatus> {
-        not_yet("replication")
+    async fn demote(&self, volume: VolumeName, request: Demote, _progress: ProgressSink) -> Outcome<VolumeStatus> {
+        self.give_up(&volume, request.force).await
     }
 
-    async fn resync(&self, _volume: VolumeName, _request: Resync, _progress: ProgressSink) -> Outcome<Resynced> {
-        not_yet("replication")
+    async fn resync(&self, volume: VolumeName, request: Resync, _progress: ProgressSink) -> Outcome<Resynced> {
+        self.discard_and_follow(&volume, &request).await
     }
 
-    async fn verify(&self, _volume: VolumeName, _progress: ProgressSink) -> Outcome<Verification> {
-        not_yet("replication")
+    async fn verify(&self, volume: VolumeName, progress: ProgressSink) -> Outcome<Verification> {
+        self.compare(&volume, progress).await
     }
 }

@@ -4,7 +4,13 @@
 //! the admin API first, then the front ends, which complete what they began.
 
 mod control;
+mod incoming;
+mod part;
+mod replication;
+mod sites;
 mod state_dir;
+mod status;
+mod takeover;
 mod volumes;
 
 use crate::admin::{self, AdminSocket};
@@ -12,23 +18,29 @@ use crate::catalogue::RocksCatalogue;
 use crate::config::Config;
 use crate::metrics::{self, Metrics};
 use crate::nbd::{NbdOptions, NbdService, Reach};
+use crate::vhost_user::{VhostUserOptions, VhostUserService};
 use anyhow::{Context, Result};
 use blockd_api::SiteName;
 use replicator::identity::Identity;
+use sites::Sites;
 use state_dir::StateDir;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, watch};
-use volumes::Volumes;
+use tokio::sync::{Mutex, mpsc, watch};
+use volumes::{FrontEnds, Volumes};
 
 /// Threads that serve NBD connections.
 const NBD_THREADS: usize = 2;
+/// Threads for the queues of each vhost-user client.
+const VHOST_USER_THREADS: usize = 2;
 
 /// See the module's documentation.
 pub struct Daemon {
     site: SiteName,
     id: String,
+    sites: Arc<Sites>,
     volumes: Arc<Mutex<Volumes>>,
 }
 
@@ -39,10 +51,24 @@ pub async fn run(config: Config) -> Result<()> {
     let cure = || format!("state_dir {}: the catalogue cannot be opened", config.state_dir.display());
     let catalogue = Arc::new(RocksCatalogue::open(&state_dir.catalogue()).with_context(cure)?);
     let nbd = NbdService::start(nbd_options(&config)).context("nbd: its threads cannot be started")?;
+    let vhost_user = VhostUserService::start(VhostUserOptions { access: config.export_access, threads: VHOST_USER_THREADS });
     let registry = Arc::new(Metrics::default());
-    let volumes = Volumes::new(state_dir, catalogue, nbd, registry.clone(), config.spill_quota.bytes());
-    let volumes = Arc::new(Mutex::new(volumes));
-    let daemon = Arc::new(Daemon { site: config.site.clone(), id: identity.id().to_string(), volumes: volumes.clone() });
+    let id = identity.id().to_string();
+    let (sites, streams) = Sites::start(&config, identity, catalogue.clone())?;
+    let sites = Arc::new(sites);
+    let (overtaken, news) = mpsc::unbounded_channel();
+    let volumes = Arc::new(Mutex::new(Volumes {
+        state_dir,
+        catalogue,
+        front_ends: FrontEnds { nbd, vhost_user },
+        sites: sites.clone(),
+        overtaken,
+        metrics: registry.clone(),
+        spill_quota_bytes: config.spill_quota.bytes(),
+        journal_quota_bytes: config.journal_quota.bytes(),
+        open: BTreeMap::new(),
+    }));
+    let daemon = Arc::new(Daemon { site: config.site.clone(), id: id.clone(), sites: sites.clone(), volumes: volumes.clone() });
 
     let socket = AdminSocket::bind(&config.admin, config.admin_access)?;
     let (stop, stopped) = watch::channel(());
@@ -50,11 +76,12 @@ pub async fn run(config: Config) -> Result<()> {
     let admin = tokio::spawn(admin::serve(socket, daemon.clone(), wait(stopped.clone())));
     if let Some(address) = config.metrics {
         let listener = TcpListener::bind(address).await.with_context(|| format!("metrics {address}: choose an address that is free"))?;
-        tokio::spawn(metrics::serve(listener, registry, daemon, wait(stopped)));
+        tokio::spawn(metrics::serve(listener, registry, daemon.clone(), wait(stopped)));
     }
     volumes.lock().await.open_all().await.context("catalogue: the volumes cannot be read")?;
+    let incoming = tokio::spawn(daemon.clone().take_streams(streams, news));
 
-    tracing::info!(site = %config.site, id = %identity.id(), admin = %config.admin.display(), "ready");
+    tracing::info!(site = %config.site, %id, admin = %config.admin.display(), "ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
@@ -65,7 +92,9 @@ pub async fn run(config: Config) -> Result<()> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     drop(stop);
     let _ = admin.await;
-    volumes.lock().await.nbd.shutdown().await;
+    incoming.abort();
+    volumes.lock().await.stop().await;
+    sites.stop().await;
     Ok(())
 }
 

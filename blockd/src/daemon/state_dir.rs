@@ -7,6 +7,7 @@
 //! | `catalogue/` | RocksDB |
 //! | `images/` | images that the daemon made |
 //! | `spill/` | unnamed files with kept content |
+//! | `journals/` | epochs on their way into standby images |
 
 use rustix::fs::{FlockOperation, Mode};
 use std::fs::{File, OpenOptions};
@@ -43,7 +44,7 @@ impl StateDir {
     /// Makes the directory if it is not there, and locks it.
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
         let failed = |source: io::Error| StateDirError::Io { path: path.into(), source };
-        let parts = [path.to_path_buf(), path.join("catalogue"), path.join("images"), path.join("spill")];
+        let parts = [path.to_path_buf(), path.join("catalogue"), path.join("images"), path.join("spill"), path.join("journals")];
         for dir in &parts {
             make_private_dir(dir).map_err(failed)?;
         }
@@ -72,6 +73,11 @@ impl StateDir {
     /// Where the image of the volume with this id goes.
     pub fn image(&self, id: &str) -> PathBuf {
         self.path.join("images").join(format!("{id}.raw"))
+    }
+
+    /// Where the journal of the volume with this id goes.
+    pub fn journal(&self, id: &str) -> PathBuf {
+        self.path.join("journals").join(id)
     }
 
     /// Where kept content is spilled to.

@@ -15,6 +15,7 @@ pub use gate::{Gate, GateState};
 
 use crate::request::Request;
 use crate::store::Image;
+use replicator::counters::{self, Counters};
 use replicator::intake::{Intake, Intaken};
 use replicator_engine::tracker::Write;
 use std::io;
@@ -33,6 +34,8 @@ pub struct Volume {
     pub intake: Arc<Intake>,
     /// Who is attached.
     pub clients: Clients,
+    /// Totals since it was made.
+    pub counters: Arc<Counters>,
 }
 
 /// Permission to carry out one request. Hand it back with [`Volume::complete`], whatever became of the request.
@@ -61,6 +64,9 @@ impl Volume {
             return Admission::Closed;
         }
         let Some(run) = request.changed_run() else { return Admission::Granted(Pass(None)) };
+        if request.op.moves_data() {
+            counters::add(&self.counters.changed_bytes, request.len_bytes);
+        }
         match self.intake.admit(run) {
             Intaken::Ready(write) => Admission::Granted(Pass(Some(write))),
             Intaken::Parked(parked) => {

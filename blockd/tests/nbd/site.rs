@@ -117,7 +117,14 @@ impl Site {
         let log = ActivityLog::open(Arc::new(Memory::default()), b"log/".to_vec()).unwrap();
         let limits = KeptLimits { memory_bytes: 16 << 20, spill_bytes: 16 << 20, spill_dir: self.directory.path().into() };
         let intake = Arc::new(Intake::new(1, Arc::new(Blocks(image.clone())), log, limits));
-        Arc::new(Volume { name: name.into(), image, gate: Gate::new(GateState::Open), intake, clients: Clients::default() })
+        Arc::new(Volume {
+            name: name.into(),
+            image,
+            gate: Gate::new(GateState::Open),
+            intake,
+            clients: Clients::default(),
+            counters: Default::default(),
+        })
     }
 
     /// The address of a unix socket.

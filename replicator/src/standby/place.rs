@@ -66,6 +66,12 @@ impl Place {
         catalogue.apply(&changes, persist)
     }
 
+    /// Forgets where a copy stood that is deleted.
+    pub fn forget(volume: Id, catalogue: &dyn Catalogue) -> io::Result<()> {
+        let changes = ["line", "copy", "fold"].map(|part| (key(volume, part), None));
+        catalogue.apply(&changes, Persist::Synced)
+    }
+
     pub(super) fn receiver(&self, unconfirmed: RoaringBitmap) -> Receiver {
         Receiver::new(self.volume, self.replica, self.lineage.clone(), self.size_bytes, self.committed, self.base.clone(), unconfirmed)
     }

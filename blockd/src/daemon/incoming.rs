@@ -1,0 +1,141 @@
+//! Streams that other sites open, and what becomes of them.
+
+use super::Daemon;
+use super::part::{Overtaken, Part};
+use crate::admin::Outcome;
+use crate::catalogue::{RecordedRole, VolumeRecord};
+use replicator::site_link::request::{self, Answer, Question, lineage_of};
+use replicator::site_link::{self, REPLICATION, REQUEST};
+use replicator::transport::{IncomingStream, ResetCode};
+use replicator_engine::generation::{Id, Lineage, Relation};
+use replicator_engine::wire::{Attach, Envelope, Message, Refusal, Refused};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// For the first message of a stream that will be refused.
+const ATTACH_DEADLINE: Duration = Duration::from_secs(10);
+
+impl Daemon {
+    /// Serves streams and news until it is aborted.
+    pub(super) async fn take_streams(
+        self: Arc<Self>,
+        mut streams: mpsc::Receiver<IncomingStream>,
+        mut news: mpsc::UnboundedReceiver<Overtaken>,
+    ) {
+        loop {
+            tokio::select! {
+                Some(stream) = streams.recv() => drop(tokio::spawn(self.clone().take_stream(stream))),
+                Some(overtaken) = news.recv() => {
+                    let daemon = self.clone();
+                    tokio::spawn(async move { daemon.overtaken(overtaken).await });
+                }
+                else => return,
+            }
+        }
+    }
+
+    async fn take_stream(self: Arc<Self>, mut stream: IncomingStream) {
+        let peer = stream.link.peer();
+        let ended = match stream.kind {
+            REPLICATION => self.replicate_from(stream).await,
+            REQUEST => self.answer(stream).await,
+            _ => {
+                stream.recv.stop(ResetCode::UnknownKind);
+                stream.send.reset(ResetCode::UnknownKind);
+                return;
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(site = %peer, %error, "a stream ended");
+        }
+    }
+
+    async fn replicate_from(&self, mut stream: IncomingStream) -> Result<(), replicator::transport::StreamError> {
+        let from = stream.link.peer().to_string();
+        let Some(id) = site_link::volume_of(&stream.header) else {
+            stream.recv.stop(ResetCode::UnknownKind);
+            return Ok(());
+        };
+        let found = {
+            let volumes = self.volumes.lock().await;
+            volumes.by_id(&id.to_string()).filter(|open| open.record.peer.as_ref().is_some_and(|peer| peer.site == from)).map(|open| {
+                let standby = if let Part::Standby(standby) = &open.part { Some(standby.clone()) } else { None };
+                (standby, open.volume.counters.clone(), open.record.clone())
+            })
+        };
+        match found {
+            Some((Some(standby), counters, _)) => standby.serve(stream, &counters).await,
+            Some((None, _, record)) => self.turn_away(stream, id, &record).await,
+            None => {
+                let lineage = Lineage::first(Id::default());
+                refuse(stream, Refusal::NotStandby, "this site has no standby of the volume", lineage).await
+            }
+        }
+    }
+
+    /// Another site takes itself for the primary of a volume of which this one is not the standby.
+    async fn turn_away(
+        &self,
+        mut stream: IncomingStream,
+        volume: Id,
+        record: &VolumeRecord,
+    ) -> Result<(), replicator::transport::StreamError> {
+        let first = tokio::time::timeout(ATTACH_DEADLINE, stream.recv.recv()).await.unwrap_or(Ok(None))?;
+        let attach = first.and_then(|frame| Envelope::decode(frame).ok()).map(|envelope| envelope.message);
+        let Some(Message::Attach(Attach { lineage: theirs, .. })) = attach else { return Ok(()) };
+        let Some(mine) = lineage_of(&record.lineage) else {
+            return refuse(stream, Refusal::NotStandby, "this site is not a standby of the volume", theirs).await;
+        };
+        let primary = record.role == RecordedRole::Primary;
+        let (reason, text) = match mine.relation(&theirs) {
+            Relation::MineAhead(_) => (Refusal::Stale, "this site was promoted meanwhile"),
+            Relation::Split => (Refusal::SplitBrain, "both sites were primary since they last agreed"),
+            Relation::TheirsAhead(_) => (Refusal::NotStandby, "this site was primary until now: it is stale, and waits for `tern resync`"),
+            Relation::Same | Relation::Unrelated => (Refusal::NotStandby, "this site is not a standby of the volume"),
+        };
+        if primary && matches!(reason, Refusal::SplitBrain) || primary && matches!(mine.relation(&theirs), Relation::TheirsAhead(_)) {
+            self.overtaken(Overtaken { volume, lineage: theirs }).await;
+        }
+        refuse(stream, reason, text, mine).await
+    }
+
+    async fn answer(&self, stream: IncomingStream) -> Result<(), replicator::transport::StreamError> {
+        let from = stream.link.peer();
+        let answer = match request::question(&stream) {
+            Err(error) => Answer::Refused { code: "invalid-request".into(), message: error.to_string() },
+            Ok(Question::CreateStandby { name, volume, size_bytes, lineage }) => {
+                let lineage = lineage_of(&lineage);
+                answer_of(self.create_standby(from, &name, &volume, size_bytes, lineage).await.map(|()| Answer::Done))
+            }
+            Ok(Question::Handover { volume, generation, force }) => {
+                answer_of(self.hand_over(&from.to_string(), &volume, generation, force).await)
+            }
+            Ok(Question::Detach { volume }) => {
+                tracing::info!(volume, site = %from, "the primary does not replicate this volume to here any more");
+                Answer::Done
+            }
+        };
+        request::answer(stream, &answer).await
+    }
+}
+
+fn answer_of(outcome: Outcome<Answer>) -> Answer {
+    outcome.unwrap_or_else(|error| Answer::Refused {
+        code: serde_json::to_value(error.code).ok().and_then(|code| code.as_str().map(str::to_owned)).unwrap_or_default(),
+        message: error.to_string(),
+    })
+}
+
+async fn refuse(
+    mut stream: IncomingStream,
+    reason: Refusal,
+    text: &str,
+    lineage: Lineage,
+) -> Result<(), replicator::transport::StreamError> {
+    let generation = lineage.current();
+    let message = Message::Refused(Refused { reason, text: text.into(), lineage });
+    stream.send.send(Envelope { generation, message }.encode()).await?;
+    stream.send.finish();
+    tokio::time::timeout(ATTACH_DEADLINE, stream.send.stopped()).await.unwrap_or(Ok(()))
+}

@@ -1,0 +1,141 @@
+//! This site's part in a volume, alive: what runs for it.
+
+use super::volumes::{Volumes, io_error};
+use crate::catalogue::{PeerRecord, VolumeRecord};
+use crate::volume::Volume;
+use blockd_api::{ApiError, ErrorCode};
+use replicator::catalogue::Catalogue;
+use replicator::identity::SiteId;
+use replicator::primary::connection::Route;
+use replicator::primary::memory::{self, EpochNumbers};
+use replicator::primary::{Replica, Setup};
+use replicator::site_link::request::{lineage_of, parse_id};
+use replicator::standby::{Place, SegmentDir, Standby, StandbyService};
+use replicator_engine::generation::{Id, Lineage};
+use replicator_engine::sender::{Known, Settings};
+use roaring::RoaringBitmap;
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+/// See the module's documentation.
+pub(super) enum Part {
+    /// Nothing: no other site has the volume, or this one was overtaken.
+    Idle,
+    Primary(PrimaryPart),
+    Standby(Arc<StandbyService>),
+}
+
+pub(super) struct PrimaryPart {
+    pub replica: Arc<Replica>,
+    pub bandwidth: watch::Sender<Option<u64>>,
+    keeper: JoinHandle<()>,
+}
+
+impl PrimaryPart {
+    /// Ends the thread; says what the standby lacks.
+    pub fn stop(&self) -> Option<RoaringBitmap> {
+        self.replica.stop().map(|remains| remains.changed)
+    }
+}
+
+impl Drop for PrimaryPart {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
+}
+
+/// Another site has overtaken this one.
+pub(super) struct Overtaken {
+    pub volume: Id,
+    pub lineage: Lineage,
+}
+
+pub(super) fn volume_id(record: &VolumeRecord) -> Result<Id, ApiError> {
+    parse_id(&record.id).ok_or_else(|| ApiError::new(ErrorCode::Internal, format!("catalogue: {} has no proper id", record.name)))
+}
+
+pub(super) fn peer_site(peer: &PeerRecord) -> Result<SiteId, ApiError> {
+    peer.site.parse().map_err(|_| ApiError::new(ErrorCode::Internal, format!("catalogue: {} has no proper site id", peer.name)))
+}
+
+pub(super) fn settings(peer: &PeerRecord) -> Settings {
+    Settings { rpo_ms: peer.rpo_ms, ..Settings::default() }
+}
+
+/// What starting a primary needs beside its record.
+pub(super) struct PrimaryStart<'a> {
+    pub volume: &'a Arc<Volume>,
+    pub record: &'a VolumeRecord,
+    pub known: Option<Known>,
+    pub compare_first: RoaringBitmap,
+}
+
+impl Volumes {
+    /// Starts sending to the volume's peer. What changed since `known` is marked, and the activity log is written, from before.
+    pub fn start_primary(&self, start: PrimaryStart<'_>) -> Result<Part, ApiError> {
+        let PrimaryStart { volume, record, known, compare_first } = start;
+        let id = volume_id(record)?;
+        let peer = record.peer.as_ref().ok_or_else(|| ApiError::new(ErrorCode::Internal, "a primary without a peer"))?;
+        let site = peer_site(peer)?;
+        let lineage = lineage_of(&record.lineage).ok_or_else(|| ApiError::new(ErrorCode::Internal, "a primary without a lineage"))?;
+        let catalogue: Arc<dyn Catalogue> = self.catalogue.clone();
+        let epochs = EpochNumbers::open(catalogue.clone(), id, volume.intake.tracker().open_epoch()).map_err(io_error)?;
+        let metrics = self.metrics.volume(&record.name);
+        let setup = Setup {
+            volume: id,
+            lineage,
+            settings: settings(peer),
+            intake: volume.intake.clone(),
+            image: Arc::new(volume.image.clone()),
+            catalogue,
+            epochs,
+            known,
+            known_key: memory::known_key(id, &peer.site),
+            compare_first,
+            counters: volume.counters.clone(),
+            on_commit: Box::new(move |elapsed| metrics.epoch_commit.observe(elapsed)),
+        };
+        let replica = Arc::new(Replica::start(setup).map_err(io_error)?);
+        let (bandwidth, limit) = watch::channel(peer.bandwidth_bits_per_second);
+        let route = Route { links: self.sites.links.clone(), site, volume: id, bandwidth: limit, counters: volume.counters.clone() };
+        let keeper = tokio::spawn(keep(replica.clone(), route, id, self.overtaken.clone()));
+        Ok(Part::Primary(PrimaryPart { replica, bandwidth, keeper }))
+    }
+
+    /// Starts receiving. The place of the copy is recorded before.
+    pub fn start_standby(&self, volume: &Arc<Volume>, record: &VolumeRecord) -> Result<Part, ApiError> {
+        let id = volume_id(record)?;
+        let (catalogue, image) = (self.catalogue.clone(), volume.image.clone());
+        let (dir, quota_bytes) = (self.state_dir.journal(&record.id), self.journal_quota_bytes);
+        let open = move || {
+            let catalogue: Arc<dyn Catalogue> = catalogue.clone();
+            let missing = || std::io::Error::new(std::io::ErrorKind::NotFound, "the catalogue does not say where the copy stands");
+            let place = Place::load(id, &*catalogue)?.ok_or_else(missing)?;
+            Standby::open(place, SegmentDir::open(&dir)?, quota_bytes, Arc::new(image.clone()), catalogue)
+        };
+        let service = StandbyService::start(Box::new(open)).map_err(|error| ApiError::new(ErrorCode::Io, error.to_string()))?;
+        Ok(Part::Standby(Arc::new(service)))
+    }
+}
+
+/// Keeps a replica connected, and tells when another site has overtaken this one.
+async fn keep(replica: Arc<Replica>, route: Route, volume: Id, overtaken: mpsc::UnboundedSender<Overtaken>) {
+    let mut status = replica.status();
+    let told = async {
+        loop {
+            let refused = status.borrow_and_update().clone();
+            if let (true, Some(refused)) = (refused.superseded, refused.refused) {
+                let _ = overtaken.send(Overtaken { volume, lineage: refused.lineage });
+                return;
+            }
+            if status.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = replica.keep_connected(route) => {}
+        () = told => {}
+    }
+}

@@ -1,0 +1,227 @@
+//! Beginning and ending replication, and what a primary does on demand.
+
+use super::Daemon;
+use super::part::{Part, PrimaryStart, peer_site, settings, volume_id};
+use super::status;
+use super::volumes::{io_error, random_id};
+use crate::admin::{Outcome, ProgressSink};
+use crate::catalogue::{MadeBy, PeerRecord, RecordedRole, VolumeRecord};
+use blockd_api::*;
+use replicator::identity::SiteId;
+use replicator::primary::{Replica, ReplicaError, memory};
+use replicator::site_link::request::{self, Answer, Question, lineage_of, lineage_records, parse_id};
+use replicator_engine::block::{BLOCK_BYTES, MAX_BLOCKS};
+use replicator_engine::generation::Lineage;
+use roaring::RoaringBitmap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+/// How old a recovery point may become unless told otherwise.
+const DEFAULT_RPO: Span = Span::from_seconds(5);
+const MIN_RPO_MS: u64 = 100;
+/// For a standby to be made.
+const CREATE_DEADLINE: Duration = Duration::from_secs(30);
+/// How often a condition that is waited for is looked at.
+const WAIT_POLL: Duration = Duration::from_millis(100);
+
+/// Says who else is at work.
+pub(super) fn only_one(operation: &Arc<Mutex<()>>, name: &VolumeName) -> Outcome<OwnedMutexGuard<()>> {
+    operation.clone().try_lock_owned().map_err(|_| {
+        ApiError::new(ErrorCode::Busy, format!("another operation on {name} is under way"))
+            .with_hint("wait until it is done, then try again")
+    })
+}
+
+fn only_async(mode: Mode) -> Outcome<()> {
+    if mode == Mode::Async {
+        return Ok(());
+    }
+    Err(ApiError::new(ErrorCode::NotSupported, format!("this version does not have mode {mode}")).with_hint("use --mode async"))
+}
+
+fn replica_error(name: &VolumeName, error: &ReplicaError) -> ApiError {
+    let code = match error {
+        ReplicaError::Disconnected => ErrorCode::PeerUnreachable,
+        ReplicaError::Stopped => ErrorCode::Interrupted,
+        ReplicaError::NeverStill(_) => ErrorCode::Busy,
+        ReplicaError::Disk(_) => ErrorCode::Io,
+    };
+    ApiError::new(code, format!("{name}: {error}"))
+}
+
+impl Daemon {
+    pub(super) async fn begin_replication(&self, name: &VolumeName, request: &Replicate) -> Outcome<VolumeStatus> {
+        only_async(request.mode)?;
+        let rpo_ms = request.rpo.unwrap_or(DEFAULT_RPO).duration().as_millis() as u64;
+        if rpo_ms < MIN_RPO_MS {
+            return Err(
+                ApiError::new(ErrorCode::InvalidRequest, format!("an RPO of {rpo_ms} ms is too short")).with_hint("give 100ms or more")
+            );
+        }
+        let site = self.sites.peer(&request.to)?;
+        let bandwidth = request.bandwidth.map(|rate| rate.bytes_per_second() * 8);
+        let peer = PeerRecord { site: site.id.to_string(), name: request.to.clone(), rpo_ms, bandwidth_bits_per_second: bandwidth };
+        let (mut record, operation) = self.record(name).await?;
+        let _operation = only_one(&operation, name)?;
+        match (record.role, &record.peer) {
+            (RecordedRole::Standalone, _) => {}
+            (RecordedRole::Primary, Some(old)) if old.site == peer.site => return self.change_settings(name, peer).await,
+            (RecordedRole::Primary, Some(old)) => {
+                let error = ApiError::new(ErrorCode::WrongState, format!("{name} is replicated to {} already", old.name));
+                return Err(error.with_hint(format!("`tern replicate {name} --stop` ends that")));
+            }
+            _ => return Err(ApiError::new(ErrorCode::WrongState, format!("this site is not the primary of {name}"))),
+        }
+        let link = self.sites.link(&site.id, &request.to)?;
+        let lineage = match lineage_of(&record.lineage) {
+            Some(lineage) => lineage,
+            None => Lineage::first(random_id()?),
+        };
+        record.lineage = lineage_records(&lineage);
+        let question = Question::CreateStandby {
+            name: name.to_string(),
+            volume: record.id.clone(),
+            size_bytes: record.size_bytes,
+            lineage: record.lineage.clone(),
+        };
+        match request::ask(&link, &question, CREATE_DEADLINE).await {
+            Ok(Answer::Done) => {}
+            Ok(Answer::Refused { message, .. }) => return Err(ApiError::new(ErrorCode::WrongState, format!("{}: {message}", request.to))),
+            Ok(other) => return Err(ApiError::new(ErrorCode::Internal, format!("{} answered {other:?}", request.to))),
+            Err(error) => return Err(ApiError::new(ErrorCode::PeerUnreachable, format!("site {}: {error}", request.to))),
+        }
+        record.peer = Some(peer);
+        record.role = RecordedRole::Primary;
+        let mut volumes = self.volumes.lock().await;
+        let volume = volumes.get(name)?.volume.clone();
+        memory::forget(&*volumes.catalogue, volume_id(&record)?).map_err(io_error)?;
+        volumes.turn(record.clone(), Part::Idle)?;
+        volume.intake.start_logging();
+        let start = PrimaryStart { volume: &volume, record: &record, known: None, compare_first: RoaringBitmap::new() };
+        let part = volumes.start_primary(start)?;
+        volumes.turn(record, part)?;
+        volumes.get(name).map(status::status)
+    }
+
+    async fn change_settings(&self, name: &VolumeName, peer: PeerRecord) -> Outcome<VolumeStatus> {
+        let mut volumes = self.volumes.lock().await;
+        if let Part::Primary(primary) = &volumes.get(name)?.part {
+            primary.replica.set_settings(settings(&peer));
+            primary.bandwidth.send_replace(peer.bandwidth_bits_per_second);
+        }
+        volumes.change(name, |record| record.peer = Some(peer))?;
+        volumes.get(name).map(status::status)
+    }
+
+    /// The primary of a paired site wants a standby here.
+    pub(super) async fn create_standby(
+        &self,
+        from: SiteId,
+        name: &str,
+        volume: &str,
+        size_bytes: u64,
+        lineage: Option<Lineage>,
+    ) -> Outcome<()> {
+        let invalid = |what: &str| ApiError::new(ErrorCode::InvalidRequest, format!("the question has no proper {what}"));
+        let name: VolumeName = name.parse().map_err(|_| invalid("name"))?;
+        let lineage = lineage.ok_or_else(|| invalid("lineage"))?;
+        parse_id(volume).ok_or_else(|| invalid("id"))?;
+        if size_bytes == 0 || !size_bytes.is_multiple_of(BLOCK_BYTES as u64) || size_bytes / BLOCK_BYTES as u64 > MAX_BLOCKS {
+            return Err(invalid("size"));
+        }
+        let peer = self.sites.peer_by_id(&from).ok_or_else(|| invalid("site"))?;
+        let mut volumes = self.volumes.lock().await;
+        if let Ok(open) = volumes.get(&name) {
+            let same = open.record.id == volume && open.record.role == RecordedRole::Standby;
+            let ours = open.record.peer.as_ref().is_some_and(|peer| peer.site == from.to_string());
+            return if same && ours {
+                Ok(())
+            } else {
+                Err(ApiError::new(ErrorCode::AlreadyExists, format!("a volume {name} exists there already")))
+            };
+        }
+        if volumes.by_id(volume).is_some() {
+            return Err(ApiError::new(ErrorCode::AlreadyExists, "the volume exists there under another name"));
+        }
+        let backing = volumes.state_dir.image(volume);
+        let mut record = VolumeRecord::new(name, volume.to_owned(), size_bytes, backing, MadeBy::Daemon);
+        record.role = RecordedRole::Standby;
+        let rpo_ms = DEFAULT_RPO.duration().as_millis() as u64;
+        record.peer = Some(PeerRecord { site: from.to_string(), name: peer, rpo_ms, bandwidth_bits_per_second: None });
+        volumes.create_standby(record, lineage).await
+    }
+
+    pub(super) async fn end_replication(&self, name: &VolumeName) -> Outcome<VolumeStatus> {
+        let (mut record, operation) = self.record(name).await?;
+        let _operation = only_one(&operation, name)?;
+        let Some(peer) = record.peer.take().filter(|_| record.role == RecordedRole::Primary) else {
+            return Err(ApiError::new(ErrorCode::WrongState, format!("{name} is not replicated from here")));
+        };
+        record.role = RecordedRole::Standalone;
+        let mut volumes = self.volumes.lock().await;
+        let volume = volumes.get(name)?.volume.clone();
+        let part = volumes.take_part(name);
+        tokio::task::block_in_place(|| {
+            if let Part::Primary(primary) = part {
+                primary.stop();
+            }
+        });
+        memory::forget(&*volumes.catalogue, volume_id(&record)?).map_err(io_error)?;
+        volumes.turn(record.clone(), Part::Idle)?;
+        volume.intake.stop_logging();
+        volume.intake.thaw();
+        volume.intake.log().clear().map_err(io_error)?;
+        if let Some(link) = self.sites.links.get(&peer_site(&peer)?) {
+            let question = Question::Detach { volume: record.id };
+            tokio::spawn(async move { drop(request::ask(&link, &question, CREATE_DEADLINE).await) });
+        }
+        volumes.get(name).map(status::status)
+    }
+
+    /// The replica of a volume whose primary is this site.
+    pub(super) async fn replica(&self, name: &VolumeName) -> Outcome<Arc<Replica>> {
+        match &self.volumes.lock().await.get(name)?.part {
+            Part::Primary(primary) => Ok(primary.replica.clone()),
+            _ => Err(ApiError::new(ErrorCode::WrongState, format!("{name} is not replicated from here"))
+                .with_hint(format!("`tern replicate {name} --to SITE` begins that; at a standby, ask its primary"))),
+        }
+    }
+
+    pub(super) async fn wait_for(&self, name: &VolumeName, condition: Condition, progress: &ProgressSink) -> Outcome<VolumeStatus> {
+        let mut poll = tokio::time::interval(WAIT_POLL);
+        loop {
+            poll.tick().await;
+            let seen = status::status(self.volumes.lock().await.get(name)?);
+            let holds = match condition {
+                Condition::InSync => seen.state == State::InSync,
+                Condition::Primary => matches!(seen.role, Role::Primary | Role::Standalone),
+                Condition::Committed(epoch) => seen.epoch_committed >= epoch,
+            };
+            if holds {
+                return Ok(seen);
+            }
+            if condition == Condition::InSync && seen.role == Role::Standalone {
+                return Err(ApiError::new(ErrorCode::WrongState, format!("{name} is not replicated"))
+                    .with_hint(format!("`tern replicate {name} --to SITE` begins that")));
+            }
+            let done = seen.size_bytes.saturating_sub(seen.dirty_blocks * BLOCK_BYTES as u64);
+            progress.report(Progress::bytes(seen.state.as_str(), done, Some(seen.size_bytes)));
+        }
+    }
+
+    pub(super) async fn cut_now(&self, name: &VolumeName) -> Outcome<Snapshot> {
+        let replica = self.replica(name).await?;
+        let began = Instant::now();
+        let epoch = replica.snapshot().await.map_err(|error| replica_error(name, &error))?;
+        Ok(Snapshot { epoch, seconds: began.elapsed().as_secs_f64() })
+    }
+
+    pub(super) async fn compare(&self, name: &VolumeName, progress: ProgressSink) -> Outcome<Verification> {
+        let replica = self.replica(name).await?;
+        let block = BLOCK_BYTES as u64;
+        let told = move |done: u64, total: u64| progress.report(Progress::bytes("verify", done * block, Some(total * block)));
+        let found = replica.verify(Box::new(told)).await.map_err(|error| replica_error(name, &error))?;
+        Ok(Verification { blocks_compared: found.blocks_compared, blocks_different: found.blocks_different, at_epoch: found.at_epoch })
+    }
+}

@@ -1,0 +1,141 @@
+//! Status documents, computed from counts each time somebody asks.
+
+use super::part::Part;
+use super::volumes::OpenVolume;
+use crate::catalogue::{PeerRecord, RecordedRole};
+use blockd_api::*;
+use replicator::counters::read;
+use replicator::primary::PrimaryStatus;
+use replicator::site_link::request::lineage_of;
+use replicator::standby::StandbyStatus;
+use replicator_engine::block::BLOCK_BYTES;
+use replicator_engine::sender::Phase;
+use replicator_engine::wire::Refusal;
+
+/// Changes count as faster than the link once the recovery point is older than this many times the target.
+const NOT_CONVERGING_RPOS: u64 = 10;
+
+pub(super) fn info(open: &OpenVolume) -> VolumeInfo {
+    let record = open.record.clone();
+    VolumeInfo {
+        name: record.name,
+        size_bytes: open.volume.size_bytes(),
+        backing: record.backing,
+        exports: record.exports,
+        role: role(open.record.role),
+        allocated_bytes: open.volume.image.disk_usage_bytes().ok(),
+    }
+}
+
+fn role(recorded: RecordedRole) -> Role {
+    match recorded {
+        RecordedRole::Standalone => Role::Standalone,
+        RecordedRole::Primary => Role::Primary,
+        RecordedRole::Standby => Role::Standby,
+        RecordedRole::Stale | RecordedRole::SplitBrain => Role::Stale,
+    }
+}
+
+pub(super) fn status(open: &OpenVolume) -> VolumeStatus {
+    let attached = open.volume.clients.attached();
+    let counters = &open.volume.counters;
+    let peer = open.record.peer.as_ref();
+    let mut status = VolumeStatus {
+        name: open.record.name.clone(),
+        size_bytes: open.volume.size_bytes(),
+        role: role(open.record.role),
+        state: State::Disconnected,
+        promise_held: false,
+        mode: Mode::Async,
+        peer: peer.map(|peer| peer.name.clone()),
+        generation: lineage_of(&open.record.lineage).map_or(0, |lineage| lineage.current().counter),
+        epoch_open: open.volume.intake.tracker().open_epoch(),
+        epoch_committed: 0,
+        rpo_seconds: None,
+        rpo_target_seconds: None,
+        bandwidth_bits_per_second: peer.and_then(|peer| peer.bandwidth_bits_per_second),
+        backlog_bytes: 0,
+        dirty_blocks: 0,
+        changed_bytes: read(&counters.changed_bytes),
+        wire_bytes_sent: read(&counters.wire_bytes_sent),
+        wire_bytes_received: read(&counters.wire_bytes_received),
+        zero_blocks: read(&counters.zero_blocks),
+        duplicate_blocks: read(&counters.duplicate_blocks),
+        delta_blocks: 0,
+        full_blocks: read(&counters.full_blocks),
+        evacuation_seconds: None,
+        attached: attached.iter().filter_map(|word| word.parse().ok()).collect(),
+        last_error: None,
+        replicas: Vec::new(),
+    };
+    match (&open.part, peer) {
+        (Part::Primary(primary), Some(peer)) => of_primary(&mut status, &primary.replica.status().borrow(), peer),
+        (Part::Standby(standby), _) => of_standby(&mut status, &standby.status().borrow()),
+        _ if open.record.role == RecordedRole::SplitBrain => {
+            status.state = State::SplitBrain;
+            status.last_error =
+                Some("both sites were primary at once: `tern resync --discard-local` at one, `tern promote --force` at the other".into());
+        }
+        _ if open.record.role == RecordedRole::Stale => {
+            status.state = State::Fenced;
+            status.last_error =
+                Some("another site was promoted meanwhile: `tern resync --discard-local` makes this one its standby".into());
+        }
+        _ => {}
+    }
+    status
+}
+
+fn of_primary(status: &mut VolumeStatus, seen: &PrimaryStatus, peer: &PeerRecord) {
+    let in_time = seen.rpo_ms.is_some_and(|age| age <= peer.rpo_ms);
+    status.state = match (&seen.refused, &seen.phase) {
+        _ if seen.error.is_some() => State::Error,
+        (Some(refused), _) => match refused.reason {
+            Refusal::Storage => State::Suspended,
+            Refusal::SplitBrain => State::SplitBrain,
+            Refusal::NotStandby => State::Disconnected,
+            _ => State::Error,
+        },
+        (None, Phase::Online) if seen.known.is_none() => State::InitialSync,
+        (None, Phase::Online) if seen.is_in_sync() && in_time => State::InSync,
+        (None, Phase::Online) if seen.rpo_ms.is_some_and(|age| age > peer.rpo_ms * NOT_CONVERGING_RPOS) => State::NotConverging,
+        (None, Phase::Online) => State::CatchingUp,
+        (None, Phase::Offline | Phase::Attaching | Phase::Refused(_)) => State::Disconnected,
+    };
+    let block = BLOCK_BYTES as u64;
+    status.promise_held = in_time;
+    status.epoch_open = seen.open_epoch;
+    status.epoch_committed = seen.committed();
+    status.rpo_seconds = seen.rpo_ms.map(seconds);
+    status.rpo_target_seconds = Some(seconds(peer.rpo_ms));
+    status.backlog_bytes = seen.backlog.unsent_blocks * block;
+    status.dirty_blocks = seen.backlog.in_doubt_blocks;
+    status.evacuation_seconds = (seen.rate_bytes_per_second > 0).then(|| status.backlog_bytes as f64 / seen.rate_bytes_per_second as f64);
+    status.last_error = seen.error.clone().or_else(|| seen.refused.as_ref().map(|refused| refused.text.clone()));
+    status.replicas = vec![ReplicaStatus {
+        site: peer.name.clone(),
+        mode: status.mode,
+        state: status.state,
+        epoch_committed: status.epoch_committed,
+        rpo_seconds: status.rpo_seconds,
+        backlog_bytes: status.backlog_bytes,
+    }];
+}
+
+fn of_standby(status: &mut VolumeStatus, seen: &StandbyStatus) {
+    status.state = match seen {
+        StandbyStatus { error: Some(_), full: true, .. } => State::Suspended,
+        StandbyStatus { error: Some(_), .. } => State::Error,
+        StandbyStatus { attached: false, .. } => State::Disconnected,
+        StandbyStatus { has_point: false, .. } => State::InitialSync,
+        _ => State::InSync,
+    };
+    status.generation = seen.lineage.as_ref().map_or(0, |lineage| lineage.current().counter);
+    status.epoch_committed = if seen.has_point { seen.committed } else { 0 };
+    status.epoch_open = 0;
+    status.last_error = seen.error.clone();
+}
+
+fn seconds(millis: u64) -> f64 {
+    millis as f64 / 1000.0
+}
