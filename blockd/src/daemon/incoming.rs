@@ -104,6 +104,7 @@ impl Daemon {
         let from = stream.link.peer();
         let answer = match request::question(&stream) {
             Err(error) => Answer::Refused { code: "invalid-request".into(), message: error.to_string() },
+            Ok(Question::Ping) => Answer::Done,
             Ok(Question::CreateStandby { name, volume, size_bytes, lineage }) => {
                 let lineage = lineage_of(&lineage);
                 answer_of(self.create_standby(from, &name, &volume, size_bytes, lineage).await.map(|()| Answer::Done))

@@ -38,6 +38,10 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 const LAST_EPOCH_DEADLINE: Duration = Duration::from_secs(90);
 /// For the answer to a handover: longer than the two before.
 const HANDOVER_DEADLINE: Duration = Duration::from_secs(110);
+/// For a sign of life of the primary.
+const PING_DEADLINE: Duration = Duration::from_secs(5);
+/// The same, for somebody who accepts a failover.
+const FORCED_PING_DEADLINE: Duration = Duration::from_millis(300);
 /// A set of changed blocks that is larger than this is told in whole extents: it travels in one frame.
 const MAX_CHANGED_BYTES: usize = 2 << 20;
 
@@ -100,6 +104,11 @@ impl Daemon {
             Err(ApiError::new(ErrorCode::WouldLoseData, message).with_hint("--force accepts that"))
         };
         let Some(link) = self.sites.links.get(&peer_site(peer)?) else { return unreachable("the primary does not answer".into()) };
+        // A site that died leaves a link that looks alive for some seconds.
+        let patience = if force { FORCED_PING_DEADLINE } else { PING_DEADLINE } + 2 * link.stats().round_trip;
+        if let Err(error) = request::ask(&link, &Question::Ping, patience).await {
+            return unreachable(format!("the primary does not answer ({error})"));
+        }
         let generation = match &record.wanted_generation {
             Some(generation) => generation.clone(),
             None => random_id()?.to_string(),

@@ -49,6 +49,8 @@ pub fn parse_id(text: &str) -> Option<Id> {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "ask")]
 pub enum Question {
+    /// Are you there?
+    Ping,
     /// Keep a standby of this volume for me.
     CreateStandby {
         /// The volume's name.

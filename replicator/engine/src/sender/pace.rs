@@ -33,6 +33,8 @@ const OVERDUE_MIN_MS: u64 = 30_000;
 /// A message should not keep the link busy for longer than this.
 const MESSAGE_MS: u64 = 20;
 const RATE_WINDOW_MS: u64 = 500;
+/// A pause from here on is for want of work.
+const IDLE_MS: u64 = 20;
 
 /// See the module's documentation.
 #[derive(Clone, Debug, Default)]
@@ -46,6 +48,7 @@ pub struct Pace {
     rate: u64,
     window_began_ms: u64,
     window_bytes: u64,
+    last_written_ms: u64,
 }
 
 impl Pace {
@@ -71,6 +74,7 @@ impl Pace {
         self.in_window_bytes = 0;
         self.last_commit_ms = now_ms;
         self.window_began_ms = now_ms;
+        self.last_written_ms = now_ms;
         self.window_bytes = 0;
     }
 
@@ -80,8 +84,11 @@ impl Pace {
 
     pub(super) fn handle_enqueued(&mut self, len_bytes: u64, now_ms: u64) {
         if self.in_window_bytes == 0 {
-            self.window_began_ms = now_ms;
-            self.window_bytes = 0;
+            // Time without work says nothing about the link; the short gaps of reading and encoding belong to the rate.
+            let gap_ms = now_ms.saturating_sub(self.last_written_ms.max(self.window_began_ms));
+            if gap_ms > IDLE_MS {
+                self.window_began_ms += gap_ms;
+            }
         }
         self.in_window_bytes += len_bytes;
     }
@@ -89,6 +96,7 @@ impl Pace {
     pub(super) fn handle_written(&mut self, len_bytes: u64, now_ms: u64) {
         self.in_window_bytes = self.in_window_bytes.saturating_sub(len_bytes);
         self.window_bytes += len_bytes;
+        self.last_written_ms = now_ms;
         let elapsed_ms = now_ms.saturating_sub(self.window_began_ms);
         if elapsed_ms >= RATE_WINDOW_MS {
             let seen = self.window_bytes * 1000 / elapsed_ms;
