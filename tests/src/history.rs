@@ -1,0 +1,76 @@
+//! Writes with a number each, in the order of their acknowledgement, and whether a disk shows a prefix of them.
+
+use crate::NbdClient;
+use rand::RngExt;
+use std::io;
+use std::time::{Duration, Instant};
+
+const BLOCK_BYTES: usize = 4096;
+
+/// See the module's documentation. Number 0 is the empty disk.
+pub struct History {
+    blocks: u32,
+    /// Which block each write went to, and when it was acknowledged; the last one may not have been.
+    writes: Vec<(u32, Option<Instant>)>,
+}
+
+impl History {
+    /// No writes yet to a disk of so many blocks.
+    pub fn new(blocks: u32) -> Self {
+        Self { blocks, writes: Vec::new() }
+    }
+
+    /// Writes until something fails or the time is over.
+    pub fn write_for(&mut self, client: &mut NbdClient, span: Duration) -> io::Result<()> {
+        let began = Instant::now();
+        let mut rng = crate::dice();
+        while began.elapsed() < span {
+            let block = rng.random_range(0..self.blocks);
+            self.writes.push((block, None));
+            client.write(u64::from(block) * BLOCK_BYTES as u64, &content(self.writes.len() as u64, block))?;
+            self.writes.last_mut().expect("just pushed").1 = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// How many writes were acknowledged.
+    pub fn acknowledged(&self) -> usize {
+        self.writes.iter().filter(|(_, at)| at.is_some()).count()
+    }
+
+    /// Checks that the disk is a prefix of the history; returns its length.
+    pub fn assert_prefix(&self, client: &mut NbdClient) -> usize {
+        let shown: Vec<u64> = (0..self.blocks)
+            .map(|block| {
+                let mut bytes = vec![0; BLOCK_BYTES];
+                client.read(u64::from(block) * BLOCK_BYTES as u64, &mut bytes).expect("a readable disk");
+                let number = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
+                let expected = if number == 0 { vec![0; BLOCK_BYTES] } else { content(number, block) };
+                assert_eq!(bytes, expected, "block {block} is torn, or of another place");
+                number
+            })
+            .collect();
+        let end = shown.iter().copied().max().unwrap_or(0) as usize;
+        let mut last = vec![0; self.blocks as usize];
+        for (number, (block, _)) in self.writes[..end].iter().enumerate() {
+            last[*block as usize] = number as u64 + 1;
+        }
+        assert_eq!(shown, last, "the disk is no prefix of the history: it shows write {end} and lacks an earlier one, or has a later one");
+        end
+    }
+
+    /// How old the oldest acknowledged write beyond a prefix was at `then`.
+    pub fn lost(&self, prefix: usize, then: Instant) -> Duration {
+        let first_lost = self.writes[prefix..].iter().find_map(|(_, at)| *at);
+        first_lost.map_or(Duration::ZERO, |at| then.saturating_duration_since(at))
+    }
+}
+
+fn content(number: u64, block: u32) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(BLOCK_BYTES);
+    for word in 0..BLOCK_BYTES as u64 / 16 {
+        bytes.extend(number.to_le_bytes());
+        bytes.extend((u64::from(block) << 32 | word).to_le_bytes());
+    }
+    bytes
+}

@@ -1,0 +1,177 @@
+//! A daemon, its state directory, and `tern` at its socket.
+
+use serde_json::Value;
+use std::fs::File;
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// For anything that should happen at once.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One site. Dropped, its daemon is killed.
+pub struct Site {
+    /// Its name.
+    pub name: &'static str,
+    directory: PathBuf,
+    listen: String,
+    daemon: Option<Child>,
+}
+
+fn program(name: &str) -> PathBuf {
+    let beside = || {
+        let own = std::env::current_exe().expect("a test has a path");
+        own.ancestors().nth(2).expect("a test lies in target/PROFILE/deps").to_owned()
+    };
+    std::env::var_os("TERN_BIN_DIR").map_or_else(beside, PathBuf::from).join(name)
+}
+
+impl Site {
+    /// Starts a site whose state lies in `parent`.
+    pub fn start(name: &'static str, parent: &Path) -> Self {
+        let free = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port");
+        let mut site = Self { name, directory: parent.join(name), listen: free.to_string(), daemon: None };
+        std::fs::create_dir_all(&site.directory).expect("a temporary directory");
+        site.restart();
+        site
+    }
+
+    /// Where a socket of this site with this name lies.
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Starts the daemon again, and waits until it answers.
+    pub fn restart(&mut self) {
+        self.kill();
+        let log = File::options().create(true).append(true).open(self.directory.join("log")).expect("a log");
+        let daemon = Command::new(program("blockd"))
+            .args(["--site", self.name, "--listen", &self.listen])
+            .arg("--state-dir")
+            .arg(self.directory.join("state"))
+            .arg("--admin")
+            .arg(self.socket("admin"))
+            .stderr(log)
+            .stdout(Stdio::null())
+            .spawn();
+        self.daemon = Some(daemon.expect("blockd starts: is $TERN_BIN_DIR right?"));
+        let began = Instant::now();
+        while self.try_tern(&["status"]).is_err() {
+            assert!(began.elapsed() < PATIENCE, "{} does not answer: {}", self.name, self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill().expect("a process to kill");
+            daemon.wait().expect("its end");
+        }
+    }
+
+    /// Runs `tern --json`; an error is its exit code and what it said.
+    pub fn try_tern(&self, arguments: &[&str]) -> Result<Value, (i32, String)> {
+        let run = Command::new("timeout")
+            .arg("120")
+            .arg(program("tern"))
+            .args(["--json", "--admin"])
+            .arg(self.socket("admin"))
+            .args(arguments)
+            .output()
+            .expect("tern runs");
+        let said = String::from_utf8_lossy(&run.stdout).into_owned() + &String::from_utf8_lossy(&run.stderr);
+        if run.status.success() {
+            serde_json::from_slice(&run.stdout).map_err(|error| (0, format!("{error}: {said}")))
+        } else {
+            Err((run.status.code().unwrap_or(-1), said))
+        }
+    }
+
+    /// Runs `tern --json`, which must succeed.
+    pub fn tern(&self, arguments: &[&str]) -> Value {
+        self.try_tern(arguments)
+            .unwrap_or_else(|(code, said)| panic!("{}: tern {arguments:?}: exit {code}: {said}\n{}", self.name, self.log()))
+    }
+
+    /// The status of the only volume.
+    pub fn volume(&self) -> Value {
+        self.tern(&["status"])["volumes"][0].clone()
+    }
+
+    /// Waits until the status says so.
+    pub fn wait_until(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        let began = Instant::now();
+        loop {
+            let seen = self.volume();
+            if holds(&seen) {
+                return seen;
+            }
+            assert!(began.elapsed() < PATIENCE, "{} is not {what}: {seen}\n{}", self.name, self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Compares both sites; panics if they differ.
+    pub fn verify(&self) {
+        self.tern(&["wait", "vm1", "--for", "in-sync", "--timeout", "60s"]);
+        let found = self.tern(&["verify", "vm1"]);
+        assert_eq!(found["blocks_different"], 0, "{found}");
+        assert!(found["blocks_compared"].as_u64() > Some(0), "{found}");
+    }
+
+    fn log(&self) -> String {
+        let log = std::fs::read_to_string(self.directory.join("log")).unwrap_or_default();
+        let from = log.char_indices().rev().nth(4000).map_or(0, |(at, _)| at);
+        log[from..].to_owned()
+    }
+
+    /// Panics if the daemon ever did.
+    pub fn assert_no_panic(&self) {
+        let log = std::fs::read_to_string(self.directory.join("log")).unwrap_or_default();
+        assert!(!log.contains("panicked"), "{}", self.log());
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Two paired sites; `vm1` is at the first, served over NBD, and replicated to the second.
+pub struct Pair {
+    /// The primary at first.
+    pub a: Site,
+    /// The standby at first.
+    pub b: Site,
+    _directory: tempfile::TempDir,
+}
+
+impl Pair {
+    /// Starts both and the replication of a volume of so many MiB; returns when it is in sync.
+    pub fn start(size_mib: u32, rpo: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let (a, b) = (Site::start("osaka", directory.path()), Site::start("oregon", directory.path()));
+        let invite = a.tern(&["peer", "invite"]);
+        b.tern(&["peer", "join", invite["token"].as_str().expect("a token")]);
+        let began = Instant::now();
+        while a.tern(&["peer", "list"])["peers"][0]["connected"] != true {
+            assert!(began.elapsed() < PATIENCE, "the sites do not connect");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        a.tern(&["volume", "create", "vm1", "--size", &format!("{size_mib}M")]);
+        let pair = Self { a, b, _directory: directory };
+        pair.a.tern(&["replicate", "vm1", "--to", "oregon", "--rpo", rpo]);
+        for site in [&pair.a, &pair.b] {
+            let began = Instant::now();
+            while site.try_tern(&["volume", "export", "vm1", "--nbd", &format!("unix:{}", site.socket("nbd").display())]).is_err() {
+                assert!(began.elapsed() < PATIENCE, "{} cannot export", site.name);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        pair.a.tern(&["wait", "vm1", "--for", "in-sync", "--timeout", "60s"]);
+        pair
+    }
+}

@@ -1,0 +1,110 @@
+//! Replication between two daemons: handover, failover, and whatever dies.
+
+use rand::{Rng, RngExt};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+use tern_tests::{History, NbdClient, Pair, dice};
+
+/// `KILLS=200 cargo test -p tern-tests --release whatever_dies` is the long run.
+fn rounds(variable: &str, default: u32) -> u32 {
+    std::env::var(variable).ok().and_then(|count| count.parse().ok()).unwrap_or(default)
+}
+
+#[test]
+fn a_handover_loses_nothing_and_replication_turns_round() {
+    let mut pair = Pair::start(16, "1s");
+    let mut history = History::new(1024);
+    let mut client = NbdClient::connect(&pair.a.socket("nbd")).unwrap();
+    history.write_for(&mut client, Duration::from_secs(1)).unwrap();
+    let (code, said) = pair.b.try_tern(&["promote", "vm1"]).unwrap_err();
+    assert!(code == 4 && said.contains("client-active"), "{code} {said}");
+    drop(client);
+    pair.a.wait_until("without a client", |volume| volume["attached"].as_array().is_some_and(Vec::is_empty));
+    let promotion = pair.b.tern(&["promote", "vm1"]);
+    assert_eq!((&promotion["kind"], &promotion["lost_bytes"]), (&"handover".into(), &0.into()), "{promotion}");
+    let mut client = NbdClient::connect(&pair.b.socket("nbd")).unwrap();
+    assert_eq!(history.assert_prefix(&mut client), history.acknowledged());
+    history.write_for(&mut client, Duration::from_millis(500)).unwrap();
+    pair.b.verify();
+    pair.b.restart();
+    pair.b.verify();
+    assert_eq!(pair.a.volume()["role"], "standby");
+    pair.a.assert_no_panic();
+    pair.b.assert_no_panic();
+}
+
+#[test]
+fn after_a_failover_the_disk_is_a_prefix_of_the_history_and_the_old_primary_follows() {
+    for _ in 0..rounds("FAILOVERS", 3) {
+        let rpo = Duration::from_secs(1);
+        let mut pair = Pair::start(16, "1s");
+        let mut client = NbdClient::connect(&pair.a.socket("nbd")).unwrap();
+        let history = Mutex::new(History::new(1024));
+        let span = Duration::from_millis(dice().random_range(500..3000));
+        let killed = std::thread::scope(|scope| {
+            let writer = scope.spawn(|| history.lock().unwrap().write_for(&mut client, Duration::from_secs(60)));
+            std::thread::sleep(span);
+            let killed = Instant::now();
+            pair.a.kill();
+            writer.join().unwrap().unwrap_err();
+            killed
+        });
+        let history = history.into_inner().unwrap();
+        let (code, said) = pair.b.try_tern(&["promote", "vm1"]).unwrap_err();
+        assert!(code == 4 && said.contains("--force"), "{code} {said}");
+        let promotion = pair.b.tern(&["promote", "vm1", "--force"]);
+        assert_eq!(promotion["kind"], "failover", "{promotion}");
+        let mut client = NbdClient::connect(&pair.b.socket("nbd")).unwrap();
+        let prefix = history.assert_prefix(&mut client);
+        assert!(prefix > 0 && history.lost(prefix, killed) <= rpo, "{prefix} of {}", history.acknowledged());
+        drop(client);
+
+        pair.a.restart();
+        pair.a.wait_until("stale", |volume| volume["role"] == "stale");
+        let (code, said) = pair.a.try_tern(&["resync", "vm1", "--discard-local"]).unwrap_err();
+        assert!(code == 4 && said.contains("blocks"), "{code} {said}");
+        pair.a.tern(&["resync", "vm1", "--discard-local", "--yes"]);
+        pair.b.verify();
+        pair.a.assert_no_panic();
+        pair.b.assert_no_panic();
+    }
+}
+
+#[test]
+fn whatever_dies_at_whatever_moment_both_sites_hold_the_same() {
+    let mut pair = Pair::start(16, "200ms");
+    let mut rng = dice();
+    for round in 0..rounds("KILLS", 12) {
+        let stop = AtomicBool::new(false);
+        let socket = pair.a.socket("nbd");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let Ok(mut client) = NbdClient::connect(&socket) else { return };
+                let mut rng = dice();
+                let mut content = vec![0; 16384];
+                while !stop.load(SeqCst) {
+                    rng.fill_bytes(&mut content);
+                    if client.write(rng.random_range(0..1020) * 4096, &content).is_err() {
+                        return;
+                    }
+                }
+            });
+            std::thread::sleep(Duration::from_millis(rng.random_range(20..600)));
+            let which = rng.random_range(0..3);
+            if which != 1 {
+                pair.a.kill();
+            }
+            if which != 0 {
+                pair.b.kill();
+            }
+            stop.store(true, SeqCst);
+        });
+        pair.a.restart();
+        pair.b.restart();
+        pair.a.verify();
+        pair.a.assert_no_panic();
+        pair.b.assert_no_panic();
+        assert_eq!(pair.a.volume()["last_error"], serde_json::Value::Null, "round {round}");
+    }
+}
