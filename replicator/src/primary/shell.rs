@@ -140,8 +140,8 @@ impl Shell {
         if self.connection.take().is_some() {
             self.sender.handle_disconnected(self.setup.intake.tracker());
             self.asked.clear();
-            if let Some(verification) = self.verification.take() {
-                verification.fail(ReplicaError::Disconnected);
+            if let Some(verification) = &mut self.verification {
+                verification.handle_disconnected();
             }
         }
     }

@@ -13,6 +13,7 @@ use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::{Against, Compare, Compared, Message};
 use roaring::RoaringBitmap;
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// Marks the tickets of a verification: the sender's count from 0.
@@ -21,6 +22,8 @@ const TICKET_BIT: u64 = 1 << 63;
 const CHUNK_BLOCKS: u32 = 1024;
 /// Questions under way.
 const MAX_OPEN_QUESTIONS: usize = 4;
+/// A connection that is away for longer ends the verification.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Passes over blocks that were in doubt.
 const MAX_PASSES: u32 = 200;
 
@@ -45,11 +48,13 @@ pub(super) struct Verification {
     in_doubt: RoaringBitmap,
     passes: u32,
     next_ticket: u64,
-    open: HashMap<u64, u64>,
+    open: HashMap<u64, RoaringBitmap>,
     compared: u64,
     different: u64,
     /// The recovery point that the next pass waits for to be overtaken.
     wait_beyond: Option<Epoch>,
+    /// Since when there is no connection.
+    offline: Option<Instant>,
     progress: OnProgress,
     reply: oneshot::Sender<Result<Verified, ReplicaError>>,
 }
@@ -67,6 +72,7 @@ impl Verification {
             compared: 0,
             different: 0,
             wait_beyond: None,
+            offline: None,
             progress,
             reply,
         }
@@ -76,7 +82,12 @@ impl Verification {
         ticket & TICKET_BIT != 0
     }
 
-    pub(super) fn fail(self, error: ReplicaError) {
+    /// The connection broke: what was asked is asked again.
+    pub(super) fn handle_disconnected(&mut self) {
+        self.in_doubt |= self.open.drain().fold(RoaringBitmap::new(), |all, (_, asked)| all | asked);
+    }
+
+    fn fail(self, error: ReplicaError) {
         let _ = self.reply.send(Err(error));
     }
 
@@ -106,9 +117,14 @@ impl Shell {
             return false;
         }
         if *self.sender.phase() != Phase::Online {
-            verification.fail(ReplicaError::Disconnected);
+            if verification.offline.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+                verification.fail(ReplicaError::Disconnected);
+            } else {
+                self.verification = Some(verification);
+            }
             return false;
         }
+        verification.offline = None;
         let worked = match self.verify_chunk(&mut verification) {
             Ok(worked) => worked,
             Err(error) => {
@@ -169,8 +185,9 @@ impl Shell {
         if !chunk.is_empty() {
             let ticket = verification.next_ticket;
             verification.next_ticket += 1;
-            verification.open.insert(ticket, chunk.len());
-            self.send(Message::Compare(Compare { ticket, against: Against::Point, runs: runs(&chunk).collect(), fingerprints }), 0);
+            let runs = runs(&chunk).collect();
+            verification.open.insert(ticket, chunk);
+            self.send(Message::Compare(Compare { ticket, against: Against::Point, runs, fingerprints }), 0);
         }
         Ok(true)
     }
@@ -178,7 +195,7 @@ impl Shell {
     pub(super) fn handle_verified(&mut self, compared: &Compared) -> Result<(), &'static str> {
         // A verification that nobody waits for any more is gone.
         let Some(verification) = &mut self.verification else { return Ok(()) };
-        let asked = verification.open.remove(&compared.ticket).ok_or("an answer to a question that was not asked")?;
+        let asked = verification.open.remove(&compared.ticket).ok_or("an answer to a question that was not asked")?.len();
         let different: u64 = compared.different.iter().map(|run| u64::from(run.len)).sum();
         if different > asked {
             return Err("an answer about more blocks than were asked about");

@@ -47,8 +47,8 @@ const INCOMING_BYTES: u64 = 16 * 1024;
 pub(super) struct Arrivals {
     /// Links of known peers.
     pub(super) links: mpsc::Receiver<Link>,
-    /// Sites that want to pair; taken once.
-    pub(super) pairings: Option<mpsc::Receiver<PairingConnection>>,
+    /// Sites that want to pair.
+    pub(super) pairings: mpsc::Receiver<PairingConnection>,
 }
 
 /// See the module's documentation.
@@ -112,7 +112,7 @@ impl Acceptor {
                 });
             }
         });
-        Arrivals { links: link_arrivals, pairings: Some(pairing_arrivals) }
+        Arrivals { links: link_arrivals, pairings: pairing_arrivals }
     }
 
     async fn welcome(&self, incoming: Incoming, links: &mpsc::Sender<Link>, pairings: &mpsc::Sender<PairingConnection>) {

@@ -16,7 +16,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, mpsc};
 
 /// How long a stopping endpoint waits for its peers to hear of it.
 const STOP_DEADLINE: Duration = Duration::from_secs(1);
@@ -122,7 +122,9 @@ struct Inner {
     identity: Identity,
     settings: Arc<Settings>,
     hello: Hello,
-    arrivals: Mutex<Arrivals>,
+    links: Mutex<mpsc::Receiver<Link>>,
+    /// Not behind the lock of the links, which whoever accepts them holds while there are none.
+    pairings: Mutex<Option<mpsc::Receiver<PairingConnection>>>,
 }
 
 impl Transport {
@@ -144,8 +146,10 @@ impl Transport {
         let settings = Arc::new(settings);
         let acceptor = Acceptor::new(&identity, policy, settings.clone(), hello.clone())?;
         let endpoint = Endpoint::new(config, Some(acceptor.server_config()), socket, Arc::new(TokioRuntime)).map_err(failed)?;
-        let arrivals = acceptor.start(endpoint.clone());
-        Ok(Self { inner: Arc::new(Inner { endpoint, identity, settings, hello, arrivals: Mutex::new(arrivals) }) })
+        let Arrivals { links, pairings } = acceptor.start(endpoint.clone());
+        Ok(Self {
+            inner: Arc::new(Inner { endpoint, identity, settings, hello, links: Mutex::new(links), pairings: Mutex::new(Some(pairings)) }),
+        })
     }
 
     /// This site.
@@ -173,7 +177,7 @@ impl Transport {
 
     /// The next link that a peer made; `None` once the endpoint is closed.
     pub async fn accept(&self) -> Option<Link> {
-        self.inner.arrivals.lock().await.links.recv().await
+        self.inner.links.lock().await.recv().await
     }
 
     /// Connects to a site that is to become a peer.
@@ -185,8 +189,8 @@ impl Transport {
     }
 
     /// What takes the connections of sites that want to pair; there is one taker.
-    pub(crate) async fn pairings(&self) -> Option<tokio::sync::mpsc::Receiver<PairingConnection>> {
-        self.inner.arrivals.lock().await.pairings.take()
+    pub(crate) async fn pairings(&self) -> Option<mpsc::Receiver<PairingConnection>> {
+        self.inner.pairings.lock().await.take()
     }
 
     /// Ends all connections, telling the peers, and accepts no more.
