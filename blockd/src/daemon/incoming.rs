@@ -87,14 +87,14 @@ impl Daemon {
         let Some(mine) = lineage_of(&record.lineage) else {
             return refuse(stream, Refusal::NotStandby, "this site is not a standby of the volume", theirs).await;
         };
-        let primary = record.role == RecordedRole::Primary;
         let (reason, text) = match mine.relation(&theirs) {
             Relation::MineAhead(_) => (Refusal::Stale, "this site was promoted meanwhile"),
             Relation::Split => (Refusal::SplitBrain, "both sites were primary since they last agreed"),
             Relation::TheirsAhead(_) => (Refusal::NotStandby, "this site was primary until now: it is stale, and waits for `tern resync`"),
             Relation::Same | Relation::Unrelated => (Refusal::NotStandby, "this site is not a standby of the volume"),
         };
-        if primary && matches!(reason, Refusal::SplitBrain) || primary && matches!(mine.relation(&theirs), Relation::TheirsAhead(_)) {
+        let rival = matches!(mine.relation(&theirs), Relation::Split | Relation::TheirsAhead(_));
+        if rival && record.role == RecordedRole::Primary {
             self.overtaken(Overtaken { volume, lineage: theirs }).await;
         }
         refuse(stream, reason, text, mine).await

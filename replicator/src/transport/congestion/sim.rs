@@ -273,7 +273,7 @@ impl Flow {
                 }
             }
             if let Some(stream) = self.stream {
-                const CONTENT: [u8; 65_536] = [0x5a; 65_536];
+                static CONTENT: [u8; 65_536] = [0x5a; 65_536];
                 while connection.send_stream(stream).write(&CONTENT).is_ok_and(|written| written > 0) {}
             }
         } else {
