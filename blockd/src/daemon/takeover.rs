@@ -68,6 +68,15 @@ impl Daemon {
         progress.report(Progress { phase: "handover".into(), done: 0, total: Some(2), unit: Unit::Steps });
         let granted = self.ask_for_handover(&record, &standby, force).await?;
         progress.report(Progress { phase: "handover".into(), done: 1, total: Some(2), unit: Unit::Steps });
+        let promoted = self.settle_and_become(name, &standby, granted).await;
+        let (epoch, generation) = promoted.inspect_err(|_| standby.resume())?;
+        let (kind, lost_bytes) = if granted.is_some() { (PromotionKind::Handover, Some(0)) } else { (PromotionKind::Failover, None) };
+        tracing::info!(volume = %name, ?kind, epoch, generation, "promoted");
+        Ok(Promotion { kind, epoch, generation, seconds: began.elapsed().as_secs_f64(), lost_bytes })
+    }
+
+    /// From the last recovery point to being primary.
+    async fn settle_and_become(&self, name: &VolumeName, standby: &StandbyService, granted: Option<Epoch>) -> Outcome<(Epoch, u64)> {
         let settled = standby.settle().await.map_err(io_error)?;
         if settled.base != Base::Point {
             let error = ApiError::new(ErrorCode::WrongState, format!("{name} has no recovery point here: its first sync has not ended"));
@@ -77,10 +86,7 @@ impl Daemon {
             let error = format!("{name} was handed over at epoch {granted:?}, but this copy stands at {}", settled.epoch);
             return Err(ApiError::new(ErrorCode::Internal, error));
         }
-        let generation = self.become_primary(name, &settled).await?;
-        let (kind, lost_bytes) = if granted.is_some() { (PromotionKind::Handover, Some(0)) } else { (PromotionKind::Failover, None) };
-        tracing::info!(volume = %name, ?kind, epoch = settled.epoch, generation, "promoted");
-        Ok(Promotion { kind, epoch: settled.epoch, generation, seconds: began.elapsed().as_secs_f64(), lost_bytes })
+        Ok((settled.epoch, self.become_primary(name, &settled).await?))
     }
 
     async fn standby(&self, name: &VolumeName) -> Outcome<Arc<StandbyService>> {
@@ -285,8 +291,12 @@ impl Daemon {
         let _operation = operation.lock_owned().await;
         let Ok((mut record, _)) = self.record(&record.name).await else { return };
         if record.role != RecordedRole::Primary {
+            // It stepped down meanwhile.
+            volume.gate.set(GateState::Shut);
             return;
         }
+        // Whoever held the lock may have opened it again.
+        volume.gate.set(GateState::Fenced);
         tracing::error!(volume = %record.name, "another site was promoted: this one stops acknowledging");
         let drained = tokio::time::timeout(DRAIN_DEADLINE, volume.gate.drained()).await.is_ok();
         let mut volumes = self.volumes.lock().await;

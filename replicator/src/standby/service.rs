@@ -46,6 +46,7 @@ pub(super) enum Input {
     Disconnected(Session),
     Frame(Session, Bytes, OwnedSemaphorePermit),
     Settle(oneshot::Sender<io::Result<Settled>>),
+    Resume,
     Stop,
 }
 
@@ -76,7 +77,7 @@ impl StandbyService {
         let standby = open()?;
         let (inbox, inputs) = mpsc::channel();
         let (publish, status) = watch::channel(StandbyStatus::default());
-        let mut shell = Shell { standby: Some(standby), open, connection: None, status: publish, error: None };
+        let mut shell = Shell { standby: Some(standby), open, connection: None, status: publish, settled: false, error: None };
         shell.publish();
         let thread = std::thread::Builder::new().name("tern-standby".into()).spawn(move || shell.run(&inputs));
         let thread = thread.map_err(JournalError::Io)?;
@@ -88,11 +89,16 @@ impl StandbyService {
         self.status.clone()
     }
 
-    /// Lets the primary go and brings the image to the last recovery point. Frames that come later are refused by a new connection only.
+    /// Lets the primary go and brings the image to the last recovery point, where it stays: no primary is taken until [`Self::resume`].
     pub async fn settle(&self) -> io::Result<Settled> {
         let (reply, answer) = oneshot::channel();
         self.tell(Input::Settle(reply));
         answer.await.unwrap_or_else(|_| Err(io::Error::other("the standby is being stopped")))
+    }
+
+    /// Takes primaries again.
+    pub fn resume(&self) {
+        self.tell(Input::Resume);
     }
 
     /// Stops the thread. Blocks.
@@ -121,6 +127,8 @@ struct Shell<F> {
     open: Open<F>,
     connection: Option<(Session, tokio_mpsc::UnboundedSender<Bytes>)>,
     status: watch::Sender<StandbyStatus>,
+    /// Whether the image must stay as it is.
+    settled: bool,
     error: Option<(String, bool)>,
 }
 
@@ -139,6 +147,9 @@ impl<F: SegmentFiles> Shell<F> {
             };
             match input {
                 Input::Stop => return,
+                // The stream ends with its sink; the primary tries again.
+                Input::Connected(..) if self.settled => {}
+                Input::Resume => self.settled = false,
                 Input::Connected(session, sink) => {
                     self.disconnect();
                     self.connection = Some((session, sink));
@@ -245,6 +256,7 @@ impl<F: SegmentFiles> Shell<F> {
 
     fn settle(&mut self) -> io::Result<Settled> {
         self.disconnect();
+        self.settled = true;
         self.reopen().map_err(io::Error::other)?;
         let Some(standby) = &mut self.standby else { unreachable!("just opened") };
         let (epoch, lineage) = standby.settle()?;
