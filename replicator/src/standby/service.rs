@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc as tokio_mpsc, oneshot, watch};
 
 /// Committed content that waits to be folded, in bytes of journal: beyond it, folding goes before taking in more. What waits is what a
 /// promotion has to fold first.
-const MAX_UNFOLDED_BYTES: u64 = 64 << 20;
+const MAX_UNFOLDED_BYTES: u64 = 16 << 20;
 
 /// One connection's number: inputs of an earlier one are ignored.
 pub type Session = u64;
