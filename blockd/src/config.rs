@@ -12,7 +12,7 @@ mod tests;
 
 pub use options::{Congestion, LogFormat};
 
-use crate::admin::SocketAccess;
+use crate::unix_socket::SocketAccess;
 use blockd_api::{DEFAULT_ADMIN_PATH, MAX_SOCKET_PATH_BYTES, Rate, SiteName, Size, Span};
 use clap::Parser;
 use options::{CommandLine, Options, SocketOptions};

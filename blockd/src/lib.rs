@@ -11,5 +11,6 @@ pub mod metrics;
 pub mod nbd;
 pub mod request;
 pub mod store;
+pub mod unix_socket;
 pub mod vhost_user;
 pub mod volume;

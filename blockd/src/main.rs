@@ -6,6 +6,8 @@ use tracing_subscriber::EnvFilter;
 
 /// A wrong configuration, a taken port, a locked state directory.
 const EXIT_SETUP: u8 = 2;
+/// Without RUST_LOG: what the crates below vhost-user say of each client, we say in our own words.
+const DEFAULT_LOG: &str = "info,virtio_queue=off,vhost_user_backend=off";
 
 fn main() -> ExitCode {
     let config = match Config::from_args(std::env::args_os()) {
@@ -30,7 +32,7 @@ fn setup_failed(error: &dyn std::fmt::Display) -> ExitCode {
 }
 
 fn log_to_stderr(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => log.init(),

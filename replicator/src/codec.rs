@@ -1,8 +1,8 @@
 //! Content to payload and back: zero blocks cost nothing, the rest is one zstd frame a message.
 
 use bytes::Bytes;
-use replicator_engine::block::{BLOCK_BYTES, Run};
-use replicator_engine::wire::{Blocks, Content, Encoding, Fingerprint};
+use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run};
+use replicator_engine::wire::{Blocks, Compare, Content, Encoding, Fingerprint};
 use std::io;
 
 const ZERO_BLOCK: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
@@ -41,6 +41,13 @@ pub fn is_zero(block: &[u8]) -> bool {
 pub fn fingerprint(block: &[u8]) -> Fingerprint {
     let hash = blake3::hash(block);
     hash.as_bytes()[..16].try_into().expect("a digest is longer than a fingerprint")
+}
+
+/// Adds blocks, whose content lies one after the other in `content`, to a question.
+pub fn add_content(question: &mut Compare, blocks: impl IntoIterator<Item = BlockNumber>, content: &[u8]) {
+    for (block, content) in blocks.into_iter().zip(content.chunks_exact(BLOCK_BYTES)) {
+        if is_zero(content) { question.add_zeroes(Run { start: block, len: 1 }) } else { question.add(block, fingerprint(content)) }
+    }
 }
 
 impl Encoder {

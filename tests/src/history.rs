@@ -23,14 +23,30 @@ impl History {
     /// Writes until something fails or the time is over.
     pub fn write_for(&mut self, client: &mut NbdClient, span: Duration) -> io::Result<()> {
         let began = Instant::now();
+        self.write_while(client, || began.elapsed() < span)
+    }
+
+    /// Writes until something fails or `go_on` says no.
+    pub fn write_while(&mut self, client: &mut NbdClient, go_on: impl Fn() -> bool) -> io::Result<()> {
         let mut rng = crate::dice();
-        while began.elapsed() < span {
+        while go_on() {
             let block = rng.random_range(0..self.blocks);
             self.writes.push((block, None));
             client.write(u64::from(block) * BLOCK_BYTES as u64, &content(self.writes.len() as u64, block))?;
             self.writes.last_mut().expect("just pushed").1 = Some(Instant::now());
         }
         Ok(())
+    }
+
+    /// After the primary came back: forgets the last write if it was neither acknowledged nor done.
+    pub fn settle(&mut self, client: &mut NbdClient) {
+        if let Some((block, None)) = self.writes.last().copied() {
+            let mut bytes = vec![0; BLOCK_BYTES];
+            client.read(u64::from(block) * BLOCK_BYTES as u64, &mut bytes).expect("a readable disk");
+            if bytes != content(self.writes.len() as u64, block) {
+                self.writes.pop();
+            }
+        }
     }
 
     /// How many writes were acknowledged.

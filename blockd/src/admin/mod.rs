@@ -22,7 +22,7 @@ pub use control::{Control, Outcome};
 pub use http::{Limits, serve_router};
 pub use progress::ProgressSink;
 pub use routes::router;
-pub use socket::{AdminSocket, SocketAccess, SocketError, bind_unix};
+pub use socket::AdminSocket;
 
 use std::sync::Arc;
 

@@ -1,6 +1,7 @@
 //! The server over a real socket, with a daemon that answers what a test wants.
 
 use super::*;
+use crate::unix_socket::SocketAccess;
 use blockd_api::{
     ApiError, Condition, CreateVolume, DeleteVolume, Demote, Done, ErrorCode, ErrorDocument, Event, Export, Invite, InvitePeer, JoinPeer,
     MAX_REQUEST_BYTES, Peer, PeerList, Progress, Promote, Promotion, PromotionKind, Replicate, ResizeVolume, Resync, Resynced, SetMode,

@@ -125,13 +125,14 @@ impl Daemon {
             Ok(Answer::Granted { epoch }) => Ok(Some(epoch)),
             Ok(Answer::NotPrimary { committed }) => {
                 let mine = standby.status().borrow().committed;
-                if committed > mine && !force {
-                    let message = format!("{} has recovery point {committed}, this site only {mine}", peer.name);
-                    return Err(
-                        ApiError::new(ErrorCode::WouldLoseData, message).with_hint("promote that one, or accept the loss with --force")
-                    );
+                if committed <= mine {
+                    return Ok(Some(mine));
                 }
-                Ok(Some(mine))
+                if force {
+                    return Ok(None);
+                }
+                let message = format!("{} has recovery point {committed}, this site only {mine}", peer.name);
+                Err(ApiError::new(ErrorCode::WouldLoseData, message).with_hint("promote that one, or accept the loss with --force"))
             }
             Ok(Answer::Refused { code, message }) => {
                 let code = serde_json::from_value(code.into()).unwrap_or(ErrorCode::Internal);
@@ -171,7 +172,7 @@ impl Daemon {
         let start = PrimaryStart { volume: &volume, record: &record, known: Some(known), compare_first: RoaringBitmap::new() };
         let part = volumes.start_primary(start)?;
         volumes.turn(record, part)?;
-        volume.gate.set(GateState::Open);
+        volume.gate.reopen();
         Ok(lineage.current().counter)
     }
 
@@ -249,7 +250,7 @@ impl Daemon {
             last.map_err(|_| "the last changes do not get to the standby in time")?.map_err(|_| "the connection broke")
         };
         if let Err(why) = emptied.await {
-            volume.gate.set(GateState::Open);
+            volume.gate.reopen();
             return Err(ApiError::new(ErrorCode::Timeout, format!("{name} stays primary: {why}")));
         }
         let mut volumes = self.volumes.lock().await;
@@ -264,7 +265,7 @@ impl Daemon {
             let hot = volume.intake.log().hot();
             let part = volumes.resume_primary(&volume, &record, &hot)?;
             volumes.turn(record, part)?;
-            volume.gate.set(GateState::Open);
+            volume.gate.reopen();
             return Err(ApiError::new(ErrorCode::Internal, format!("{name} stays primary: something changed behind the gate")));
         };
         let lineage = lineage_of(&record.lineage).ok_or_else(|| ApiError::new(ErrorCode::Internal, "a primary without a lineage"))?;
@@ -289,7 +290,7 @@ impl Daemon {
         // Before anything that may take time.
         volume.gate.set(GateState::Fenced);
         let _operation = operation.lock_owned().await;
-        let Ok((mut record, _)) = self.record(&record.name).await else { return };
+        let Ok((record, _)) = self.record(&record.name).await else { return };
         if record.role != RecordedRole::Primary {
             // It stepped down meanwhile.
             volume.gate.set(GateState::Shut);
@@ -298,21 +299,24 @@ impl Daemon {
         // Whoever held the lock may have opened it again.
         volume.gate.set(GateState::Fenced);
         tracing::error!(volume = %record.name, "another site was promoted: this one stops acknowledging");
+        let ahead = lineage_of(&record.lineage).map(|mine| mine.relation(&news.lineage));
+        let role = if matches!(ahead, Some(Relation::TheirsAhead(_))) { RecordedRole::Stale } else { RecordedRole::SplitBrain };
+        // First, so that after a crash, too, nothing is acknowledged.
+        let recorded = self.volumes.lock().await.change(&record.name, |record| {
+            record.role = role;
+            record.successor = lineage_records(&news.lineage);
+        });
+        if let Err(error) = recorded {
+            tracing::error!(volume = %record.name, %error, "the catalogue cannot be written; the volume stays fenced");
+        }
         let drained = tokio::time::timeout(DRAIN_DEADLINE, volume.gate.drained()).await.is_ok();
         let mut volumes = self.volumes.lock().await;
-        if let Part::Primary(primary) = volumes.take_part(&record.name) {
-            let changed = tokio::task::block_in_place(|| primary.stop());
-            if let (Some(changed), true) = (changed, drained)
-                && let Err(error) = memory::store_changed(&*volumes.catalogue, news.volume, &changed)
-            {
-                tracing::warn!(volume = %record.name, %error, "what changed here alone could not be written down: the activity log says it less exactly");
-            }
-        }
-        let ahead = lineage_of(&record.lineage).map(|mine| mine.relation(&news.lineage));
-        record.role = if matches!(ahead, Some(Relation::TheirsAhead(_))) { RecordedRole::Stale } else { RecordedRole::SplitBrain };
-        record.successor = lineage_records(&news.lineage);
-        if let Err(error) = volumes.turn(record, Part::Idle) {
-            tracing::error!(%error, "the catalogue cannot be written; the volume stays fenced");
+        let Part::Primary(primary) = volumes.take_part(&record.name) else { return };
+        let changed = tokio::task::block_in_place(|| primary.stop());
+        if let (Some(changed), true) = (changed, drained)
+            && let Err(error) = memory::store_changed(&*volumes.catalogue, news.volume, &changed)
+        {
+            tracing::warn!(volume = %record.name, %error, "what changed here alone could not be written down: the activity log says it less exactly");
         }
     }
 
@@ -351,8 +355,9 @@ impl Daemon {
         volume.gate.set(GateState::Shut);
         record.granted = None;
         record.successor.clear();
-        volumes.become_standby(&volume, record, copy)?;
+        // A primary that finds it after a crash would take it for all that changed.
         memory::take_changed(&*volumes.catalogue, id).map_err(io_error)?;
+        volumes.become_standby(&volume, record, copy)?;
         Ok(Resynced { blocks, bytes, kept: false })
     }
 }

@@ -3,13 +3,11 @@
 use super::exports::ExportTable;
 use super::rings::{Newcomer, Rings};
 use super::service::Reach;
-use crate::admin::{SocketAccess, SocketError, bind_unix};
+use crate::unix_socket::{self, SocketAccess, SocketError, SocketFile};
 use blockd_api::NbdAddress;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
@@ -79,8 +77,8 @@ impl Listener {
             NbdAddress::Unix(path) => {
                 let path = path.as_path();
                 let failed = |source| SocketError::Io { path: path.to_owned(), action: "listen", source };
-                let socket = UnixListener::from_std(bind_unix(path, access)?).map_err(failed)?;
-                (Socket::Unix(socket), address.clone(), Some(SocketFile::new(path).map_err(failed)?))
+                let (socket, file) = unix_socket::bind(path, access)?;
+                (Socket::Unix(UnixListener::from_std(socket).map_err(failed)?), address.clone(), Some(file))
             }
             NbdAddress::Tcp(address) => {
                 if reach == Reach::Loopback && !address.ip().is_loopback() {
@@ -146,28 +144,4 @@ impl Socket {
             }
         }
     }
-}
-
-/// Removes the socket's file in the end, unless another one has taken its place.
-struct SocketFile {
-    path: PathBuf,
-    inode: (u64, u64),
-}
-
-impl SocketFile {
-    fn new(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), inode: inode_of(path)? })
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if inode_of(&self.path).is_ok_and(|now| now == self.inode) {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn inode_of(path: &Path) -> io::Result<(u64, u64)> {
-    path.symlink_metadata().map(|metadata| (metadata.dev(), metadata.ino()))
 }

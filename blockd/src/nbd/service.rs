@@ -3,8 +3,8 @@
 use super::exports::{ExportTable, Served, Which};
 use super::listener::{ExportError, Listener};
 use super::rings::Rings;
-use crate::admin::SocketAccess;
 use crate::metrics::VolumeMetrics;
+use crate::unix_socket::SocketAccess;
 use crate::volume::Volume;
 use blockd_api::NbdAddress;
 use std::collections::BTreeMap;

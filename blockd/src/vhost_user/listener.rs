@@ -2,13 +2,12 @@
 
 use super::connection::{Connection, Export};
 use super::service::ExportError;
-use crate::admin::{SocketAccess, SocketError, bind_unix};
+use crate::unix_socket::{self, SocketAccess, SocketError, SocketFile};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::JoinHandle;
@@ -51,8 +50,7 @@ impl Listener {
     /// Binds, and accepts clients from now on.
     pub(super) fn bind(path: &Path, access: SocketAccess, export: Export) -> Result<Self, ExportError> {
         let failed = |action| move |source| SocketError::Io { path: path.to_owned(), action, source };
-        let socket = bind_unix(path, access)?;
-        let file = SocketFile::new(path).map_err(failed("look at it"))?;
+        let (socket, file) = unix_socket::bind(path, access)?;
         let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(|error| failed("make a bell")(error.into()))?;
         let control = Arc::new(Control { stopping: AtomicBool::new(false), bell });
         let serving = Serving { export, control: control.clone(), clients: Vec::new() };
@@ -163,28 +161,4 @@ impl Client {
             Parting::HungUpOn
         })
     }
-}
-
-/// Removes the socket's file in the end, unless another one has taken its place.
-struct SocketFile {
-    path: PathBuf,
-    inode: (u64, u64),
-}
-
-impl SocketFile {
-    fn new(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), inode: inode_of(path)? })
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if inode_of(&self.path).is_ok_and(|now| now == self.inode) {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn inode_of(path: &Path) -> io::Result<(u64, u64)> {
-    path.symlink_metadata().map(|metadata| (metadata.dev(), metadata.ino()))
 }

@@ -2,9 +2,9 @@
 
 use super::connection::Export;
 use super::listener::Listener;
-use crate::admin::{SocketAccess, SocketError};
 use crate::metrics::VolumeMetrics;
 use crate::request::Access;
+use crate::unix_socket::{SocketAccess, SocketError};
 use crate::volume::Volume;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

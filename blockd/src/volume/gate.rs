@@ -52,6 +52,18 @@ impl Gate {
     /// Changes the state and wakes whoever waits.
     pub fn set(&self, state: GateState) {
         self.state.store(state as u32, SeqCst);
+        self.tell();
+    }
+
+    /// Opens a gate that was shut; one that was fenced meanwhile stays so.
+    pub fn reopen(&self) {
+        let (shut, open) = (GateState::Shut as u32, GateState::Open as u32);
+        if self.state.compare_exchange(shut, open, SeqCst, SeqCst).is_ok() {
+            self.tell();
+        }
+    }
+
+    fn tell(&self) {
         self.changed.notify_waiters();
         for bell in self.bells.lock().expect("no panic under this lock").iter() {
             (bell.ring)();
@@ -137,6 +149,7 @@ mod tests {
         let gate = Gate::new(GateState::Open);
         assert!(gate.try_enter());
         gate.set(GateState::Fenced);
-        assert!(gate.exit().is_err());
+        gate.reopen();
+        assert!(gate.exit().is_err() && !gate.try_enter());
     }
 }

@@ -1,9 +1,9 @@
 //! A volume on a temporary image and an NBD service that serves it, in this process.
 
-use blockd::admin::SocketAccess;
 use blockd::metrics::VolumeMetrics;
 use blockd::nbd::{NbdOptions, NbdService, Reach};
 use blockd::store::Image;
+use blockd::unix_socket::SocketAccess;
 use blockd::volume::{Clients, Gate, GateState, Volume};
 use blockd_api::NbdAddress;
 use replicator::catalogue::{Catalogue, Change, Persist};

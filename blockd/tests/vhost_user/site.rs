@@ -1,9 +1,9 @@
 //! A volume on a temporary image and a vhost-user service that serves it, in this process.
 
-use blockd::admin::SocketAccess;
 use blockd::metrics::VolumeMetrics;
 use blockd::request::Access;
 use blockd::store::Image;
+use blockd::unix_socket::SocketAccess;
 use blockd::vhost_user::{VhostUserOptions, VhostUserService};
 use blockd::volume::{Clients, Gate, GateState, Volume};
 use replicator::catalogue::{Catalogue, Change, Persist};

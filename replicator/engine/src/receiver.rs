@@ -119,7 +119,7 @@ impl Receiver {
         match envelope.message {
             Message::Blocks(blocks) => self.handle_blocks(blocks),
             Message::Compare(compare) => {
-                self.check_runs(compare.runs.iter().copied())?;
+                self.check_runs(compare.runs.iter().map(|(run, _)| *run))?;
                 Ok(Step::Compare(compare))
             }
             Message::Commit(commit) => self.handle_commit(commit),

@@ -1,8 +1,10 @@
 //! Reading what is to be sent.
 
+use crate::codec::add_content;
 use crate::disk::{BlockDevice, Pages};
 use crate::intake::Intake;
 use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run};
+use replicator_engine::wire::Compare;
 use roaring::RoaringBitmap;
 use std::io;
 
@@ -29,6 +31,30 @@ pub(super) fn frozen(image: &dyn BlockDevice, intake: &Intake, runs: &[Run]) -> 
         }
     }
     Ok(content)
+}
+
+/// Asks whether the standby has the blocks of `runs` too. Holes are not read, and cost no fingerprint.
+pub(super) fn ask(image: &dyn BlockDevice, question: &mut Compare, runs: &[Run]) -> io::Result<()> {
+    let mut data = 0..0;
+    for run in runs {
+        let mut at = run.start;
+        while at < run.end() {
+            if data.end <= at {
+                data = image.allocated(at)?.map_or(BlockNumber::MAX..BlockNumber::MAX, Run::blocks);
+            }
+            let start = data.start.clamp(at, run.end());
+            if start > at {
+                question.add_zeroes(Run { start: at, len: start - at });
+            }
+            let end = data.end.clamp(start, run.end());
+            if end > start {
+                let piece = Run { start, len: end - start };
+                add_content(question, piece.blocks(), &open(image, &[piece])?);
+            }
+            at = end;
+        }
+    }
+    Ok(())
 }
 
 /// The blocks that may hold something other than zeroes.

@@ -4,11 +4,11 @@ use super::memory::store_known;
 use super::verify::Verification;
 use super::{Input, Outgoing, PrimaryStatus, Remains, ReplicaError, Session, Setup, read};
 use crate::catalogue::Persist;
-use crate::codec::{Encoder, fingerprint};
+use crate::codec::Encoder;
 use crate::counters;
 use crate::intake::extent_blocks;
 use bytes::Bytes;
-use replicator_engine::block::{BLOCK_BYTES, Run};
+use replicator_engine::block::Run;
 use replicator_engine::sender::{Action, Known, Phase, Sender};
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::{Against, Blocks, Compare, Compared, Content, Envelope, Message};
@@ -258,9 +258,10 @@ impl Shell {
                 self.ship(&runs, &content, now_ms);
             }
             Action::Ask(ticket, runs) => {
-                let fingerprints: Vec<_> = read::open(image, &runs)?.chunks_exact(BLOCK_BYTES).map(fingerprint).collect();
-                self.asked.insert(ticket, fingerprints.len() as u64);
-                self.send(Message::Compare(Compare { ticket, against: Against::Epoch, runs, fingerprints }), 0);
+                let mut question = Compare::new(ticket, Against::Epoch);
+                read::ask(image, &mut question, &runs)?;
+                self.asked.insert(ticket, runs.iter().map(|run| u64::from(run.len)).sum());
+                self.send(Message::Compare(question), 0);
             }
             Action::Cut => {
                 self.setup.epochs.cover(self.setup.intake.tracker().open_epoch() + 1)?;

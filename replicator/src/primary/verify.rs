@@ -6,20 +6,23 @@
 
 use super::shell::Shell;
 use super::{OnProgress, ReplicaError, read};
-use crate::codec::fingerprint;
-use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run, block_count, runs};
+use crate::disk::BlockDevice;
+use replicator_engine::block::{BlockNumber, Run, block_count, runs};
 use replicator_engine::sender::Phase;
 use replicator_engine::tracker::Epoch;
-use replicator_engine::wire::{Against, Compare, Compared, Message};
+use replicator_engine::wire::{Against, Compare, Compared, MAX_COMPARE_ZEROES, MAX_RUNS, Message};
 use roaring::RoaringBitmap;
 use std::collections::HashMap;
+use std::io;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// Marks the tickets of a verification: the sender's count from 0.
 const TICKET_BIT: u64 = 1 << 63;
-/// Blocks that are compared with one question.
+/// Blocks that are read for one question.
 const CHUNK_BLOCKS: u32 = 1024;
+/// Runs of one question: a hole beside each run of data, or zeroes among each two of its blocks, doubles them.
+const CHUNK_RUNS: usize = MAX_RUNS / 2 - CHUNK_BLOCKS as usize;
 /// Questions under way.
 const MAX_OPEN_QUESTIONS: usize = 4;
 /// A connection that is away for longer ends the verification.
@@ -48,6 +51,7 @@ pub(super) struct Verification {
     in_doubt: RoaringBitmap,
     passes: u32,
     next_ticket: u64,
+    /// By ticket, the blocks whose answer counts.
     open: HashMap<u64, RoaringBitmap>,
     compared: u64,
     different: u64,
@@ -92,11 +96,11 @@ impl Verification {
     }
 
     /// The next blocks of this pass.
-    fn take_chunk(&mut self) -> RoaringBitmap {
+    fn take_chunk(&mut self, image: &dyn BlockDevice) -> io::Result<RoaringBitmap> {
         let mut chunk = RoaringBitmap::new();
         match &self.again {
             None => {
-                let end = self.at.saturating_add(CHUNK_BLOCKS).min(self.blocks);
+                let end = chunk_end(image, self.at, self.blocks)?;
                 chunk.insert_range(self.at..end);
                 self.at = end;
             }
@@ -105,8 +109,23 @@ impl Verification {
                 self.at = chunk.max().map_or(self.blocks, |last| last + 1);
             }
         }
-        chunk
+        Ok(chunk)
     }
+}
+
+/// Where a question from block `at` ends, so that no more than a chunk of it has to be read.
+fn chunk_end(image: &dyn BlockDevice, at: BlockNumber, blocks: BlockNumber) -> io::Result<BlockNumber> {
+    let end = at.saturating_add(MAX_COMPARE_ZEROES).min(blocks);
+    let (mut from, mut to_read) = (at, CHUNK_BLOCKS);
+    while let Some(data) = image.allocated(from)?.filter(|data| data.start < end) {
+        let start = data.start.max(from);
+        if data.end() - start >= to_read {
+            return Ok((start + to_read).min(end));
+        }
+        to_read -= data.end() - start;
+        from = data.end();
+    }
+    Ok(end)
 }
 
 impl Shell {
@@ -162,7 +181,8 @@ impl Shell {
             return Ok(false);
         }
         verification.wait_beyond = None;
-        let mut chunk = verification.take_chunk();
+        let image = &*self.setup.image;
+        let mut chunk = verification.take_chunk(image)?;
         let unacknowledged = self.sender.unacknowledged();
         let tracker = self.setup.intake.tracker();
         let in_doubt =
@@ -170,38 +190,28 @@ impl Shell {
         let doubtful: RoaringBitmap = chunk.iter().filter(in_doubt).collect();
         chunk -= &doubtful;
         verification.in_doubt |= doubtful;
-        let wanted: Vec<Run> = runs(&chunk).collect();
-        let content = read::open(&*self.setup.image, &wanted)?;
-        // A write that began meanwhile has left its mark.
+        let wanted: Vec<Run> = runs(&chunk).take(CHUNK_RUNS).collect();
+        let Some(last) = wanted.last() else { return Ok(true) };
+        verification.in_doubt |= RoaringBitmap::from_sorted_iter(chunk.range(last.end()..)).expect("ascending");
+        chunk.remove_range(last.end()..);
+        let mut question = Compare::new(verification.next_ticket, Against::Point);
+        read::ask(image, &mut question, &wanted)?;
+        // A write that began meanwhile has left its mark: of such a block the answer will not count.
         let doubtful: RoaringBitmap = chunk.iter().filter(in_doubt).collect();
-        let fingerprints: Vec<_> = chunk
-            .iter()
-            .zip(content.chunks_exact(BLOCK_BYTES))
-            .filter(|(block, _)| !doubtful.contains(*block))
-            .map(|(_, content)| fingerprint(content))
-            .collect();
         chunk -= &doubtful;
         verification.in_doubt |= doubtful;
-        if !chunk.is_empty() {
-            let ticket = verification.next_ticket;
-            verification.next_ticket += 1;
-            let runs = runs(&chunk).collect();
-            verification.open.insert(ticket, chunk);
-            self.send(Message::Compare(Compare { ticket, against: Against::Point, runs, fingerprints }), 0);
-        }
+        verification.open.insert(question.ticket, chunk);
+        verification.next_ticket += 1;
+        self.send(Message::Compare(question), 0);
         Ok(true)
     }
 
     pub(super) fn handle_verified(&mut self, compared: &Compared) -> Result<(), &'static str> {
         // A verification that nobody waits for any more is gone.
         let Some(verification) = &mut self.verification else { return Ok(()) };
-        let asked = verification.open.remove(&compared.ticket).ok_or("an answer to a question that was not asked")?.len();
-        let different: u64 = compared.different.iter().map(|run| u64::from(run.len)).sum();
-        if different > asked {
-            return Err("an answer about more blocks than were asked about");
-        }
-        verification.compared += asked;
-        verification.different += different;
+        let asked = verification.open.remove(&compared.ticket).ok_or("an answer to a question that was not asked")?;
+        verification.compared += asked.len();
+        verification.different += compared.different.iter().map(|run| asked.range_cardinality(run.blocks())).sum::<u64>();
         (verification.progress)(verification.compared, u64::from(verification.blocks));
         Ok(())
     }

@@ -7,6 +7,7 @@
 //!
 //! Before the first recovery point, content goes straight into the image. One thread owns a [`Standby`]; every call may block on the disk.
 
+mod compare;
 pub mod connection;
 mod place;
 mod segments;
@@ -18,23 +19,21 @@ pub use segments::SegmentDir;
 pub use service::{Open, Settled, StandbyService, StandbyStatus};
 
 use crate::catalogue::{Catalogue, Persist};
-use crate::codec::{Decoder, PayloadError, fingerprint};
+use crate::codec::{Decoder, PayloadError};
 use crate::disk::{BlockDevice, Pages, SegmentFiles};
 use crate::journal::{Journal, JournalError};
 use bytes::Bytes;
-use replicator_engine::block::{BLOCK_BYTES, Run, runs};
+use replicator_engine::block::Run;
 use replicator_engine::generation::{Generation, Lineage};
 use replicator_engine::receiver::{Receiver, Staged, Step};
 use replicator_engine::tracker::Epoch;
-use replicator_engine::wire::{
-    Against, Base, Blocks, Commit, Compare, Compared, Content, DecodeError, Envelope, Message, Refusal, Refused,
-};
+use replicator_engine::wire::{Base, Blocks, Commit, Content, DecodeError, Envelope, Message, Refusal, Refused};
 use roaring::RoaringBitmap;
 use staged::StagedContent;
 use std::io;
 use std::sync::Arc;
 
-/// Largest piece of the image that is written at once.
+/// Largest piece of the image that is read or written at once.
 const WRITE_BLOCKS: u32 = 256;
 
 /// See the module's documentation.
@@ -222,33 +221,6 @@ impl<F: SegmentFiles> Standby<F> {
         self.place.base = Base::Point;
         // Afterwards the journal's commit record is the truth; this only tells a journal that lost its end.
         self.place.store(&*self.catalogue, if first { Persist::Synced } else { Persist::Eventually })
-    }
-
-    fn compare(&mut self, compare: &Compare) -> Result<Compared, StandbyError> {
-        while self.fold_one()? {}
-        if compare.against == Against::Epoch && self.staged.is_none() && self.receiver.needs_journal() {
-            self.staged = Some(StagedContent::read(&self.journal, &mut self.decoder)?);
-        }
-        let mut different = RoaringBitmap::new();
-        let mut equal = RoaringBitmap::new();
-        let mut fingerprints = compare.fingerprints.iter();
-        for run in &compare.runs {
-            let mut content = Pages::new(run.len);
-            self.image.read(*run, &mut content)?;
-            for ((block, content), expected) in run.blocks().zip(content.chunks_exact(BLOCK_BYTES)).zip(&mut fingerprints) {
-                let staged =
-                    self.staged.as_ref().filter(|_| compare.against == Against::Epoch).and_then(|staged| staged.fingerprint(block));
-                let same = staged.unwrap_or_else(|| fingerprint(content)) == *expected;
-                if same {
-                    equal.insert(block)
-                } else {
-                    different.insert(block)
-                };
-            }
-        }
-        let equal: Vec<Run> = runs(&equal).collect();
-        self.receiver.handle_compared(compare.against, &equal);
-        Ok(Compared { ticket: compare.ticket, different: runs(&different).collect() })
     }
 
     fn write_blocks(&mut self, blocks: &Blocks) -> Result<(), StandbyError> {

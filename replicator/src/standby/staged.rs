@@ -8,6 +8,7 @@ use replicator_engine::wire::{Blocks, Content, Fingerprint, Message};
 use roaring::RoaringBitmap;
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 
 /// The fingerprints of the journal's staged blocks. Bounded by the journal's quota: 16 bytes, and the map's overhead, for 4 KiB.
 #[derive(Debug, Default)]
@@ -56,6 +57,13 @@ impl StagedContent {
             self.fingerprints.extend(run.blocks().zip(content.by_ref().map(fingerprint)));
         }
         Ok(())
+    }
+
+    /// The staged blocks of a range and their fingerprints.
+    pub fn range(&self, blocks: Range<BlockNumber>) -> impl Iterator<Item = (BlockNumber, Fingerprint)> {
+        let zero = fingerprint(&[0; BLOCK_BYTES]);
+        let data = self.fingerprints.range(blocks.clone()).map(|(block, fingerprint)| (*block, *fingerprint));
+        self.zeroes.range(blocks).map(move |block| (block, zero)).chain(data)
     }
 
     /// The fingerprint of a staged block.

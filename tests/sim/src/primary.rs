@@ -7,7 +7,7 @@ use crate::disk::{SimCatalogue, SimImage};
 use bytes::Bytes;
 use rand::RngExt;
 use rand::rngs::StdRng;
-use replicator::codec::{Encoder, fingerprint};
+use replicator::codec::{Encoder, add_content};
 use replicator::disk::{BlockDevice, Pages};
 use replicator::intake::{ActivityLog, Intake, Intaken, KeptLimits, Parked, extent_blocks};
 use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run};
@@ -171,8 +171,9 @@ impl Primary {
                     frames.push(self.ship(&runs, &content, now_ms));
                 }
                 Action::Ask(ticket, runs) => {
-                    let fingerprints = self.read(&runs).chunks_exact(BLOCK_BYTES).map(fingerprint).collect();
-                    frames.push(self.frame(Message::Compare(Compare { ticket, against: Against::Epoch, runs, fingerprints })));
+                    let mut question = Compare::new(ticket, Against::Epoch);
+                    add_content(&mut question, runs.iter().flat_map(|run| run.blocks()), &self.read(&runs));
+                    frames.push(self.frame(Message::Compare(question)));
                 }
                 Action::Cut => {
                     let epoch = self.intake.cut();

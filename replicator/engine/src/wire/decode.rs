@@ -3,7 +3,7 @@
 
 use super::{
     Against, Attach, Attached, Base, Blocks, Commit, Compare, Compared, Content, Encoding, Envelope, MAX_COMPARE_BLOCKS,
-    MAX_CONTENT_BLOCKS, MAX_RUNS, MAX_TEXT_BYTES, Message, Refusal, Refused,
+    MAX_COMPARE_ZEROES, MAX_CONTENT_BLOCKS, MAX_DIFFERENT_RUNS, MAX_RUNS, MAX_TEXT_BYTES, Message, Refusal, Refused,
 };
 use crate::block::{BLOCK_BYTES, Run};
 use crate::generation::{Generation, Id, Lineage};
@@ -49,7 +49,7 @@ impl Envelope {
             5 => Message::Abandon,
             129 => Message::Attached(Attached { replica: input.id()?, committed: input.u64()?, base: input.base()? }),
             130 => Message::Refused(Refused { reason: input.refusal()?, text: input.text()?, lineage: input.lineage()? }),
-            131 => Message::Compared(Compared { ticket: input.u64()?, different: input.runs()? }),
+            131 => Message::Compared(Compared { ticket: input.u64()?, different: input.runs(MAX_DIFFERENT_RUNS)? }),
             132 => Message::Committed(input.u64()?),
             other => return Err(DecodeError::UnknownKind(other)),
         };
@@ -103,14 +103,34 @@ impl Input {
         Run::new(start, len).ok_or(DecodeError::OutOfRange("run"))
     }
 
-    fn run_count(&mut self) -> Result<usize> {
+    fn run_count(&mut self, max: usize) -> Result<usize> {
         let count = self.u32()? as usize;
-        if count > MAX_RUNS { Err(DecodeError::OutOfRange("number of runs")) } else { Ok(count) }
+        if count > max { Err(DecodeError::OutOfRange("number of runs")) } else { Ok(count) }
     }
 
-    fn runs(&mut self) -> Result<Vec<Run>> {
-        let count = self.run_count()?;
+    fn runs(&mut self, max: usize) -> Result<Vec<Run>> {
+        let count = self.run_count(max)?;
         (0..count).map(|_| self.run()).collect()
+    }
+
+    /// Runs that are zero or have content, and the number of blocks that have.
+    fn content_runs(&mut self) -> Result<(Vec<(Run, Content)>, u32)> {
+        let count = self.run_count(MAX_RUNS)?;
+        let mut runs = Vec::with_capacity(count);
+        let mut content_blocks: u32 = 0;
+        for _ in 0..count {
+            let run = self.run()?;
+            let content = match self.u8()? {
+                0 => Content::Zero,
+                1 => Content::Data,
+                _ => return Err(DecodeError::OutOfRange("content")),
+            };
+            if content == Content::Data {
+                content_blocks = content_blocks.checked_add(run.len).ok_or(DecodeError::OutOfRange("content"))?;
+            }
+            runs.push((run, content));
+        }
+        Ok((runs, content_blocks))
     }
 
     fn text(&mut self) -> Result<String> {
@@ -152,21 +172,7 @@ impl Input {
             _ => return Err(DecodeError::OutOfRange("encoding")),
         };
         let digest = self.array()?;
-        let count = self.run_count()?;
-        let mut runs = Vec::with_capacity(count);
-        let mut content_blocks: u32 = 0;
-        for _ in 0..count {
-            let run = self.run()?;
-            let content = match self.u8()? {
-                0 => Content::Zero,
-                1 => Content::Data,
-                _ => return Err(DecodeError::OutOfRange("content")),
-            };
-            if content == Content::Data {
-                content_blocks = content_blocks.checked_add(run.len).ok_or(DecodeError::OutOfRange("content"))?;
-            }
-            runs.push((run, content));
-        }
+        let (runs, content_blocks) = self.content_runs()?;
         let payload = std::mem::take(&mut self.0);
         let plain = encoding == Encoding::Plain && payload.len() != content_blocks as usize * BLOCK_BYTES;
         if content_blocks > MAX_CONTENT_BLOCKS || plain || payload.len() > (MAX_CONTENT_BLOCKS as usize + 1) * BLOCK_BYTES {
@@ -182,12 +188,12 @@ impl Input {
             1 => Against::Point,
             _ => return Err(DecodeError::OutOfRange("purpose")),
         };
-        let runs = self.runs()?;
-        let blocks: u64 = runs.iter().map(|run| u64::from(run.len)).sum();
-        if blocks > u64::from(MAX_COMPARE_BLOCKS) {
+        let (runs, content_blocks) = self.content_runs()?;
+        let blocks: u64 = runs.iter().map(|(run, _)| u64::from(run.len)).sum();
+        if content_blocks > MAX_COMPARE_BLOCKS || blocks > u64::from(MAX_COMPARE_ZEROES) {
             return Err(DecodeError::OutOfRange("number of blocks"));
         }
-        let fingerprints = (0..blocks).map(|_| self.array()).collect::<Result<_>>()?;
+        let fingerprints = (0..content_blocks).map(|_| self.array()).collect::<Result<_>>()?;
         Ok(Compare { ticket, against, runs, fingerprints })
     }
 }

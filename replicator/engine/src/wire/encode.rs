@@ -1,6 +1,6 @@
 //! From messages to bytes.
 
-use super::{Base, Envelope, Message};
+use super::{Base, Content, Envelope, Message};
 use crate::block::Run;
 use crate::generation::{Generation, Lineage};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -34,7 +34,7 @@ impl Message {
     fn payload_bytes(&self) -> usize {
         match self {
             Self::Blocks(blocks) => blocks.payload.len() + blocks.runs.len() * 9,
-            Self::Compare(compare) => compare.fingerprints.len() * 16 + compare.runs.len() * 8,
+            Self::Compare(compare) => compare.fingerprints.len() * 16 + compare.runs.len() * 9,
             _ => 0,
         }
     }
@@ -49,17 +49,13 @@ impl Message {
             Self::Blocks(blocks) => {
                 out.put_u8(blocks.encoding as u8);
                 out.put_slice(&blocks.digest);
-                out.put_u32_le(blocks.runs.len() as u32);
-                for (run, content) in &blocks.runs {
-                    put_run(out, *run);
-                    out.put_u8(*content as u8);
-                }
+                put_content_runs(out, &blocks.runs);
                 out.put_slice(&blocks.payload);
             }
             Self::Compare(compare) => {
                 out.put_u64_le(compare.ticket);
                 out.put_u8(compare.against as u8);
-                put_runs(out, &compare.runs);
+                put_content_runs(out, &compare.runs);
                 compare.fingerprints.iter().for_each(|fingerprint| out.put_slice(fingerprint));
             }
             Self::Commit(commit) => {
@@ -108,6 +104,14 @@ fn put_run(out: &mut BytesMut, run: Run) {
 fn put_runs(out: &mut BytesMut, runs: &[Run]) {
     out.put_u32_le(runs.len() as u32);
     runs.iter().for_each(|run| put_run(out, *run));
+}
+
+fn put_content_runs(out: &mut BytesMut, runs: &[(Run, Content)]) {
+    out.put_u32_le(runs.len() as u32);
+    for (run, content) in runs {
+        put_run(out, *run);
+        out.put_u8(*content as u8);
+    }
 }
 
 fn put_text(out: &mut BytesMut, text: &str) {

@@ -9,7 +9,7 @@ mod encode;
 
 pub use decode::DecodeError;
 
-use crate::block::Run;
+use crate::block::{BlockNumber, Run};
 use crate::generation::{Generation, Id, Lineage};
 use crate::tracker::Epoch;
 use bytes::Bytes;
@@ -19,8 +19,12 @@ use roaring::RoaringBitmap;
 pub const MAX_CONTENT_BLOCKS: u32 = 1024;
 /// Most runs in one message.
 pub const MAX_RUNS: usize = 4096;
-/// Most blocks in one [`Compare`] message.
+/// Most blocks with a fingerprint in one [`Compare`] message.
 pub const MAX_COMPARE_BLOCKS: u32 = 4096;
+/// Most blocks in one [`Compare`] message, those that should be zero included.
+pub const MAX_COMPARE_ZEROES: u32 = 1 << 16;
+/// Most runs in one [`Compared`] message: every second block of the longest question.
+pub const MAX_DIFFERENT_RUNS: usize = MAX_COMPARE_ZEROES as usize / 2;
 /// Most bytes of text in one message.
 pub const MAX_TEXT_BYTES: usize = 1024;
 
@@ -168,9 +172,9 @@ pub struct Compare {
     pub ticket: u64,
     /// Against what.
     pub against: Against,
-    /// The blocks.
-    pub runs: Vec<Run>,
-    /// A fingerprint for each.
+    /// The blocks; those of a run of zeroes have no fingerprint.
+    pub runs: Vec<(Run, Content)>,
+    /// A fingerprint for each block of a data run.
     pub fingerprints: Vec<Fingerprint>,
 }
 
@@ -206,6 +210,30 @@ pub struct Commit {
     pub size_bytes: u64,
     /// When it was cut, by the primary's clock, in milliseconds since 1970.
     pub cut_unix_ms: u64,
+}
+
+impl Compare {
+    /// A question about no blocks yet.
+    pub fn new(ticket: u64, against: Against) -> Self {
+        Self { ticket, against, runs: Vec::new(), fingerprints: Vec::new() }
+    }
+
+    /// Adds a run that should be zero.
+    pub fn add_zeroes(&mut self, run: Run) {
+        match self.runs.last_mut() {
+            Some((last, Content::Zero)) if last.end() == run.start => last.len += run.len,
+            _ => self.runs.push((run, Content::Zero)),
+        }
+    }
+
+    /// Adds a block by its fingerprint.
+    pub fn add(&mut self, block: BlockNumber, fingerprint: Fingerprint) {
+        match self.runs.last_mut() {
+            Some((last, Content::Data)) if last.end() == block => last.len += 1,
+            _ => self.runs.push((Run { start: block, len: 1 }, Content::Data)),
+        }
+        self.fingerprints.push(fingerprint);
+    }
 }
 
 impl Blocks {

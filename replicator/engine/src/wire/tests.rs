@@ -17,7 +17,12 @@ fn messages() -> Vec<Message> {
             digest: [9; 32],
             payload: Bytes::from(vec![3; 4096]),
         }),
-        Message::Compare(Compare { ticket: 4, against: Against::Point, runs: vec![run(8, 2)], fingerprints: vec![[1; 16], [2; 16]] }),
+        Message::Compare(Compare {
+            ticket: 4,
+            against: Against::Point,
+            runs: vec![(run(8, 2), Content::Data), (run(20, 9), Content::Zero)],
+            fingerprints: vec![[1; 16], [2; 16]],
+        }),
         Message::Commit(Commit { epoch: 8, blocks: 3, digest: [1; 32], size_bytes: 4096, cut_unix_ms: 77 }),
         Message::Abandon,
         Message::Attached(Attached { replica: Id([3; 16]), committed: 9, base: Base::PointBut((5..700).collect()) }),
@@ -54,14 +59,17 @@ fn a_message_cut_short_or_with_more_behind_it_is_refused() {
 #[test]
 fn limits_are_limits() {
     let generation = lineage().current();
-    let compare = |blocks: u32| {
-        let runs = vec![Run::new(0, blocks).unwrap()];
+    let compare = |blocks: u32, zeroes: u32| {
+        let zeroes = Run::new(1 << 20, zeroes).map(|run| (run, Content::Zero));
+        let runs = [(Run::new(0, blocks).unwrap(), Content::Data)].into_iter().chain(zeroes).collect();
         let fingerprints = vec![[0; 16]; blocks as usize];
         let message = Message::Compare(Compare { ticket: 0, against: Against::Epoch, runs, fingerprints });
         Envelope::decode(Envelope { generation, message }.encode())
     };
-    assert!(compare(MAX_COMPARE_BLOCKS - 1).is_ok() && compare(MAX_COMPARE_BLOCKS).is_ok());
-    assert_eq!(compare(MAX_COMPARE_BLOCKS + 1), Err(DecodeError::OutOfRange("number of blocks")));
+    assert!(compare(MAX_COMPARE_BLOCKS - 1, 0).is_ok() && compare(MAX_COMPARE_BLOCKS, 0).is_ok());
+    assert_eq!(compare(MAX_COMPARE_BLOCKS + 1, 0), Err(DecodeError::OutOfRange("number of blocks")));
+    assert!(compare(1, MAX_COMPARE_ZEROES - 1).is_ok());
+    assert_eq!(compare(1, MAX_COMPARE_ZEROES), Err(DecodeError::OutOfRange("number of blocks")));
     let blocks = |blocks: u32| {
         let payload = Bytes::from(vec![0; blocks as usize * 4096]);
         let runs = vec![(Run::new(0, blocks).unwrap(), Content::Data)];

@@ -1,0 +1,74 @@
+//! Answering which of the primary's blocks differ here.
+
+use super::staged::StagedContent;
+use super::{Standby, StandbyError, WRITE_BLOCKS};
+use crate::codec::{fingerprint, is_zero};
+use crate::disk::{Pages, SegmentFiles};
+use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run, runs};
+use replicator_engine::wire::{Against, Compare, Compared, Content};
+use roaring::RoaringBitmap;
+use std::io;
+
+impl<F: SegmentFiles> Standby<F> {
+    pub(super) fn compare(&mut self, compare: &Compare) -> Result<Compared, StandbyError> {
+        while self.fold_one()? {}
+        if compare.against == Against::Epoch && self.staged.is_none() && self.receiver.needs_journal() {
+            self.staged = Some(StagedContent::read(&self.journal, &mut self.decoder)?);
+        }
+        let staged = self.staged.as_ref().filter(|_| compare.against == Against::Epoch);
+        let mut different = RoaringBitmap::new();
+        let mut fingerprints = compare.fingerprints.iter();
+        let zero = fingerprint(&[0; BLOCK_BYTES]);
+        for (run, content) in &compare.runs {
+            match content {
+                Content::Data => self.read_pieces(*run, |block, content| {
+                    let here = staged.and_then(|staged| staged.fingerprint(block)).unwrap_or_else(|| fingerprint(content));
+                    if fingerprints.next() != Some(&here) {
+                        different.insert(block);
+                    }
+                })?,
+                Content::Zero => {
+                    let mut from = run.start;
+                    while let Some(data) = self.image.allocated(from)?.filter(|data| data.start < run.end()) {
+                        let (start, end) = (data.start.max(from), data.end().min(run.end()));
+                        self.read_pieces(Run { start, len: end - start }, |block, content| {
+                            if !is_zero(content) {
+                                different.insert(block);
+                            }
+                        })?;
+                        from = end;
+                    }
+                    if let Some(staged) = staged {
+                        // What is staged takes the place of what the image has.
+                        for (block, here) in staged.range(run.blocks()) {
+                            if here == zero {
+                                different.remove(block)
+                            } else {
+                                different.insert(block)
+                            };
+                        }
+                    }
+                }
+            }
+        }
+        let mut equal = RoaringBitmap::new();
+        for (run, _) in &compare.runs {
+            equal.insert_range(run.blocks());
+        }
+        equal -= &different;
+        let equal: Vec<Run> = runs(&equal).collect();
+        self.receiver.handle_compared(compare.against, &equal);
+        Ok(Compared { ticket: compare.ticket, different: runs(&different).collect() })
+    }
+
+    /// Shows each block of `run` as it is in the image.
+    fn read_pieces(&self, run: Run, mut see: impl FnMut(BlockNumber, &[u8])) -> io::Result<()> {
+        for start in run.blocks().step_by(WRITE_BLOCKS as usize) {
+            let piece = Run { start, len: WRITE_BLOCKS.min(run.end() - start) };
+            let mut content = Pages::new(piece.len);
+            self.image.read(piece, &mut content)?;
+            piece.blocks().zip(content.chunks_exact(BLOCK_BYTES)).for_each(|(block, content)| see(block, content));
+        }
+        Ok(())
+    }
+}
