@@ -1,57 +1,83 @@
 //! The admin API's operations, carried out on the site's volumes.
 
 use super::Daemon;
-use super::status::{info, status};
-use super::volumes::Volumes;
+use super::create;
+use super::part::Part;
+use super::status::{info, status, unopened_info, unopened_status};
+use super::volumes::{Unopened, Volumes};
 use crate::admin::{Control, Outcome, ProgressSink};
-use crate::catalogue::VolumeRecord;
+use crate::catalogue::{RecordedRole, VolumeRecord};
+use crate::volume::GateState;
 use blockd_api::*;
 use std::sync::Arc;
-use tokio::sync::Mutex;
+use std::time::Duration;
+use tokio::sync::OwnedMutexGuard;
+
+/// For another operation on the same volume to end.
+pub(super) const BUSY_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Daemon {
     async fn info_of(&self, name: &VolumeName) -> Outcome<VolumeInfo> {
         self.volumes.lock().await.get(name).map(info)
     }
 
-    /// What is recorded of a volume, and the lock of whoever changes its part.
-    pub(super) async fn record(&self, name: &VolumeName) -> Outcome<(VolumeRecord, Arc<Mutex<()>>)> {
-        self.volumes.lock().await.get(name).map(|open| (open.record.clone(), open.operation.clone()))
+    /// Makes sure that nobody else changes the volume's part, and looks at what is recorded then.
+    pub(super) async fn begin(&self, name: &VolumeName) -> Outcome<(VolumeRecord, OwnedMutexGuard<()>)> {
+        let operation = self.volumes.lock().await.get(name)?.operation.clone();
+        let busy = |_| {
+            ApiError::new(ErrorCode::Busy, format!("another operation on {name} is under way"))
+                .with_hint("wait until it is done, then try again")
+        };
+        let held = tokio::time::timeout(BUSY_DEADLINE, operation.lock_owned()).await.map_err(busy)?;
+        Ok((self.volumes.lock().await.get(name)?.record.clone(), held))
+    }
+
+    /// Deletes a volume that could not be opened.
+    async fn delete_unopened(&self, name: &VolumeName) -> Outcome<bool> {
+        let mut volumes = self.volumes.lock().await;
+        let Some(unopened) = volumes.unopened.get(name) else { return Ok(false) };
+        volumes.forget(&unopened.record)?;
+        volumes.unopened.remove(name);
+        Ok(true)
     }
 }
 
 fn journal_bytes(volumes: &Volumes) -> u64 {
-    volumes
-        .all()
-        .map(|open| if let super::part::Part::Standby(standby) = &open.part { standby.status().borrow().journal_bytes } else { 0 })
-        .sum()
+    volumes.all().map(|open| if let Part::Standby(standby) = &open.part { standby.status().borrow().journal_bytes } else { 0 }).sum()
 }
 
 impl Control for Daemon {
     async fn status(&self, volume: Option<VolumeName>) -> Outcome<Status> {
         let volumes = self.volumes.lock().await;
         let chosen = match volume {
-            Some(name) => vec![status(volumes.get(&name)?)],
-            None => volumes.all().map(status).collect(),
+            Some(name) => match volumes.unopened.get(&name) {
+                Some(unopened) => vec![unopened_status(unopened)],
+                None => vec![status(volumes.get(&name)?)],
+            },
+            None => volumes.all().map(status).chain(volumes.unopened.values().map(unopened_status)).collect(),
         };
+        // Each volume has its own.
+        let count = volumes.open.len().max(1) as u64;
         let spill = Usage {
             used_bytes: volumes.all().map(|open| open.volume.intake.kept().used_bytes().1).sum(),
-            quota_bytes: volumes.spill_quota_bytes,
+            quota_bytes: volumes.spill_quota_bytes.saturating_mul(count),
         };
-        let journal = Usage { used_bytes: journal_bytes(&volumes), quota_bytes: volumes.journal_quota_bytes };
+        let journal_quota = volumes.journal_quota_bytes.saturating_mul(count);
+        let journal = Usage { used_bytes: journal_bytes(&volumes), quota_bytes: journal_quota };
         Ok(Status { site: self.site.clone(), id: self.id.clone(), volumes: chosen, journal, spill })
     }
 
     async fn create_volume(&self, request: CreateVolume, progress: ProgressSink) -> Outcome<VolumeInfo> {
         let volumes = Arc::clone(&self.volumes);
         let name = request.name.clone();
-        let created = tokio::task::spawn_blocking(move || volumes.blocking_lock().create(&request, &|step| progress.report(step))).await;
+        let created = tokio::task::spawn_blocking(move || create::create(&volumes, &request, &|step| progress.report(step))).await;
         created.map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))??;
         self.info_of(&name).await
     }
 
     async fn list_volumes(&self) -> Outcome<VolumeList> {
-        Ok(VolumeList { volumes: self.volumes.lock().await.all().map(info).collect() })
+        let volumes = self.volumes.lock().await;
+        Ok(VolumeList { volumes: volumes.all().map(info).chain(volumes.unopened.values().map(unopened_info)).collect() })
     }
 
     async fn show_volume(&self, volume: VolumeName) -> Outcome<VolumeInfo> {
@@ -59,18 +85,38 @@ impl Control for Daemon {
     }
 
     async fn delete_volume(&self, volume: VolumeName, request: DeleteVolume) -> Outcome<Done> {
-        let mut volumes = self.volumes.lock().await;
-        let open = volumes.get(&volume)?;
+        if request.yes && self.delete_unopened(&volume).await? {
+            return Ok(Done {});
+        }
+        let (record, _operation) = self.begin(&volume).await?;
+        if record.role == RecordedRole::Primary {
+            let error = ApiError::new(ErrorCode::WrongState, format!("{volume} is being replicated"));
+            return Err(error.with_hint(format!("`tern replicate {volume} --stop` ends that")));
+        }
+        let (disk, front_ends) = {
+            let volumes = self.volumes.lock().await;
+            (volumes.get(&volume)?.volume.clone(), volumes.front_ends.clone())
+        };
         if !request.yes {
-            let held = open.volume.image.disk_usage_bytes().unwrap_or(open.record.size_bytes);
+            let held = disk.image.disk_usage_bytes().unwrap_or(record.size_bytes);
             let error = ApiError::new(ErrorCode::WouldLoseData, format!("deleting {volume} loses {}", human_bytes(held)));
             return Err(error.with_hint("--yes accepts that"));
         }
-        volumes.delete(&volume).await?;
+        disk.gate.set(GateState::Shut);
+        front_ends.end_all(&volume).await;
+        let part = self.volumes.lock().await.take_part(&volume);
+        if let Part::Standby(standby) = part {
+            tokio::task::block_in_place(|| standby.stop());
+        }
+        drop(disk);
+        let mut volumes = self.volumes.lock().await;
+        volumes.open.remove(&volume);
+        volumes.forget(&record).inspect_err(|error| drop(volumes.unopened.insert(volume, Unopened { record, error: error.clone() })))?;
         Ok(Done {})
     }
 
     async fn resize_volume(&self, volume: VolumeName, request: ResizeVolume) -> Outcome<VolumeInfo> {
+        let (_, _operation) = self.begin(&volume).await?;
         self.volumes.lock().await.resize(&volume, request.size_bytes)?;
         self.info_of(&volume).await
     }
@@ -81,7 +127,7 @@ impl Control for Daemon {
     }
 
     async fn unexport_volume(&self, volume: VolumeName, request: Unexport) -> Outcome<VolumeInfo> {
-        self.volumes.lock().await.unexport(&volume, request.export).await?;
+        self.end_exports(&volume, request.export).await?;
         self.info_of(&volume).await
     }
 
@@ -99,9 +145,9 @@ impl Control for Daemon {
 
     async fn remove_peer(&self, site: SiteName) -> Outcome<Done> {
         let peer = self.sites.peer(&site)?;
-        let uses = |record: &VolumeRecord| record.peer.as_ref().is_some_and(|of| of.site == peer.id.to_string());
-        if let Some(open) = self.volumes.lock().await.all().find(|open| uses(&open.record)) {
-            let error = ApiError::new(ErrorCode::WrongState, format!("{} is shared with {site}", open.record.name));
+        let uses = |record: &&VolumeRecord| record.peer.as_ref().is_some_and(|of| of.site == peer.id.to_string());
+        if let Some(record) = self.volumes.lock().await.records().find(uses) {
+            let error = ApiError::new(ErrorCode::WrongState, format!("{} is shared with {site}", record.name));
             return Err(error.with_hint("end its replication, or delete the standby, first"));
         }
         self.sites.remove(peer.id).await.map(|()| Done {})

@@ -4,6 +4,7 @@ use super::Daemon;
 use super::part::{Overtaken, Part};
 use crate::admin::Outcome;
 use crate::catalogue::{RecordedRole, VolumeRecord};
+use crate::volume::{Gate, GateState};
 use replicator::site_link::request::{self, Answer, Question, lineage_of};
 use replicator::site_link::{self, REPLICATION, REQUEST};
 use replicator::transport::{IncomingStream, ResetCode};
@@ -13,6 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
+/// What an old primary says to the new one.
+const WAITS_FOR_RESYNC: &str = "that site was primary before: `tern resync --discard-local` there makes it the standby";
 /// For the first message of a stream that will be refused.
 const ATTACH_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -61,12 +64,12 @@ impl Daemon {
             let volumes = self.volumes.lock().await;
             volumes.by_id(&id.to_string()).filter(|open| open.record.peer.as_ref().is_some_and(|peer| peer.site == from)).map(|open| {
                 let standby = if let Part::Standby(standby) = &open.part { Some(standby.clone()) } else { None };
-                (standby, open.volume.counters.clone(), open.record.clone())
+                (standby, open.volume.clone(), open.record.clone())
             })
         };
         match found {
-            Some((Some(standby), counters, _)) => standby.serve(stream, &counters).await,
-            Some((None, _, record)) => self.turn_away(stream, id, &record).await,
+            Some((Some(standby), volume, _)) => standby.serve(stream, &volume.counters).await,
+            Some((None, volume, record)) => self.turn_away(stream, &volume.gate, &record).await,
             None => {
                 let lineage = Lineage::first(Id::default());
                 refuse(stream, Refusal::NotStandby, "this site has no standby of the volume", lineage).await
@@ -78,7 +81,7 @@ impl Daemon {
     async fn turn_away(
         &self,
         mut stream: IncomingStream,
-        volume: Id,
+        gate: &Gate,
         record: &VolumeRecord,
     ) -> Result<(), replicator::transport::StreamError> {
         let first = tokio::time::timeout(ATTACH_DEADLINE, stream.recv.recv()).await.unwrap_or(Ok(None))?;
@@ -87,16 +90,21 @@ impl Daemon {
         let Some(mine) = lineage_of(&record.lineage) else {
             return refuse(stream, Refusal::NotStandby, "this site is not a standby of the volume", theirs).await;
         };
-        let (reason, text) = match mine.relation(&theirs) {
+        let relation = mine.relation(&theirs);
+        let rival = matches!(relation, Relation::Split | Relation::TheirsAhead(_));
+        if rival && record.role == RecordedRole::Primary {
+            gate.set(GateState::Fenced);
+            self.overtaken(Overtaken { name: record.name.clone(), lineage: theirs.clone() }).await;
+        }
+        // A later generation than the one that this site split from: the operator has decided for the other site.
+        let decided = lineage_of(&record.successor).is_some_and(|rival| matches!(rival.relation(&theirs), Relation::TheirsAhead(_)));
+        let (reason, text) = match relation {
             Relation::MineAhead(_) => (Refusal::Stale, "this site was promoted meanwhile"),
+            Relation::Split if record.role == RecordedRole::SplitBrain && decided => (Refusal::NotStandby, WAITS_FOR_RESYNC),
             Relation::Split => (Refusal::SplitBrain, "both sites were primary since they last agreed"),
-            Relation::TheirsAhead(_) => (Refusal::NotStandby, "this site was primary until now: it is stale, and waits for `tern resync`"),
+            Relation::TheirsAhead(_) => (Refusal::NotStandby, WAITS_FOR_RESYNC),
             Relation::Same | Relation::Unrelated => (Refusal::NotStandby, "this site is not a standby of the volume"),
         };
-        let rival = matches!(mine.relation(&theirs), Relation::Split | Relation::TheirsAhead(_));
-        if rival && record.role == RecordedRole::Primary {
-            self.overtaken(Overtaken { volume, lineage: theirs }).await;
-        }
         refuse(stream, reason, text, mine).await
     }
 

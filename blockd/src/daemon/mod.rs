@@ -1,9 +1,11 @@
 //! The daemon: what is started, in which order, and how it ends.
 //!
-//! Start: state directory (locked) → key → catalogue → NBD threads → admin socket → metrics → volumes → `ready`. End, on SIGTERM or SIGINT:
+//! Start: state directory (locked) → key → catalogue → NBD threads → volumes → admin API → metrics → `ready`. End, on SIGTERM or SIGINT:
 //! the admin API first, then the front ends, which complete what they began.
 
 mod control;
+mod create;
+mod exports;
 mod incoming;
 mod part;
 mod replication;
@@ -21,15 +23,16 @@ use crate::nbd::{NbdOptions, NbdService, Reach};
 use crate::vhost_user::{VhostUserOptions, VhostUserService};
 use anyhow::{Context, Result};
 use blockd_api::SiteName;
+use exports::FrontEnds;
 use replicator::identity::Identity;
 use sites::Sites;
 use state_dir::StateDir;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, mpsc, watch};
-use volumes::{FrontEnds, Volumes};
+use volumes::Volumes;
 
 /// Threads that serve NBD connections.
 const NBD_THREADS: usize = 2;
@@ -60,17 +63,20 @@ pub async fn run(config: Config) -> Result<()> {
     let volumes = Arc::new(Mutex::new(Volumes {
         state_dir,
         catalogue,
-        front_ends: FrontEnds { nbd, vhost_user },
+        front_ends: Arc::new(FrontEnds { nbd, vhost_user }),
         sites: sites.clone(),
         overtaken,
         metrics: registry.clone(),
         spill_quota_bytes: config.spill_quota.bytes(),
         journal_quota_bytes: config.journal_quota.bytes(),
         open: BTreeMap::new(),
+        unopened: BTreeMap::new(),
+        reserved: BTreeSet::new(),
     }));
     let daemon = Arc::new(Daemon { site: config.site.clone(), id: id.clone(), sites: sites.clone(), volumes: volumes.clone() });
 
     let socket = AdminSocket::bind(&config.admin, config.admin_access)?;
+    volumes.lock().await.open_all().await.context("catalogue: the volumes cannot be read")?;
     let (stop, stopped) = watch::channel(());
     let wait = |mut stopped: watch::Receiver<()>| async move { drop(stopped.changed().await) };
     let admin = tokio::spawn(admin::serve(socket, daemon.clone(), wait(stopped.clone())));
@@ -78,7 +84,6 @@ pub async fn run(config: Config) -> Result<()> {
         let listener = TcpListener::bind(address).await.with_context(|| format!("metrics {address}: choose an address that is free"))?;
         tokio::spawn(metrics::serve(listener, registry, daemon.clone(), wait(stopped)));
     }
-    volumes.lock().await.open_all().await.context("catalogue: the volumes cannot be read")?;
     let incoming = tokio::spawn(daemon.clone().take_streams(streams, news));
 
     tracing::info!(site = %config.site, %id, admin = %config.admin.display(), "ready");

@@ -2,8 +2,8 @@
 
 use super::volumes::{Volumes, io_error};
 use crate::catalogue::{PeerRecord, VolumeRecord};
-use crate::volume::Volume;
-use blockd_api::{ApiError, ErrorCode};
+use crate::volume::{GateState, Volume};
+use blockd_api::{ApiError, ErrorCode, VolumeName};
 use replicator::catalogue::Catalogue;
 use replicator::identity::SiteId;
 use replicator::primary::connection::Route;
@@ -33,9 +33,20 @@ pub(super) struct PrimaryPart {
 }
 
 impl PrimaryPart {
-    /// Ends the thread; says what the standby lacks.
+    /// Ends the thread; says what the standby lacks. Blocks, perhaps on the disk: never with the volumes locked.
     pub fn stop(&self) -> Option<RoaringBitmap> {
         self.replica.stop().map(|remains| remains.changed)
+    }
+}
+
+impl Part {
+    /// Ends what runs. Blocks, perhaps on the disk: never with the volumes locked.
+    pub fn stop(self) {
+        match self {
+            Self::Idle => {}
+            Self::Primary(primary) => drop(primary.stop()),
+            Self::Standby(standby) => standby.stop(),
+        }
     }
 }
 
@@ -45,9 +56,10 @@ impl Drop for PrimaryPart {
     }
 }
 
-/// Another site has overtaken this one.
+/// Another site has overtaken this one: the volume's gate is fenced already.
 pub(super) struct Overtaken {
-    pub volume: Id,
+    pub name: VolumeName,
+    /// The other site's lineage.
     pub lineage: Lineage,
 }
 
@@ -99,7 +111,7 @@ impl Volumes {
         let replica = Arc::new(Replica::start(setup).map_err(io_error)?);
         let (bandwidth, limit) = watch::channel(peer.bandwidth_bits_per_second);
         let route = Route { links: self.sites.links.clone(), site, volume: id, bandwidth: limit, counters: volume.counters.clone() };
-        let keeper = tokio::spawn(keep(replica.clone(), route, id, self.overtaken.clone()));
+        let keeper = tokio::spawn(keep(replica.clone(), route, volume.clone(), record.name.clone(), self.overtaken.clone()));
         Ok(Part::Primary(PrimaryPart { replica, bandwidth, keeper }))
     }
 
@@ -120,13 +132,15 @@ impl Volumes {
 }
 
 /// Keeps a replica connected, and tells when another site has overtaken this one.
-async fn keep(replica: Arc<Replica>, route: Route, volume: Id, overtaken: mpsc::UnboundedSender<Overtaken>) {
+async fn keep(replica: Arc<Replica>, route: Route, volume: Arc<Volume>, name: VolumeName, overtaken: mpsc::UnboundedSender<Overtaken>) {
     let mut status = replica.status();
     let told = async {
         loop {
             let refused = status.borrow_and_update().clone();
             if let (true, Some(refused)) = (refused.superseded, refused.refused) {
-                let _ = overtaken.send(Overtaken { volume, lineage: refused.lineage });
+                // Before anything that may take time.
+                volume.gate.set(GateState::Fenced);
+                let _ = overtaken.send(Overtaken { name, lineage: refused.lineage });
                 return;
             }
             if status.changed().await.is_err() {

@@ -15,7 +15,6 @@ use replicator_engine::generation::Lineage;
 use roaring::RoaringBitmap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, OwnedMutexGuard};
 
 /// How old a recovery point may become unless told otherwise.
 const DEFAULT_RPO: Span = Span::from_seconds(5);
@@ -24,14 +23,6 @@ const MIN_RPO_MS: u64 = 100;
 const CREATE_DEADLINE: Duration = Duration::from_secs(30);
 /// How often a condition that is waited for is looked at.
 const WAIT_POLL: Duration = Duration::from_millis(100);
-
-/// Says who else is at work.
-pub(super) fn only_one(operation: &Arc<Mutex<()>>, name: &VolumeName) -> Outcome<OwnedMutexGuard<()>> {
-    operation.clone().try_lock_owned().map_err(|_| {
-        ApiError::new(ErrorCode::Busy, format!("another operation on {name} is under way"))
-            .with_hint("wait until it is done, then try again")
-    })
-}
 
 fn only_async(mode: Mode) -> Outcome<()> {
     if mode == Mode::Async {
@@ -62,46 +53,71 @@ impl Daemon {
         let site = self.sites.peer(&request.to)?;
         let bandwidth = request.bandwidth.map(|rate| rate.bytes_per_second() * 8);
         let peer = PeerRecord { site: site.id.to_string(), name: request.to.clone(), rpo_ms, bandwidth_bits_per_second: bandwidth };
-        let (mut record, operation) = self.record(name).await?;
-        let _operation = only_one(&operation, name)?;
-        match (record.role, &record.peer) {
-            (RecordedRole::Standalone, _) => {}
-            (RecordedRole::Primary, Some(old)) if old.site == peer.site => return self.change_settings(name, peer).await,
+        let (record, _operation) = self.begin(name).await?;
+        let goes_on = match (record.role, &record.peer) {
+            (RecordedRole::Standalone, _) => false,
+            (RecordedRole::Primary, Some(old)) if old.site == peer.site => true,
             (RecordedRole::Primary, Some(old)) => {
                 let error = ApiError::new(ErrorCode::WrongState, format!("{name} is replicated to {} already", old.name));
                 return Err(error.with_hint(format!("`tern replicate {name} --stop` ends that")));
             }
             _ => return Err(ApiError::new(ErrorCode::WrongState, format!("this site is not the primary of {name}"))),
-        }
-        let link = self.sites.link(&site.id, &request.to)?;
+        };
         let lineage = match lineage_of(&record.lineage) {
             Some(lineage) => lineage,
             None => Lineage::first(random_id()?),
         };
-        record.lineage = lineage_records(&lineage);
+        match self.ask_for_standby(&record, &lineage, &site.id, &request.to).await {
+            // Settings can be changed while the other site is away.
+            Err(error) if goes_on && error.code == ErrorCode::PeerUnreachable => {}
+            asked => asked?,
+        }
+        if goes_on {
+            return self.change_settings(name, peer).await;
+        }
+        self.start_replicating(name, peer, &lineage).await?;
+        self.volumes.lock().await.get(name).map(status::status)
+    }
+
+    /// Has a standby made at the other site, if there is none yet.
+    async fn ask_for_standby(&self, record: &VolumeRecord, lineage: &Lineage, site: &SiteId, to: &SiteName) -> Outcome<()> {
+        let link = self.sites.link(site, to)?;
         let question = Question::CreateStandby {
-            name: name.to_string(),
+            name: record.name.to_string(),
             volume: record.id.clone(),
             size_bytes: record.size_bytes,
-            lineage: record.lineage.clone(),
+            lineage: lineage_records(lineage),
         };
         match request::ask(&link, &question, CREATE_DEADLINE).await {
-            Ok(Answer::Done) => {}
-            Ok(Answer::Refused { message, .. }) => return Err(ApiError::new(ErrorCode::WrongState, format!("{}: {message}", request.to))),
-            Ok(other) => return Err(ApiError::new(ErrorCode::Internal, format!("{} answered {other:?}", request.to))),
-            Err(error) => return Err(ApiError::new(ErrorCode::PeerUnreachable, format!("site {}: {error}", request.to))),
+            Ok(Answer::Done) => Ok(()),
+            Ok(Answer::Refused { message, .. }) => Err(ApiError::new(ErrorCode::WrongState, format!("{to}: {message}"))),
+            Ok(other) => Err(ApiError::new(ErrorCode::Internal, format!("{to} answered {other:?}"))),
+            Err(error) => Err(ApiError::new(ErrorCode::PeerUnreachable, format!("site {to}: {error}"))),
         }
-        record.peer = Some(peer);
-        record.role = RecordedRole::Primary;
+    }
+
+    async fn start_replicating(&self, name: &VolumeName, peer: PeerRecord, lineage: &Lineage) -> Outcome<()> {
+        let volume = {
+            let mut volumes = self.volumes.lock().await;
+            let open = volumes.get(name)?;
+            let (volume, id) = (open.volume.clone(), volume_id(&open.record)?);
+            memory::forget(&*volumes.catalogue, id).map_err(io_error)?;
+            volumes.change(name, |record| {
+                record.peer = Some(peer);
+                record.role = RecordedRole::Primary;
+                record.lineage = lineage_records(lineage);
+            })?;
+            volume.intake.start_logging();
+            volume
+        };
+        // What was written before is not in the activity log: the standby must not get ahead of the disk with it.
+        let durable = tokio::task::block_in_place(|| volume.image.sync_data()).map_err(io_error);
         let mut volumes = self.volumes.lock().await;
-        let volume = volumes.get(name)?.volume.clone();
-        memory::forget(&*volumes.catalogue, volume_id(&record)?).map_err(io_error)?;
-        volumes.turn(record.clone(), Part::Idle)?;
-        volume.intake.start_logging();
+        let record = volumes.get(name)?.record.clone();
         let start = PrimaryStart { volume: &volume, record: &record, known: None, compare_first: RoaringBitmap::new() };
-        let part = volumes.start_primary(start)?;
-        volumes.turn(record, part)?;
-        volumes.get(name).map(status::status)
+        let part = durable.and_then(|()| volumes.start_primary(start)).inspect_err(|_| volumes.restore(name))?;
+        volumes.put_part(name, part);
+        Ok(())
     }
 
     async fn change_settings(&self, name: &VolumeName, peer: PeerRecord) -> Outcome<VolumeStatus> {
@@ -132,7 +148,7 @@ impl Daemon {
         }
         let peer = self.sites.peer_by_id(&from).ok_or_else(|| invalid("site"))?;
         let mut volumes = self.volumes.lock().await;
-        if let Ok(open) = volumes.get(&name) {
+        if let Some(open) = volumes.open.get(&name) {
             let same = open.record.id == volume && open.record.role == RecordedRole::Standby;
             let ours = open.record.peer.as_ref().is_some_and(|peer| peer.site == from.to_string());
             return if same && ours {
@@ -141,38 +157,38 @@ impl Daemon {
                 Err(ApiError::new(ErrorCode::AlreadyExists, format!("a volume {name} exists there already")))
             };
         }
-        if volumes.by_id(volume).is_some() {
-            return Err(ApiError::new(ErrorCode::AlreadyExists, "the volume exists there under another name"));
+        if volumes.records().any(|record| record.name == name || record.id == volume) || volumes.reserved.contains(&name) {
+            return Err(ApiError::new(ErrorCode::AlreadyExists, "the volume exists there, under another name or not opened"));
         }
         let backing = volumes.state_dir.image(volume);
         let mut record = VolumeRecord::new(name, volume.to_owned(), size_bytes, backing, MadeBy::Daemon);
         record.role = RecordedRole::Standby;
         let rpo_ms = DEFAULT_RPO.duration().as_millis() as u64;
         record.peer = Some(PeerRecord { site: from.to_string(), name: peer, rpo_ms, bandwidth_bits_per_second: None });
-        volumes.create_standby(record, lineage).await
+        volumes.create_standby(record, lineage)
     }
 
     pub(super) async fn end_replication(&self, name: &VolumeName) -> Outcome<VolumeStatus> {
-        let (mut record, operation) = self.record(name).await?;
-        let _operation = only_one(&operation, name)?;
-        let Some(peer) = record.peer.take().filter(|_| record.role == RecordedRole::Primary) else {
+        let (record, _operation) = self.begin(name).await?;
+        let Some(peer) = record.peer.as_ref().filter(|_| record.role == RecordedRole::Primary) else {
             return Err(ApiError::new(ErrorCode::WrongState, format!("{name} is not replicated from here")));
         };
-        record.role = RecordedRole::Standalone;
+        let part = self.volumes.lock().await.take_part(name);
+        tokio::task::block_in_place(|| part.stop());
         let mut volumes = self.volumes.lock().await;
-        let volume = volumes.get(name)?.volume.clone();
-        let part = volumes.take_part(name);
-        tokio::task::block_in_place(|| {
-            if let Part::Primary(primary) = part {
-                primary.stop();
-            }
+        let forgotten = memory::forget(&*volumes.catalogue, volume_id(&record)?).map_err(io_error);
+        let recorded = forgotten.and_then(|()| {
+            volumes.change(name, |record| {
+                record.peer = None;
+                record.role = RecordedRole::Standalone;
+            })
         });
-        memory::forget(&*volumes.catalogue, volume_id(&record)?).map_err(io_error)?;
-        volumes.turn(record.clone(), Part::Idle)?;
+        recorded.inspect_err(|_| volumes.restore(name))?;
+        let volume = volumes.get(name)?.volume.clone();
         volume.intake.stop_logging();
         volume.intake.thaw();
         volume.intake.log().clear().map_err(io_error)?;
-        if let Some(link) = self.sites.links.get(&peer_site(&peer)?) {
+        if let Some(link) = self.sites.links.get(&peer_site(peer)?) {
             let question = Question::Detach { volume: record.id };
             tokio::spawn(async move { drop(request::ask(&link, &question, CREATE_DEADLINE).await) });
         }

@@ -1,8 +1,9 @@
 //! Status documents, computed from counts each time somebody asks.
 
 use super::part::Part;
-use super::volumes::OpenVolume;
-use crate::catalogue::{PeerRecord, RecordedRole};
+use super::volumes::{OpenVolume, Unopened};
+use crate::catalogue::{PeerRecord, RecordedRole, VolumeRecord};
+use crate::volume::GateState;
 use blockd_api::*;
 use replicator::counters::read;
 use replicator::primary::PrimaryStatus;
@@ -16,14 +17,22 @@ use replicator_engine::wire::Refusal;
 const NOT_CONVERGING_RPOS: u64 = 10;
 
 pub(super) fn info(open: &OpenVolume) -> VolumeInfo {
-    let record = open.record.clone();
+    let allocated_bytes = open.volume.image.disk_usage_bytes().ok();
+    VolumeInfo { size_bytes: open.volume.size_bytes(), allocated_bytes, ..recorded_info(&open.record) }
+}
+
+pub(super) fn unopened_info(unopened: &Unopened) -> VolumeInfo {
+    recorded_info(&unopened.record)
+}
+
+fn recorded_info(record: &VolumeRecord) -> VolumeInfo {
     VolumeInfo {
-        name: record.name,
-        size_bytes: open.volume.size_bytes(),
-        backing: record.backing,
-        exports: record.exports,
-        role: role(open.record.role),
-        allocated_bytes: open.volume.image.disk_usage_bytes().ok(),
+        name: record.name.clone(),
+        size_bytes: record.size_bytes,
+        backing: record.backing.clone(),
+        exports: record.exports.clone(),
+        role: role(record.role),
+        allocated_bytes: None,
     }
 }
 
@@ -36,40 +45,68 @@ fn role(recorded: RecordedRole) -> Role {
     }
 }
 
-pub(super) fn status(open: &OpenVolume) -> VolumeStatus {
-    let attached = open.volume.clients.attached();
-    let counters = &open.volume.counters;
-    let peer = open.record.peer.as_ref();
-    let mut status = VolumeStatus {
-        name: open.record.name.clone(),
-        size_bytes: open.volume.size_bytes(),
-        role: role(open.record.role),
+pub(super) fn unopened_status(unopened: &Unopened) -> VolumeStatus {
+    let last_error = Some(format!("it could not be opened: {}", unopened.error));
+    VolumeStatus { state: State::Error, last_error, ..recorded_status(&unopened.record) }
+}
+
+fn recorded_status(record: &VolumeRecord) -> VolumeStatus {
+    let peer = record.peer.as_ref();
+    VolumeStatus {
+        name: record.name.clone(),
+        size_bytes: record.size_bytes,
+        role: role(record.role),
         state: State::Disconnected,
         promise_held: false,
         mode: Mode::Async,
         peer: peer.map(|peer| peer.name.clone()),
-        generation: lineage_of(&open.record.lineage).map_or(0, |lineage| lineage.current().counter),
-        epoch_open: open.volume.intake.tracker().open_epoch(),
+        generation: lineage_of(&record.lineage).map_or(0, |lineage| lineage.current().counter),
+        epoch_open: 0,
         epoch_committed: 0,
         rpo_seconds: None,
         rpo_target_seconds: None,
         bandwidth_bits_per_second: peer.and_then(|peer| peer.bandwidth_bits_per_second),
         backlog_bytes: 0,
         dirty_blocks: 0,
+        changed_bytes: 0,
+        wire_bytes_sent: 0,
+        wire_bytes_received: 0,
+        zero_blocks: 0,
+        duplicate_blocks: 0,
+        delta_blocks: 0,
+        full_blocks: 0,
+        evacuation_seconds: None,
+        attached: Vec::new(),
+        last_error: None,
+        replicas: Vec::new(),
+    }
+}
+
+pub(super) fn status(open: &OpenVolume) -> VolumeStatus {
+    let attached = open.volume.clients.attached();
+    let counters = &open.volume.counters;
+    let peer = open.record.peer.as_ref();
+    let mut status = VolumeStatus {
+        size_bytes: open.volume.size_bytes(),
+        epoch_open: open.volume.intake.tracker().open_epoch(),
         changed_bytes: read(&counters.changed_bytes),
         wire_bytes_sent: read(&counters.wire_bytes_sent),
         wire_bytes_received: read(&counters.wire_bytes_received),
         zero_blocks: read(&counters.zero_blocks),
         duplicate_blocks: read(&counters.duplicate_blocks),
-        delta_blocks: 0,
         full_blocks: read(&counters.full_blocks),
-        evacuation_seconds: None,
         attached: attached.iter().filter_map(|word| word.parse().ok()).collect(),
-        last_error: None,
-        replicas: Vec::new(),
+        ..recorded_status(&open.record)
     };
     match (&open.part, peer) {
-        (Part::Primary(primary), Some(peer)) => of_primary(&mut status, &primary.replica.status().borrow(), peer),
+        (Part::Primary(primary), Some(peer)) => {
+            let seen = primary.replica.status();
+            of_primary(&mut status, &seen.borrow(), peer);
+            if seen.has_changed().is_err() {
+                status.state = State::Error;
+                status.last_error = Some("replication has failed here and stands still: restart blockd".into());
+            }
+        }
         (Part::Standby(standby), _) => of_standby(&mut status, &standby.status().borrow()),
         _ if open.record.role == RecordedRole::SplitBrain => {
             status.state = State::SplitBrain;
@@ -82,6 +119,12 @@ pub(super) fn status(open: &OpenVolume) -> VolumeStatus {
                 Some("another site was promoted meanwhile: `tern resync --discard-local` makes this one its standby".into());
         }
         _ => {}
+    }
+    if open.record.role == RecordedRole::Primary && open.volume.gate.state() == GateState::Fenced {
+        status.state = State::Fenced;
+        status
+            .last_error
+            .get_or_insert("fenced for a promotion by force at the other site; if that one failed, restart blockd here".into());
     }
     status
 }

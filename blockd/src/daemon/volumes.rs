@@ -1,17 +1,14 @@
 //! The volumes of this site: made, opened, served, deleted. One owner at a time changes them; what they are is in the catalogue first.
 
+use super::exports::FrontEnds;
 use super::part::{Overtaken, Part, PrimaryStart, volume_id};
 use super::sites::Sites;
 use super::state_dir::StateDir;
 use crate::catalogue::{MadeBy, RecordedRole, RocksCatalogue, VolumeRecord};
 use crate::metrics::Metrics;
-use crate::nbd::NbdService;
-use crate::request::Access;
 use crate::store::Image;
-use crate::store::import::{ImportFormat, Source};
-use crate::vhost_user::VhostUserService;
 use crate::volume::{Clients, Gate, GateState, Volume};
-use blockd_api::{ApiError, CreateVolume, ErrorCode, Export, Progress, Unit, VolumeName};
+use blockd_api::{ApiError, ErrorCode, VolumeName};
 use replicator::catalogue::{Catalogue, Persist};
 use replicator::counters::Counters;
 use replicator::intake::{ActivityLog, Intake, KeptLimits, extent_blocks};
@@ -20,9 +17,8 @@ use replicator::standby::Place;
 use replicator_engine::block::{BLOCK_BYTES, MAX_BLOCKS, block_count};
 use replicator_engine::generation::{Id, Lineage};
 use roaring::RoaringBitmap;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, mpsc};
@@ -31,14 +27,12 @@ use tokio::sync::{Mutex, mpsc};
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 /// Content that is kept in memory for one volume before it is spilled.
 const KEPT_MEMORY_BYTES: u64 = 64 << 20;
-/// Steps that an import's progress is told in.
-const PROGRESS_STEPS: u64 = 1000;
 
 /// See the module's documentation.
 pub(super) struct Volumes {
     pub state_dir: StateDir,
     pub catalogue: Arc<RocksCatalogue>,
-    pub front_ends: FrontEnds,
+    pub front_ends: Arc<FrontEnds>,
     pub sites: Arc<Sites>,
     /// Told when another site has overtaken this one.
     pub overtaken: mpsc::UnboundedSender<Overtaken>,
@@ -46,12 +40,16 @@ pub(super) struct Volumes {
     pub spill_quota_bytes: u64,
     pub journal_quota_bytes: u64,
     pub open: BTreeMap<VolumeName, OpenVolume>,
+    /// Volumes of the catalogue that could not be opened.
+    pub unopened: BTreeMap<VolumeName, Unopened>,
+    /// Names of volumes that are being made or deleted.
+    pub reserved: BTreeSet<VolumeName>,
 }
 
-/// By which protocols volumes are served.
-pub(super) struct FrontEnds {
-    pub nbd: NbdService,
-    pub vhost_user: VhostUserService,
+/// A volume that could not be opened: nothing of it is touched until the operator has mended it or deletes it.
+pub(super) struct Unopened {
+    pub record: VolumeRecord,
+    pub error: ApiError,
 }
 
 /// A volume and what is remembered of it.
@@ -68,11 +66,13 @@ impl Volumes {
     pub async fn open_all(&mut self) -> io::Result<()> {
         for record in self.catalogue.volumes()? {
             let name = record.name.clone();
-            let opened =
-                Image::open(&record.backing, Some(record.size_bytes)).map_err(image_error).and_then(|image| self.attach(record, image));
-            match opened {
+            let image = Image::open(&record.backing, Some(record.size_bytes)).map_err(image_error);
+            match image.and_then(|image| self.attach(record.clone(), image)) {
                 Ok(()) => self.serve_all(&name).await,
-                Err(error) => tracing::error!(volume = %name, %error, "the volume is not served"),
+                Err(error) => {
+                    tracing::error!(volume = %name, %error, "the volume is not served");
+                    self.unopened.insert(name, Unopened { record, error });
+                }
             }
         }
         Ok(())
@@ -82,68 +82,45 @@ impl Volumes {
         self.open.values()
     }
 
+    /// The record of every volume, open or not.
+    pub fn records(&self) -> impl Iterator<Item = &VolumeRecord> {
+        self.all().map(|open| &open.record).chain(self.unopened.values().map(|unopened| &unopened.record))
+    }
+
     pub fn get(&self, name: &VolumeName) -> Result<&OpenVolume, ApiError> {
-        self.open.get(name).ok_or_else(|| {
-            ApiError::new(ErrorCode::NotFound, format!("no volume {name} is open here"))
-                .with_hint("`tern volume list` shows those there are")
+        self.open.get(name).ok_or_else(|| match self.unopened.get(name) {
+            Some(unopened) => ApiError::new(ErrorCode::Io, format!("{name} could not be opened: {}", unopened.error))
+                .with_hint("mend that, then restart blockd"),
+            None => ApiError::new(ErrorCode::NotFound, format!("there is no volume {name} here"))
+                .with_hint("`tern volume list` shows those there are"),
         })
     }
 
-    /// Makes a volume. Blocks while content is imported.
-    pub fn create(&mut self, request: &CreateVolume, progress: &dyn Fn(Progress)) -> Result<(), ApiError> {
-        if self.open.contains_key(&request.name) {
-            return Err(ApiError::new(ErrorCode::AlreadyExists, format!("a volume {} exists already", request.name)));
+    /// Takes a name, until [`Self::release`]: no other volume gets it.
+    pub fn reserve(&mut self, name: &VolumeName) -> Result<(), ApiError> {
+        if self.open.contains_key(name) || self.unopened.contains_key(name) || !self.reserved.insert(name.clone()) {
+            return Err(ApiError::new(ErrorCode::AlreadyExists, format!("a volume {name} exists already")));
         }
-        let id = random_id()?.to_string();
-        let source = request.import.as_deref().map(|path| Source::open(path, ImportFormat::of(path)?)).transpose();
-        let source = source.map_err(|error| ApiError::new(ErrorCode::InvalidRequest, error.to_string()))?;
-        let wanted = request.size_bytes.or(source.as_ref().map(Source::size_bytes)).map(|size| size.next_multiple_of(BLOCK_BYTES as u64));
-        let (image, made_by) = self.backing(request, &id, wanted)?;
-        let backing = image.path().to_path_buf();
-        let imported = source.map_or(Ok(()), |source| {
-            let told = |share: f64| {
-                progress(Progress {
-                    phase: "import".into(),
-                    done: (share * PROGRESS_STEPS as f64) as u64,
-                    total: Some(PROGRESS_STEPS),
-                    unit: Unit::Steps,
-                });
-                ControlFlow::Continue(())
-            };
-            source.import(&image, told).map_err(|error| ApiError::new(ErrorCode::Io, error.to_string()))
-        });
-        let record = VolumeRecord::new(request.name.clone(), id, image.size_bytes(), backing, made_by);
-        let done =
-            imported.and_then(|()| self.catalogue.put_volume(&record).map_err(io_error)).and_then(|()| self.attach(record.clone(), image));
-        if done.is_err() && made_by == MadeBy::Daemon {
-            // Nothing refers to it yet.
-            let _ = std::fs::remove_file(&record.backing);
-        }
-        done
+        Ok(())
     }
 
-    fn backing(&self, request: &CreateVolume, id: &str, wanted: Option<u64>) -> Result<(Image, MadeBy), ApiError> {
-        if let Some(size) = wanted.filter(|size| *size == 0 || size / BLOCK_BYTES as u64 > MAX_BLOCKS) {
-            let error = ApiError::new(ErrorCode::InvalidRequest, format!("a volume cannot have {size} bytes"));
-            return Err(error.with_hint("give a size between 4K and 16T"));
-        }
-        let sized = || {
-            wanted.ok_or_else(|| {
-                ApiError::new(ErrorCode::InvalidRequest, "the volume has no size").with_hint("give --size, for instance --size 10G")
-            })
-        };
-        match &request.backing {
-            Some(path) if path.exists() => Ok((Image::open(path, wanted).map_err(image_error)?, MadeBy::Operator)),
-            Some(path) => Ok((Image::create(path, sized()?).map_err(image_error)?, MadeBy::Daemon)),
-            None => Ok((Image::create(&self.state_dir.image(id), sized()?).map_err(image_error)?, MadeBy::Daemon)),
-        }
+    /// Gives up a name that was reserved.
+    pub fn release(&mut self, name: &VolumeName) {
+        self.reserved.remove(name);
+    }
+
+    /// Records a new volume and opens it.
+    pub fn add(&mut self, record: VolumeRecord, image: Image) -> Result<(), ApiError> {
+        self.catalogue.put_volume(&record).map_err(io_error)?;
+        let name = record.name.clone();
+        self.attach(record, image).inspect_err(|_| drop(self.catalogue.remove_volume(&name)))
     }
 
     /// Opens a volume and begins its part in it.
     fn attach(&mut self, record: VolumeRecord, image: Image) -> Result<(), ApiError> {
         let id = volume_id(&record)?;
         let catalogue: Arc<dyn Catalogue> = self.catalogue.clone();
-        let log = ActivityLog::open(catalogue, format!("al/{id}/").into_bytes()).map_err(io_error)?;
+        let log = ActivityLog::open(catalogue, activity_key(id)).map_err(io_error)?;
         let spill_dir = self.state_dir.spill();
         let limits = KeptLimits { memory_bytes: KEPT_MEMORY_BYTES, spill_bytes: self.spill_quota_bytes, spill_dir };
         let first = EpochNumbers::first_unused(&*self.catalogue, id).map_err(io_error)?;
@@ -182,64 +159,12 @@ impl Volumes {
     }
 
     /// Makes an empty standby for a primary at another site.
-    pub async fn create_standby(&mut self, record: VolumeRecord, lineage: Lineage) -> Result<(), ApiError> {
+    pub fn create_standby(&mut self, record: VolumeRecord, lineage: Lineage) -> Result<(), ApiError> {
         let image = Image::create(&record.backing, record.size_bytes).map_err(image_error)?;
+        let backing = record.backing.clone();
         let place = Place::blank(volume_id(&record)?, random_id()?, lineage, record.size_bytes);
-        let name = record.name.clone();
-        let recorded = place.store(&*self.catalogue, Persist::Synced).and_then(|()| self.catalogue.put_volume(&record));
-        recorded.map_err(io_error)?;
-        self.attach(record, image)?;
-        self.serve_all(&name).await;
-        Ok(())
-    }
-
-    async fn serve_all(&self, name: &VolumeName) {
-        let Some(open) = self.open.get(name) else { return };
-        for export in &open.record.exports {
-            if let Err(error) = self.serve(open, export).await {
-                tracing::error!(volume = %name, ?export, %error, "the volume is not served there");
-            }
-        }
-    }
-
-    async fn serve(&self, open: &OpenVolume, export: &Export) -> Result<(), ApiError> {
-        let metrics = self.metrics.volume(&open.record.name);
-        let volume = open.volume.clone();
-        let failed = |error: &dyn std::fmt::Display| ApiError::new(ErrorCode::Io, error.to_string());
-        match export {
-            Export::Nbd { address } => self.front_ends.nbd.export(volume, metrics, address).await.map(drop).map_err(|error| failed(&error)),
-            Export::VhostUser { path } => {
-                let served = self.front_ends.vhost_user.export(volume, metrics, path.as_path(), Access::ReadWrite);
-                served.map_err(|error| failed(&error))
-            }
-        }
-    }
-
-    /// Serves a volume at one more place, from now on.
-    pub async fn export(&mut self, name: &VolumeName, export: Export) -> Result<(), ApiError> {
-        let open = self.get(name)?;
-        if open.record.exports.contains(&export) {
-            return Ok(());
-        }
-        self.serve(open, &export).await?;
-        self.change(name, |record| record.exports.push(export))
-    }
-
-    /// Ends one export, or all.
-    pub async fn unexport(&mut self, name: &VolumeName, export: Option<Export>) -> Result<(), ApiError> {
-        let (gone, kept): (Vec<_>, Vec<_>) =
-            self.get(name)?.record.exports.iter().cloned().partition(|has| export.as_ref().is_none_or(|e| e == has));
-        if gone.is_empty() && export.is_some() {
-            return Err(ApiError::new(ErrorCode::NotFound, format!("{name} is not served there")));
-        }
-        self.change(name, |record| record.exports = kept)?;
-        for export in gone {
-            match export {
-                Export::Nbd { address } => drop(self.front_ends.nbd.unexport(name.as_str(), &address).await),
-                Export::VhostUser { path } => drop(self.front_ends.vhost_user.unexport(name.as_str(), path.as_path()).await),
-            }
-        }
-        Ok(())
+        let recorded = place.store(&*self.catalogue, Persist::Synced).map_err(io_error);
+        recorded.and_then(|()| self.add(record, image)).inspect_err(|_| drop(std::fs::remove_file(backing)))
     }
 
     /// Grows a volume.
@@ -254,8 +179,8 @@ impl Volumes {
         if size_bytes / BLOCK_BYTES as u64 > MAX_BLOCKS {
             return Err(ApiError::new(ErrorCode::InvalidRequest, "a volume has at most 16 TiB"));
         }
-        if matches!(open.part, Part::Standby(_)) {
-            let error = ApiError::new(ErrorCode::WrongState, format!("{name} is a standby here"));
+        if !matches!(open.record.role, RecordedRole::Standalone | RecordedRole::Primary) {
+            let error = ApiError::new(ErrorCode::WrongState, format!("{name} is not primary here"));
             return Err(error.with_hint("resize it at its primary: the standby follows"));
         }
         open.volume.image.grow(size_bytes).map_err(image_error)?;
@@ -275,13 +200,30 @@ impl Volumes {
         self.open.get_mut(name).map_or(Part::Idle, |open| std::mem::replace(&mut open.part, Part::Idle))
     }
 
-    /// Puts another part in place of the one that is there, and the record first.
-    pub fn turn(&mut self, record: VolumeRecord, part: Part) -> Result<(), ApiError> {
-        self.catalogue.put_volume(&record).map_err(io_error)?;
-        let open = self.open.get_mut(&record.name).expect("nobody deletes a volume whose part is being changed");
-        open.part = part;
-        open.record = record;
-        Ok(())
+    /// Puts a part in place of none.
+    pub fn put_part(&mut self, name: &VolumeName, part: Part) {
+        if let Some(open) = self.open.get_mut(name) {
+            open.part = part;
+        }
+    }
+
+    /// After a change that failed half-way: begins again the part that is recorded.
+    pub fn restore(&mut self, name: &VolumeName) {
+        let Some(open) = self.open.get(name).filter(|open| matches!(open.part, Part::Idle)) else { return };
+        let begun = match open.record.role {
+            RecordedRole::Primary => self.resume_primary(&open.volume, &open.record, &open.volume.intake.log().hot()),
+            RecordedRole::Standby => self.start_standby(&open.volume, &open.record),
+            RecordedRole::Standalone | RecordedRole::Stale | RecordedRole::SplitBrain => return,
+        };
+        match begun {
+            Ok(part) => {
+                if matches!(part, Part::Primary(_)) {
+                    open.volume.gate.reopen();
+                }
+                self.put_part(name, part);
+            }
+            Err(error) => tracing::error!(volume = %name, %error, "replication stands still until blockd is started again"),
+        }
     }
 
     /// Ends every part: what a standby lacks is written down, once nobody can write any more.
@@ -294,7 +236,7 @@ impl Volumes {
             let catalogue = &self.catalogue;
             let stopped = tokio::task::block_in_place(|| match open.part {
                 Part::Primary(primary) => match (primary.stop(), volume_id(&open.record)) {
-                    (Some(changed), Ok(id)) if drained => memory::store_changed(&**catalogue, id, &changed),
+                    (Some(changed), Ok(id)) if drained => remember_changed(&**catalogue, id, &open.volume, &changed),
                     _ => Ok(()),
                 },
                 Part::Standby(standby) => {
@@ -309,38 +251,26 @@ impl Volumes {
         }
     }
 
-    /// Forgets a volume, and removes its image if the daemon made it.
-    pub async fn delete(&mut self, name: &VolumeName) -> Result<(), ApiError> {
-        let open = self.get(name)?;
-        if matches!(open.part, Part::Primary(_)) {
-            let error = ApiError::new(ErrorCode::WrongState, format!("{name} is being replicated"));
-            return Err(error.with_hint(format!("`tern replicate {name} --stop` ends that")));
-        }
-        let id = volume_id(&open.record)?;
-        open.volume.gate.set(GateState::Shut);
-        self.front_ends.nbd.unexport_everywhere(name.as_str()).await;
-        self.front_ends.vhost_user.unexport_everywhere(name.as_str()).await;
-        self.catalogue.remove_volume(name).map_err(io_error)?;
-        let Some(open) = self.open.remove(name) else { return Ok(()) };
-        self.metrics.remove_volume(name);
-        if let Part::Standby(standby) = &open.part {
-            tokio::task::block_in_place(|| standby.stop());
-        }
-        let forgotten = memory::forget(&*self.catalogue, id)
-            .and_then(|()| Place::forget(id, &*self.catalogue))
-            .and_then(|()| open.volume.intake.log().clear())
-            .and_then(|()| Counters::forget(&*self.catalogue, id));
-        forgotten.map_err(io_error)?;
-        let journal = self.state_dir.journal(&open.record.id);
-        if journal.exists() {
-            std::fs::remove_dir_all(&journal).map_err(io_error)?;
-        }
-        if open.record.made_by == MadeBy::Daemon {
-            std::fs::remove_file(&open.record.backing).map_err(io_error)?;
-        }
-        Ok(())
+    /// Forgets a volume that nothing runs for, and removes its image if the daemon made it. The record goes last: what a crash leaves can be
+    /// deleted again.
+    pub fn forget(&self, record: &VolumeRecord) -> Result<(), ApiError> {
+        let id = volume_id(record)?;
+        self.metrics.remove_volume(&record.name);
+        let catalogue: Arc<dyn Catalogue> = self.catalogue.clone();
+        let forgotten = memory::forget(&*catalogue, id)
+            .and_then(|()| Place::forget(id, &*catalogue))
+            .and_then(|()| ActivityLog::open(catalogue.clone(), activity_key(id))?.clear())
+            .and_then(|()| Counters::forget(&*catalogue, id))
+            .and_then(|()| if_there(std::fs::remove_dir_all(self.state_dir.journal(&record.id))))
+            .and_then(|()| match record.made_by {
+                MadeBy::Daemon => if_there(std::fs::remove_file(&record.backing)),
+                MadeBy::Operator => Ok(()),
+            })
+            .and_then(|()| self.catalogue.remove_volume(&record.name));
+        forgotten.map_err(io_error)
     }
 
+    /// Changes what is recorded of a volume, durably.
     pub fn change(&mut self, name: &VolumeName, change: impl FnOnce(&mut VolumeRecord)) -> Result<(), ApiError> {
         let open = self.open.get_mut(name).expect("looked up before");
         let mut record = open.record.clone();
@@ -349,6 +279,21 @@ impl Volumes {
         open.record = record;
         Ok(())
     }
+}
+
+fn activity_key(id: Id) -> Vec<u8> {
+    format!("al/{id}/").into_bytes()
+}
+
+/// Writes down which blocks the standby lacks, for a volume that nobody writes to any more. Only if the content is as durable: after a
+/// power loss the standby might be ahead of it.
+pub(super) fn remember_changed(catalogue: &dyn Catalogue, id: Id, volume: &Volume, changed: &RoaringBitmap) -> io::Result<()> {
+    volume.image.sync_data()?;
+    memory::store_changed(catalogue, id, changed)
+}
+
+pub(super) fn if_there(removed: io::Result<()>) -> io::Result<()> {
+    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 pub(super) fn random_id() -> Result<Id, ApiError> {
@@ -362,6 +307,6 @@ pub(super) fn io_error(error: io::Error) -> ApiError {
     ApiError::new(code, error.to_string())
 }
 
-fn image_error(error: crate::store::StoreError) -> ApiError {
+pub(super) fn image_error(error: crate::store::StoreError) -> ApiError {
     ApiError::new(ErrorCode::Io, error.to_string())
 }

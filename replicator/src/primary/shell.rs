@@ -55,7 +55,10 @@ impl Shell {
     pub(super) fn new(setup: Setup, status: watch::Sender<PrimaryStatus>) -> io::Result<Self> {
         let compare_first = setup.compare_first.clone();
         let size_bytes = setup.image.size_bytes();
-        let sender = Sender::new(setup.settings, setup.volume, size_bytes, setup.lineage.clone(), setup.known, compare_first);
+        let mut sender = Sender::new(setup.settings, setup.volume, size_bytes, setup.lineage.clone(), setup.known, compare_first);
+        if !setup.intake.tracker().open().is_empty() {
+            sender.forget_ages();
+        }
         let now = Instant::now();
         Ok(Self {
             stored: setup.known,
@@ -338,7 +341,6 @@ impl Shell {
         let now_ms = self.now_ms();
         let known = self.sender.known();
         let phase = self.sender.phase().clone();
-        let age = || self.sender.oldest_unacknowledged_ms(tracker).map_or(0, |oldest| now_ms.saturating_sub(oldest));
         let mut status = PrimaryStatus {
             refused: match &phase {
                 Phase::Refused(refused) => Some(refused.clone()),
@@ -349,7 +351,7 @@ impl Shell {
             known,
             open_epoch: tracker.open_epoch(),
             backlog: self.sender.backlog(tracker),
-            rpo_ms: known.map(|_| age()),
+            rpo_ms: self.sender.rpo_ms(tracker, now_ms),
             converged: self.sender.is_converged(tracker, now_ms),
             rate_bytes_per_second: self.sender.pace().rate_bytes_per_second(),
             error: self.error.clone(),

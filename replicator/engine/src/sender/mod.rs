@@ -55,6 +55,10 @@ pub struct Sender {
     cursor: BlockNumber,
     pace: Pace,
     cut_requested: bool,
+    /// Whether the attached copy has a recovery point, which a promotion could continue.
+    has_point: bool,
+    /// Whether blocks are marked of which nobody knows how long.
+    of_unknown_age: bool,
     outgoing: VecDeque<Message>,
 }
 
@@ -134,6 +138,8 @@ impl Sender {
             cursor: 0,
             pace: Pace::default(),
             cut_requested: false,
+            has_point: false,
+            of_unknown_age: false,
             outgoing: VecDeque::new(),
         }
     }
@@ -170,13 +176,24 @@ impl Sender {
     }
 
     /// Time of the oldest write that is not in an acknowledged epoch.
-    pub fn oldest_unacknowledged_ms(&self, tracker: &Tracker) -> Option<u64> {
+    fn oldest_unacknowledged_ms(&self, tracker: &Tracker) -> Option<u64> {
         let cut = match &self.cut {
             Cut::None => None,
             Cut::Closing(_) => tracker.frozen_oldest_ms(),
             Cut::Frozen(frozen) => frozen.oldest_ms,
         };
         self.pending.iter().filter_map(|pending| pending.oldest_ms).chain(cut).chain(tracker.open_oldest_ms()).min()
+    }
+
+    /// Age of the oldest write that is in no recovery point; `None` if there is none to go back to, or if nobody knows.
+    pub fn rpo_ms(&self, tracker: &Tracker, now_ms: u64) -> Option<u64> {
+        let told = self.has_point && !self.of_unknown_age;
+        told.then(|| self.oldest_unacknowledged_ms(tracker).map_or(0, |oldest| now_ms.saturating_sub(oldest)))
+    }
+
+    /// What is marked now was written at some time before.
+    pub fn forget_ages(&mut self) {
+        self.of_unknown_age = true;
     }
 
     /// How much the standby does not have. Computed, never stored.
@@ -268,6 +285,7 @@ impl Sender {
         self.phase = Phase::Online;
         let same = |known: Known| known.replica.is_none_or(|replica| replica == attached.replica) && attached.committed >= known.acked;
         let usable = self.known.is_some_and(same);
+        self.has_point = usable && attached.base == Base::Point;
         let base = match attached.base {
             Base::Blank => Some(MarkBase::Allocated),
             Base::Point | Base::PointBut(_) if !usable => Some(MarkBase::Everything),
@@ -328,6 +346,8 @@ impl Sender {
             return Err("a commit out of order");
         }
         self.known = Some(Known { replica: self.pace.replica(), acked: epoch });
+        self.has_point = true;
+        self.of_unknown_age = false;
         self.pace.handle_committed(&first, now_ms);
         Ok(())
     }

@@ -1,0 +1,86 @@
+//! Where volumes are served.
+
+use super::Daemon;
+use super::volumes::{OpenVolume, Volumes};
+use crate::admin::Outcome;
+use crate::nbd::NbdService;
+use crate::request::Access;
+use crate::vhost_user::VhostUserService;
+use blockd_api::{ApiError, ErrorCode, Export, VolumeName};
+
+/// By which protocols volumes are served.
+pub(super) struct FrontEnds {
+    pub nbd: NbdService,
+    pub vhost_user: VhostUserService,
+}
+
+impl FrontEnds {
+    /// Ends one export. Returns when its clients' requests are complete: never with the volumes locked.
+    async fn end(&self, name: &VolumeName, export: &Export) {
+        match export {
+            Export::Nbd { address } => drop(self.nbd.unexport(name.as_str(), address).await),
+            Export::VhostUser { path } => drop(self.vhost_user.unexport(name.as_str(), path.as_path()).await),
+        }
+    }
+
+    /// Ends every export of a volume. Returns when its clients' requests are complete: never with the volumes locked.
+    pub async fn end_all(&self, name: &VolumeName) {
+        self.nbd.unexport_everywhere(name.as_str()).await;
+        self.vhost_user.unexport_everywhere(name.as_str()).await;
+    }
+}
+
+impl Volumes {
+    /// Serves a volume wherever its record says.
+    pub async fn serve_all(&self, name: &VolumeName) {
+        let Some(open) = self.open.get(name) else { return };
+        for export in &open.record.exports {
+            if let Err(error) = self.serve(open, export).await {
+                tracing::error!(volume = %name, ?export, %error, "the volume is not served there");
+            }
+        }
+    }
+
+    async fn serve(&self, open: &OpenVolume, export: &Export) -> Result<(), ApiError> {
+        let metrics = self.metrics.volume(&open.record.name);
+        let volume = open.volume.clone();
+        let failed = |error: &dyn std::fmt::Display| ApiError::new(ErrorCode::Io, error.to_string());
+        match export {
+            Export::Nbd { address } => self.front_ends.nbd.export(volume, metrics, address).await.map(drop).map_err(|error| failed(&error)),
+            Export::VhostUser { path } => {
+                let served = self.front_ends.vhost_user.export(volume, metrics, path.as_path(), Access::ReadWrite);
+                served.map_err(|error| failed(&error))
+            }
+        }
+    }
+
+    /// Serves a volume at one more place, from now on.
+    pub async fn export(&mut self, name: &VolumeName, export: Export) -> Result<(), ApiError> {
+        let open = self.get(name)?;
+        if open.record.exports.contains(&export) {
+            return Ok(());
+        }
+        self.serve(open, &export).await?;
+        self.change(name, |record| record.exports.push(export))
+    }
+}
+
+impl Daemon {
+    /// Ends one export, or all.
+    pub(super) async fn end_exports(&self, name: &VolumeName, export: Option<Export>) -> Outcome<()> {
+        let (front_ends, gone) = {
+            let mut volumes = self.volumes.lock().await;
+            let is_meant = |has: &Export| export.as_ref().is_none_or(|export| export == has);
+            let (gone, kept): (Vec<_>, Vec<_>) = volumes.get(name)?.record.exports.iter().cloned().partition(is_meant);
+            if gone.is_empty() && export.is_some() {
+                return Err(ApiError::new(ErrorCode::NotFound, format!("{name} is not served there")));
+            }
+            volumes.change(name, |record| record.exports = kept)?;
+            (volumes.front_ends.clone(), gone)
+        };
+        for export in gone {
+            front_ends.end(name, &export).await;
+        }
+        Ok(())
+    }
+}
