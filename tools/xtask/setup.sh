@@ -40,11 +40,11 @@ qemu_in_one_version() {
     } | sort -u | while read -r package; do archive_version "$package"; done
 }
 
-# Sets plan to arguments of `apt-get install` with which a simulation succeeds.
+# Sets plan to arguments of `apt-get install` with which a simulation succeeds, and takes nothing away that the list names.
 find_plan() {
     local -a qemu
     plan=("$@")
-    simulate && return 0
+    simulate && ! takes_away && return 0
     mapfile -t qemu < <(qemu_in_one_version "$@")
     plan=(--allow-downgrades "$@" "${qemu[@]}")
     if simulate; then
@@ -54,6 +54,12 @@ find_plan() {
     echo "setup: apt-get cannot install: $*" >&2
     "${apt[@]}" --simulate --no-install-recommends install "$@" >&2 || true
     return 1
+}
+
+# Whether the plan removes a package of the list: another version of it may be in the way of a missing one.
+takes_away() {
+    "${apt[@]}" --simulate --no-install-recommends install "${plan[@]}" 2>/dev/null \
+        | awk 'NR == FNR { listed[$2]; next } $1 == "Remv" && $2 in listed { found = 1 } END { exit !found }' "$list" -
 }
 
 simulate() { "${apt[@]}" --simulate --no-install-recommends install "${plan[@]}" >/dev/null 2>&1; }

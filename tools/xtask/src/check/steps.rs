@@ -31,7 +31,8 @@ pub const STEPS: &[Step] = &[
     Step { name: "format", needs: &[], run: format },
     Step { name: "tidy", needs: &[], run: tidy_tree },
     Step { name: "shell", needs: &[], run: shell_syntax },
-    Step { name: "deny", needs: &[], run: dependencies },
+    Step { name: "fetch", needs: &[], run: fetch },
+    Step { name: "deny", needs: &["fetch"], run: dependencies },
     Step { name: "rocksdb", needs: &[], run: rocksdb_archive },
     Step { name: "clippy", needs: &["rocksdb"], run: clippy },
     Step { name: "fuzz", needs: &[], run: fuzz_targets },
@@ -109,6 +110,11 @@ fn shell_syntax(gate: &mut Gate<'_>) -> Result<Outcome> {
     let script = "git ls-files -z '*.sh' .ci/run | xargs -0 -n 1 bash -n";
     let verdict = Subprocess::new("bash", limit).current_dir(&gate.workspace.root).args(["-o", "pipefail", "-c", script]).run()?;
     Ok(outcome(verdict, limit))
+}
+
+/// What later steps read offline; nothing is asked for that is there.
+fn fetch(gate: &mut Gate<'_>) -> Result<Outcome> {
+    gate.cargo_step(minutes(10), &["fetch", "--locked"])
 }
 
 fn dependencies(gate: &mut Gate<'_>) -> Result<Outcome> {
