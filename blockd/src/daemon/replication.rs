@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 /// How old a recovery point may become unless told otherwise.
 const DEFAULT_RPO: Span = Span::from_seconds(5);
 const MIN_RPO_MS: u64 = 100;
+/// A peer has no more standbys made once there are so many volumes.
+const MAX_VOLUMES: usize = 1000;
 /// For a standby to be made.
 const CREATE_DEADLINE: Duration = Duration::from_secs(30);
 /// How often a condition that is waited for is looked at.
@@ -159,6 +161,9 @@ impl Daemon {
         }
         if volumes.records().any(|record| record.name == name || record.id == volume) || volumes.reserved.contains(&name) {
             return Err(ApiError::new(ErrorCode::AlreadyExists, "the volume exists there, under another name or not opened"));
+        }
+        if volumes.records().count() >= MAX_VOLUMES {
+            return Err(ApiError::new(ErrorCode::NoSpace, format!("there are {MAX_VOLUMES} volumes already")));
         }
         let backing = volumes.state_dir.image(volume);
         let mut record = VolumeRecord::new(name, volume.to_owned(), size_bytes, backing, MadeBy::Daemon);

@@ -102,12 +102,13 @@ pub(super) fn status(open: &OpenVolume) -> VolumeStatus {
         (Part::Primary(primary), Some(peer)) => {
             let seen = primary.replica.status();
             of_primary(&mut status, &seen.borrow(), peer);
-            if seen.has_changed().is_err() {
-                status.state = State::Error;
-                status.last_error = Some("replication has failed here and stands still: restart blockd".into());
-            }
+            unless_alive(&mut status, seen.has_changed().is_ok());
         }
-        (Part::Standby(standby), _) => of_standby(&mut status, &standby.status().borrow()),
+        (Part::Standby(standby), _) => {
+            let seen = standby.status();
+            of_standby(&mut status, &seen.borrow());
+            unless_alive(&mut status, seen.has_changed().is_ok());
+        }
         _ if open.record.role == RecordedRole::SplitBrain => {
             status.state = State::SplitBrain;
             status.last_error =
@@ -127,6 +128,15 @@ pub(super) fn status(open: &OpenVolume) -> VolumeStatus {
             .get_or_insert("fenced for a promotion by force at the other site; if that one failed, restart blockd here".into());
     }
     status
+}
+
+/// What a thread said last is no state once it is gone.
+fn unless_alive(status: &mut VolumeStatus, alive: bool) {
+    if !alive {
+        status.state = State::Error;
+        status.promise_held = false;
+        status.last_error = Some("replication has failed here and stands still: restart blockd".into());
+    }
 }
 
 fn of_primary(status: &mut VolumeStatus, seen: &PrimaryStatus, peer: &PeerRecord) {
