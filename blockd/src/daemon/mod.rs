@@ -6,13 +6,15 @@
 mod control;
 mod create;
 mod exports;
+mod handover;
 mod incoming;
+mod overtaken;
 mod part;
+mod promotion;
 mod replication;
 mod sites;
 mod state_dir;
 mod status;
-mod takeover;
 mod volumes;
 
 use crate::admin::{self, AdminSocket};

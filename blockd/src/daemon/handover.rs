@@ -1,0 +1,188 @@
+//! The primary steps down: because its standby asks for it, or its own operator.
+
+use super::Daemon;
+use super::part::volume_id;
+use super::status;
+use super::volumes::{Volumes, if_there, io_error, random_id};
+use crate::admin::Outcome;
+use crate::catalogue::{Granted, RecordedRole, VolumeRecord};
+use crate::volume::{GateState, Volume};
+use blockd_api::*;
+use replicator::catalogue::{Catalogue, Persist};
+use replicator::primary::{Remains, Replica};
+use replicator::site_link::request::{Answer, lineage_of, parse_id};
+use replicator::standby::Place;
+use replicator_engine::generation::Lineage;
+use replicator_engine::sender::Phase;
+use replicator_engine::tracker::Epoch;
+use replicator_engine::wire::Base;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// For requests that are inside the gate.
+pub(super) const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+/// For what is not at the standby yet to arrive there while clients go on.
+const CATCH_UP_DEADLINE: Duration = Duration::from_secs(60);
+/// For the last epoch to arrive.
+const LAST_EPOCH_DEADLINE: Duration = Duration::from_secs(30);
+/// For the answer to a handover: longer than the three before.
+pub(super) const HANDOVER_DEADLINE: Duration = Duration::from_secs(110);
+
+pub(super) fn wrong_state(message: String, hint: &str) -> ApiError {
+    ApiError::new(ErrorCode::WrongState, message).with_hint(hint)
+}
+
+impl Daemon {
+    pub(super) async fn give_up(&self, name: &VolumeName, force: bool) -> Outcome<VolumeStatus> {
+        let (record, _operation) = self.begin(name).await?;
+        self.step_down(record, force, None).await?;
+        self.volumes.lock().await.get(name).map(status::status)
+    }
+
+    /// A standby wants to be primary.
+    pub(super) async fn hand_over(&self, from: &str, volume: &str, generation: String, force: bool) -> Outcome<Answer> {
+        let unknown = || ApiError::new(ErrorCode::NotFound, "the volume is not replicated between these sites");
+        let asked =
+            parse_id(&generation).ok_or_else(|| ApiError::new(ErrorCode::InvalidRequest, "the question has no proper generation"))?;
+        let generation = asked.to_string();
+        let name = self.volumes.lock().await.by_id(volume).map(|open| open.record.name.clone()).ok_or_else(unknown)?;
+        let (record, _operation) = self.begin(&name).await?;
+        if record.peer.as_ref().is_none_or(|peer| peer.site != from) {
+            return Err(unknown());
+        }
+        match record.role {
+            RecordedRole::Primary => {
+                let epoch = self.step_down(record, force, Some(generation)).await?;
+                Ok(Answer::Granted { epoch })
+            }
+            RecordedRole::Standby => {
+                if let Some(granted) = record.granted.filter(|granted| granted.generation == generation) {
+                    return Ok(Answer::Granted { epoch: granted.epoch });
+                }
+                // Who asks takes over: a handover that this site asked for itself is void from now on.
+                let mut volumes = self.volumes.lock().await;
+                volumes.change(&record.name, |record| record.wanted_generation = None)?;
+                let committed = status::status(volumes.get(&record.name)?).epoch_committed;
+                Ok(Answer::NotPrimary { committed })
+            }
+            RecordedRole::Standalone => Err(unknown()),
+            RecordedRole::Stale | RecordedRole::SplitBrain => {
+                Err(ApiError::new(ErrorCode::WrongState, "that site is stale: `tern resync --discard-local` there first"))
+            }
+        }
+    }
+
+    /// Stops being primary: everything is at the standby, and recorded, on return. Clients go on until little is left.
+    async fn step_down(&self, record: VolumeRecord, force: bool, generation: Option<String>) -> Outcome<Epoch> {
+        let name = &record.name;
+        if record.role != RecordedRole::Primary {
+            return Err(ApiError::new(ErrorCode::WrongState, format!("{name} is not a replicated primary here")));
+        }
+        let replica = self.replica(name).await?;
+        let volume = self.volumes.lock().await.get(name)?.volume.clone();
+        let attached = volume.clients.attached();
+        if !attached.is_empty() && !force {
+            let message = format!("a client is active at {name} by {}", attached.join(" and "));
+            return Err(ApiError::new(ErrorCode::ClientActive, message).with_hint("stop it, or cut it off with --force"));
+        }
+        let emptied = match catch_up(&replica).await {
+            Ok(()) => {
+                volume.gate.set(GateState::Shut);
+                empty(&volume, &replica).await
+            }
+            Err(why) => Err(why),
+        };
+        if let Err(why) = emptied {
+            if force && generation.is_some() {
+                // Who asks takes over without us, and is told so: nothing may be acknowledged here meanwhile.
+                volume.gate.set(GateState::Fenced);
+                tracing::error!(volume = %name, why, "fenced: the other site is promoted by force");
+            } else {
+                volume.gate.reopen();
+            }
+            let error = ApiError::new(ErrorCode::Timeout, format!("{name} cannot be handed over: {why}"));
+            return Err(error.with_hint("`tern status` at its primary says how it stands; `tern wait --for in-sync` waits"));
+        }
+        let part = self.volumes.lock().await.take_part(name);
+        let remains = tokio::task::block_in_place(|| replica.stop());
+        drop(part);
+        let done = self.hand_everything_over(&record, &volume, remains, generation).await;
+        if done.is_err() {
+            // Goes on as after a crash.
+            self.volumes.lock().await.restore(name);
+        }
+        done
+    }
+
+    async fn hand_everything_over(
+        &self,
+        record: &VolumeRecord,
+        volume: &Arc<Volume>,
+        remains: Option<Remains>,
+        generation: Option<String>,
+    ) -> Outcome<Epoch> {
+        let known = remains.filter(|remains| remains.changed.is_empty()).and_then(|remains| remains.known);
+        let known = known.ok_or_else(|| ApiError::new(ErrorCode::Internal, "something changed behind the gate"))?;
+        let lineage = lineage_of(&record.lineage).ok_or_else(|| ApiError::new(ErrorCode::Internal, "a primary without a lineage"))?;
+        let copy = Copy { committed: known.acked, base: Base::Point, lineage };
+        let granted = generation.map(|generation| Granted { generation, epoch: known.acked });
+        self.volumes.lock().await.become_standby(volume, &record.name, copy, granted)?;
+        tracing::info!(volume = %record.name, epoch = known.acked, "stepped down");
+        Ok(known.acked)
+    }
+}
+
+/// Gets what the standby lacks there, but for what clients write meanwhile.
+async fn catch_up(replica: &Replica) -> Result<(), &'static str> {
+    let seen = replica.status().borrow().clone();
+    if seen.phase != Phase::Online {
+        return Err("its standby is not connected");
+    }
+    if seen.known.is_none() {
+        return Err("its standby has no recovery point yet");
+    }
+    let cut = tokio::time::timeout(CATCH_UP_DEADLINE, replica.snapshot()).await;
+    cut.map_err(|_| "too much is not at the standby yet")?.map(drop).map_err(|_| "the connection broke")
+}
+
+/// Waits until no client's request is inside the gate and everything is at the standby.
+async fn empty(volume: &Volume, replica: &Replica) -> Result<(), &'static str> {
+    tokio::time::timeout(DRAIN_DEADLINE, volume.gate.drained()).await.map_err(|_| "requests of clients do not complete")?;
+    let last = tokio::time::timeout(LAST_EPOCH_DEADLINE, replica.snapshot()).await;
+    last.map_err(|_| "the last changes do not get to the standby in time")?.map(drop).map_err(|_| "the connection broke")
+}
+
+/// What a site that becomes a standby holds.
+pub(super) struct Copy {
+    pub committed: Epoch,
+    pub base: Base,
+    pub lineage: Lineage,
+}
+
+impl Volumes {
+    /// Records the copy's place, then the role, then begins to receive.
+    pub(super) fn become_standby(&mut self, volume: &Arc<Volume>, name: &VolumeName, copy: Copy, granted: Option<Granted>) -> Outcome<()> {
+        let Copy { committed, base, lineage } = copy;
+        let id = volume_id(&self.get(name)?.record)?;
+        // A journal of an earlier time as standby is all folded.
+        if_there(std::fs::remove_dir_all(self.state_dir.journal(&id.to_string()))).map_err(io_error)?;
+        volume.image.sync_data().map_err(io_error)?;
+        let size_bytes = volume.size_bytes();
+        let place = Place { volume: id, replica: random_id()?, lineage, size_bytes, committed, folded: committed, base };
+        place.store(&*self.catalogue as &dyn Catalogue, Persist::Synced).map_err(io_error)?;
+        self.change(name, |record| {
+            record.role = RecordedRole::Standby;
+            record.granted = granted;
+            record.wanted_generation = None;
+            record.successor.clear();
+        })?;
+        volume.intake.stop_logging();
+        let record = self.get(name)?.record.clone();
+        match self.start_standby(volume, &record) {
+            Ok(part) => self.put_part(name, part),
+            // It is one, and is recorded so.
+            Err(error) => tracing::error!(volume = %name, %error, "the standby does not start"),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,139 @@
+//! What becomes of a primary that another site has overtaken.
+
+use super::Daemon;
+use super::handover::{Copy, DRAIN_DEADLINE, wrong_state};
+use super::part::{Overtaken, Part, volume_id};
+use super::volumes::{io_error, remember_changed};
+use crate::admin::Outcome;
+use crate::catalogue::RecordedRole;
+use crate::volume::GateState;
+use blockd_api::*;
+use replicator::intake::extent_blocks;
+use replicator::primary::memory;
+use replicator::site_link::request::{lineage_of, lineage_records};
+use replicator_engine::block::{BLOCK_BYTES, block_count};
+use replicator_engine::generation::Relation;
+use replicator_engine::wire::Base;
+use roaring::RoaringBitmap;
+
+/// A set of changed blocks that is larger than this is told in whole extents: it travels in one frame.
+const MAX_CHANGED_BYTES: usize = 2 << 20;
+
+impl Daemon {
+    /// Another site has a later generation, or a rival one: nothing is acknowledged here from now on. The gate is fenced already.
+    pub(super) async fn overtaken(&self, news: Overtaken) {
+        let name = &news.name;
+        let Some(operation) = self.volumes.lock().await.open.get(name).map(|open| open.operation.clone()) else { return };
+        let _operation = operation.lock_owned().await;
+        let Ok((record, volume)) = self.volumes.lock().await.get(name).map(|open| (open.record.clone(), open.volume.clone())) else {
+            return;
+        };
+        let relation = lineage_of(&record.lineage).map(|mine| mine.relation(&news.lineage));
+        let role = match (record.role, relation) {
+            (RecordedRole::Primary, Some(Relation::TheirsAhead(_))) => RecordedRole::Stale,
+            (RecordedRole::Primary, Some(Relation::Split)) => RecordedRole::SplitBrain,
+            // It stepped down meanwhile.
+            (RecordedRole::Standby, _) => return volume.gate.set(GateState::Shut),
+            _ => return,
+        };
+        // Whoever held the lock may have opened it again.
+        volume.gate.set(GateState::Fenced);
+        tracing::error!(volume = %name, "another site was promoted: this one stops acknowledging");
+        // First, so that after a crash, too, nothing is acknowledged.
+        let recorded = self.volumes.lock().await.change(name, |record| {
+            record.role = role;
+            record.successor = lineage_records(&news.lineage);
+        });
+        if let Err(error) = recorded {
+            tracing::error!(volume = %name, %error, "the catalogue cannot be written; the volume stays fenced");
+        }
+        let drained = tokio::time::timeout(DRAIN_DEADLINE, volume.gate.drained()).await.is_ok();
+        let part = self.volumes.lock().await.take_part(name);
+        let Part::Primary(primary) = part else { return };
+        let changed = tokio::task::block_in_place(|| primary.stop()).filter(|_| drained);
+        let catalogue = self.volumes.lock().await.catalogue.clone();
+        let written = match (changed, volume_id(&record)) {
+            (Some(changed), Ok(id)) => tokio::task::block_in_place(|| remember_changed(&*catalogue, id, &volume, &changed)),
+            _ => return,
+        };
+        if let Err(error) = written {
+            tracing::warn!(volume = %name, %error, "what changed here alone could not be written down: the activity log says it less exactly");
+        }
+    }
+
+    pub(super) async fn discard_and_follow(&self, name: &VolumeName, request: &Resync) -> Outcome<Resynced> {
+        let (record, _operation) = self.begin(name).await?;
+        if !matches!(record.role, RecordedRole::Stale | RecordedRole::SplitBrain) {
+            return Err(wrong_state(format!("{name} is not stale here"), "only an old primary that another site overtook is resynced"));
+        }
+        if !request.discard_local {
+            let error = ApiError::new(ErrorCode::WouldLoseData, "a resync gives up what changed here alone");
+            return Err(error.with_hint("--discard-local accepts that"));
+        }
+        let (volume, catalogue, front_ends) = {
+            let volumes = self.volumes.lock().await;
+            (volumes.get(name)?.volume.clone(), volumes.catalogue.clone(), volumes.front_ends.clone())
+        };
+        let id = volume_id(&record)?;
+        let changed = match memory::load_changed(&*catalogue, id).map_err(io_error)? {
+            Some(exact) => exact,
+            None => volume.intake.log().hot().iter().flat_map(|extent| extent_blocks(extent).blocks()).collect(),
+        };
+        let (blocks, bytes) = (changed.len(), changed.len() * BLOCK_BYTES as u64);
+        if !request.yes {
+            let message = format!("{blocks} blocks ({}) changed here and are not at the new primary", human_bytes(bytes));
+            return Err(ApiError::new(ErrorCode::WouldLoseData, message).with_hint("--yes gives them up"));
+        }
+        let (mine, theirs) = (lineage_of(&record.lineage), lineage_of(&record.successor));
+        let (Some(mine), Some(theirs)) = (mine, theirs) else {
+            return Err(ApiError::new(ErrorCode::Internal, "catalogue: a stale volume without its lineages"));
+        };
+        // A request that waits would be carried out on the other site's content: whoever made it has to begin anew.
+        front_ends.end_all(name).await;
+        if tokio::time::timeout(DRAIN_DEADLINE, volume.gate.drained()).await.is_err() {
+            self.volumes.lock().await.serve_all(name).await;
+            let error = ApiError::new(ErrorCode::Timeout, format!("{name}: requests of clients do not complete"));
+            return Err(error.with_hint("the disk does not answer: see the kernel's log"));
+        }
+        let site = record.peer.as_ref().map_or("", |peer| &peer.site);
+        let known = memory::load_known(&*catalogue, &memory::known_key(id, site)).map_err(io_error)?;
+        let copy = match mine.relation(&theirs) {
+            // A standby that was promoted below what it had acknowledged lost something: what differs is anybody's guess.
+            Relation::TheirsAhead(branch) if known.is_none_or(|known| known.acked <= branch) => {
+                Copy { committed: branch, base: Base::PointBut(coarse(changed, block_count(volume.size_bytes()) as u32)), lineage: mine }
+            }
+            _ => Copy { committed: 0, base: Base::Unfinished, lineage: theirs },
+        };
+        // A primary that finds it after a crash would take it for all that changed.
+        memory::take_changed(&*catalogue, id).map_err(io_error)?;
+        let mut volumes = self.volumes.lock().await;
+        let done = volumes.become_standby(&volume, name, copy, None);
+        if done.is_ok() {
+            volume.gate.set(GateState::Shut);
+        }
+        volumes.serve_all(name).await;
+        done?;
+        Ok(Resynced { blocks, bytes, kept: false })
+    }
+}
+
+/// The set in whole extents if it would not fit a frame block by block.
+fn coarse(changed: RoaringBitmap, blocks: u32) -> RoaringBitmap {
+    let mut changed = changed;
+    changed.remove_range(blocks..);
+    changed.optimize();
+    if changed.serialized_size() <= MAX_CHANGED_BYTES {
+        return changed;
+    }
+    let mut extents = RoaringBitmap::new();
+    for block in &changed {
+        extents.insert(block / replicator::intake::EXTENT_BLOCKS);
+    }
+    let mut coarse = RoaringBitmap::new();
+    for extent in extents {
+        coarse.insert_range(extent_blocks(extent).blocks());
+    }
+    coarse.remove_range(blocks..);
+    coarse.optimize();
+    coarse
+}

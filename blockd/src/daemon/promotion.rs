@@ -1,0 +1,204 @@
+//! Changing the primary.
+//!
+//! ```text
+//!   standby                                   primary
+//!   promote ──── Handover(generation) ──────► gate shut, drained, last epoch committed at the standby,
+//!      │ ◄────── Granted(epoch) ───────────── its place and the grant recorded, standby from now on
+//!      └─► settled, generation recorded, gate open
+//! ```
+//!
+//! Whatever is answered was recorded before. A grant that was lost on its way is given again to whoever asks with the same generation.
+
+use super::Daemon;
+use super::handover::{HANDOVER_DEADLINE, wrong_state};
+use super::part::{Part, PrimaryStart, peer_site, volume_id};
+use super::volumes::{io_error, random_id};
+use crate::admin::{Outcome, ProgressSink};
+use crate::catalogue::{RecordedRole, VolumeRecord};
+use crate::volume::GateState;
+use blockd_api::*;
+use replicator::catalogue::Persist;
+use replicator::primary::memory::{self, EpochNumbers};
+use replicator::site_link::request::{self, Answer, Question, lineage_of, lineage_records, parse_id};
+use replicator::standby::{Settled, StandbyService};
+use replicator_engine::sender::Known;
+use replicator_engine::tracker::Epoch;
+use replicator_engine::wire::Base;
+use roaring::RoaringBitmap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// For a sign of life of the primary.
+const PING_DEADLINE: Duration = Duration::from_secs(5);
+/// The same, for somebody who accepts a failover.
+const FORCED_PING_DEADLINE: Duration = Duration::from_millis(300);
+
+impl Daemon {
+    pub(super) async fn take_over(&self, name: &VolumeName, force: bool, progress: &ProgressSink) -> Outcome<Promotion> {
+        let began = Instant::now();
+        let (record, _operation) = self.begin(name).await?;
+        match record.role {
+            RecordedRole::Standby => {}
+            RecordedRole::SplitBrain if force => return self.continue_after_split(record, began).await,
+            RecordedRole::Primary | RecordedRole::Standalone => {
+                return Err(wrong_state(format!("{name} is primary here"), "promote it at its standby"));
+            }
+            RecordedRole::Stale | RecordedRole::SplitBrain => {
+                return Err(wrong_state(format!("{name} is stale here"), "`tern resync --discard-local` makes it a standby first"));
+            }
+        }
+        let standby = self.standby(name).await?;
+        if !standby.status().borrow().has_point {
+            let error = wrong_state(
+                format!("{name} has no recovery point here: its first sync has not ended"),
+                "at the primary, `tern wait --for in-sync`",
+            );
+            return Err(error);
+        }
+        progress.report(Progress { phase: "handover".into(), done: 0, total: Some(2), unit: Unit::Steps });
+        let granted = self.ask_for_handover(&record, &standby, force).await?;
+        progress.report(Progress { phase: "handover".into(), done: 1, total: Some(2), unit: Unit::Steps });
+        let expected = granted.filter(|_| !force);
+        let promoted = self.settle_and_become(name, &standby, expected).await;
+        if promoted.is_err() {
+            standby.resume();
+            self.volumes.lock().await.restore(name);
+        }
+        let (epoch, generation) = promoted?;
+        let (kind, lost_bytes) = if granted == Some(epoch) { (PromotionKind::Handover, Some(0)) } else { (PromotionKind::Failover, None) };
+        tracing::info!(volume = %name, ?kind, epoch, generation, "promoted");
+        Ok(Promotion { kind, epoch, generation, seconds: began.elapsed().as_secs_f64(), lost_bytes })
+    }
+
+    /// From the last recovery point to being primary.
+    async fn settle_and_become(&self, name: &VolumeName, standby: &StandbyService, expected: Option<Epoch>) -> Outcome<(Epoch, u64)> {
+        let settled = standby.settle().await.map_err(io_error)?;
+        if settled.base != Base::Point {
+            return Err(wrong_state(format!("{name} has no recovery point here"), "at the primary, `tern wait --for in-sync`"));
+        }
+        if let Some(epoch) = expected.filter(|epoch| *epoch != settled.epoch) {
+            let message = format!("{name} was handed over at recovery point {epoch}, but this copy stands at {}", settled.epoch);
+            return Err(ApiError::new(ErrorCode::WouldLoseData, message).with_hint("--force accepts that"));
+        }
+        Ok((settled.epoch, self.become_primary(name, &settled).await?))
+    }
+
+    async fn standby(&self, name: &VolumeName) -> Outcome<Arc<StandbyService>> {
+        match &self.volumes.lock().await.get(name)?.part {
+            Part::Standby(standby) => Ok(standby.clone()),
+            _ => Err(ApiError::new(ErrorCode::Internal, format!("{name} could not be opened as a standby: see the log"))),
+        }
+    }
+
+    /// Asks the primary to step down. The epoch at which it did; `None` if nobody answers and that is accepted.
+    async fn ask_for_handover(&self, record: &VolumeRecord, standby: &StandbyService, force: bool) -> Outcome<Option<Epoch>> {
+        let name = &record.name;
+        let Some(peer) = &record.peer else { return Ok(None) };
+        let unreachable = |why: String| {
+            if force {
+                tracing::warn!(volume = %name, why, "failing over without the primary");
+                return Ok(None);
+            }
+            let committed = standby.status().borrow().committed;
+            let message = format!("{}: {why}: whatever was written after recovery point {committed} would be lost", peer.name);
+            Err(ApiError::new(ErrorCode::WouldLoseData, message).with_hint("--force accepts that"))
+        };
+        let Some(link) = self.sites.links.get(&peer_site(peer)?) else { return unreachable("the primary does not answer".into()) };
+        // A site that died leaves a link that looks alive for some seconds.
+        let patience = if force { FORCED_PING_DEADLINE } else { PING_DEADLINE } + 2 * link.stats().round_trip;
+        if let Err(error) = request::ask(&link, &Question::Ping, patience).await {
+            return unreachable(format!("the primary does not answer ({error})"));
+        }
+        let generation = match &record.wanted_generation {
+            Some(generation) => generation.clone(),
+            None => random_id()?.to_string(),
+        };
+        self.volumes.lock().await.change(name, |record| record.wanted_generation = Some(generation.clone()))?;
+        let question = Question::Handover { volume: record.id.clone(), generation, force };
+        match request::ask(&link, &question, HANDOVER_DEADLINE).await {
+            Ok(Answer::Granted { epoch }) => Ok(Some(epoch)),
+            Ok(Answer::NotPrimary { committed }) => {
+                let mine = standby.status().borrow().committed;
+                if committed <= mine {
+                    return Ok(Some(mine));
+                }
+                if force {
+                    return Ok(None);
+                }
+                let message = format!("{} has recovery point {committed}, this site only {mine}", peer.name);
+                Err(ApiError::new(ErrorCode::WouldLoseData, message).with_hint("promote that one, or accept the loss with --force"))
+            }
+            // Whatever keeps it from stepping down: it has fenced itself, or is not primary.
+            Ok(Answer::Refused { message, .. }) if force => unreachable(message),
+            Ok(Answer::Refused { code, message }) => {
+                let code = serde_json::from_value(code.into()).unwrap_or(ErrorCode::Internal);
+                let error = ApiError::new(code, format!("{}: {message}", peer.name));
+                Err(if code == ErrorCode::ClientActive { error.with_hint("stop the client, or cut it off with --force") } else { error })
+            }
+            Ok(other) => Err(ApiError::new(ErrorCode::Internal, format!("{} answered {other:?}", peer.name))),
+            Err(error) => unreachable(error.to_string()),
+        }
+    }
+
+    async fn become_primary(&self, name: &VolumeName, settled: &Settled) -> Outcome<u64> {
+        let (volume, record, part) = {
+            let mut volumes = self.volumes.lock().await;
+            let part = volumes.take_part(name);
+            let open = volumes.get(name)?;
+            (open.volume.clone(), open.record.clone(), part)
+        };
+        tokio::task::block_in_place(|| part.stop());
+        let generation = match record.wanted_generation.as_deref().and_then(parse_id) {
+            Some(id) => id,
+            None => random_id()?,
+        };
+        let (id, lineage) = (volume_id(&record)?, settled.lineage.promoted(generation, settled.epoch));
+        let known = Known { replica: None, acked: settled.epoch };
+        let site = record.peer.as_ref().map_or("", |peer| &peer.site);
+        let mut volumes = self.volumes.lock().await;
+        let prepared = EpochNumbers::first_unused(&*volumes.catalogue, id)
+            .and_then(|first| volume.intake.restart(first.max(settled.epoch + 1)))
+            .and_then(|()| memory::store_known(&*volumes.catalogue, &memory::known_key(id, site), Some(known), Persist::Synced))
+            .and_then(|()| memory::take_changed(&*volumes.catalogue, id).map(drop));
+        prepared.map_err(io_error)?;
+        // From here on this site is primary, whatever happens.
+        volumes.change(name, |record| {
+            record.role = RecordedRole::Primary;
+            record.lineage = lineage_records(&lineage);
+            record.wanted_generation = None;
+            record.granted = None;
+            record.size_bytes = volume.size_bytes();
+        })?;
+        volume.intake.start_logging();
+        let record = volumes.get(name)?.record.clone();
+        let part = volumes.start_primary(PrimaryStart {
+            volume: &volume,
+            record: &record,
+            known: Some(known),
+            compare_first: RoaringBitmap::new(),
+        })?;
+        volumes.put_part(name, part);
+        volume.gate.reopen();
+        Ok(lineage.current().counter)
+    }
+
+    /// Both sites were primary: this one stays it, in a generation of its own, by which the other one sees that this was decided.
+    async fn continue_after_split(&self, record: VolumeRecord, began: Instant) -> Outcome<Promotion> {
+        let name = &record.name;
+        let mut volumes = self.volumes.lock().await;
+        let volume = volumes.get(name)?.volume.clone();
+        let mine = lineage_of(&record.lineage).ok_or_else(|| ApiError::new(ErrorCode::Internal, "a primary without a lineage"))?;
+        let epoch = volume.intake.tracker().open_epoch();
+        let lineage = mine.promoted(random_id()?, epoch);
+        volumes.change(name, |record| {
+            record.role = RecordedRole::Primary;
+            record.lineage = lineage_records(&lineage);
+            record.successor.clear();
+        })?;
+        // From a fence there is no way but through here.
+        volume.gate.set(GateState::Shut);
+        volumes.restore(name);
+        let generation = lineage.current().counter;
+        Ok(Promotion { kind: PromotionKind::Failover, epoch, generation, seconds: began.elapsed().as_secs_f64(), lost_bytes: None })
+    }
+}
