@@ -147,6 +147,7 @@ impl Volumes {
         let id = volume_id(record)?;
         let blocks = block_count(volume.size_bytes()) as u32;
         volume.intake.start_logging();
+        volume.intake.thaw();
         let exact = memory::take_changed(&*self.catalogue, id).map_err(io_error)?;
         let compare_first = match &exact {
             Some(_) => RoaringBitmap::new(),

@@ -161,9 +161,10 @@ impl Intake {
         Some(self.tracker.frozen().snapshot())
     }
 
-    /// The frozen epoch is given up; its blocks were marked again.
+    /// The frozen epoch is given up, or one that is still closing; its blocks were marked again. Nothing waits for it from now on.
     pub fn thaw(&self) {
-        let _cutting = self.cutting.lock().expect("no panic under this lock");
+        let mut cutting = self.cutting.lock().expect("no panic under this lock");
+        *cutting = Cutting::Frozen;
         self.tracker.thaw();
         self.kept.clear();
     }
