@@ -167,3 +167,36 @@ fn answers_that_were_not_asked_for_break_the_protocol() {
     assert!(sender.handle_message(&tracker, Message::Compared(Compared { ticket: 1, different: vec![] }), 0).is_err());
     assert!(sender.handle_message(&tracker, Message::Abandon, 0).is_err());
 }
+
+#[test]
+fn a_wrong_answer_leaves_no_block_clean() {
+    let (mut sender, tracker) = online();
+    write(&tracker, 10, 1);
+    cut(&mut sender, &tracker, 1250);
+    ship_frozen(&mut sender, &tracker, 1250);
+    assert!(matches!(sender.poll(&tracker, 1250), Action::Send(Message::Commit(_))));
+    assert!(sender.handle_message(&tracker, Message::Committed(6), 1300).is_err());
+    sender.handle_disconnected(&tracker);
+    attach(&mut sender, &tracker, 4);
+    assert_eq!(tracker.open().snapshot(), RoaringBitmap::from_iter([10]));
+
+    let Action::Ask(ticket, runs) = sender.poll(&tracker, 1300) else { panic!("what may be there already is asked about") };
+    assert_eq!(runs, [run(10, 1)]);
+    let different = vec![run(10, 2)];
+    assert!(sender.handle_message(&tracker, Message::Compared(Compared { ticket, different }), 1300).is_err());
+    sender.handle_disconnected(&tracker);
+    assert_eq!(tracker.open().snapshot(), RoaringBitmap::from_iter([10]));
+}
+
+#[test]
+fn blocks_beyond_the_end_of_the_volume_are_no_concern() {
+    let tracker = Tracker::new(5);
+    let known = Known { replica: None, acked: 4 };
+    let mut sender = Sender::new(Settings::default(), id(7), 100 * 4096, Lineage::first(id(1)), Some(known), RoaringBitmap::new());
+    sender.handle_connected(0);
+    let _ = sender.poll(&tracker, 0);
+    let base = Base::PointBut(RoaringBitmap::from_iter([99, 100, u32::MAX]));
+    sender.handle_message(&tracker, Message::Attached(Attached { replica: id(8), committed: 4, base }), 0).unwrap();
+    assert_eq!(tracker.open().snapshot(), RoaringBitmap::from_iter([99]));
+    assert_eq!(sender.poll(&tracker, 5000), Action::Ask(0, vec![run(99, 1)]));
+}
