@@ -17,6 +17,9 @@ use std::fmt;
 /// Most generations that a lineage may have; older ones are dropped from the front.
 pub const MAX_LINEAGE: usize = 256;
 
+/// Largest counter and largest epoch that another site may name: counting on from there never overflows, and nobody gets there.
+pub const MAX_NUMBER: u64 = 1 << 48;
+
 /// A random id.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Id(pub [u8; 16]);
@@ -44,6 +47,13 @@ pub struct Generation {
     pub branch_epoch: Epoch,
 }
 
+impl Generation {
+    /// Whether its numbers can be counted on from.
+    pub fn is_valid(&self) -> bool {
+        self.counter <= MAX_NUMBER && self.branch_epoch <= MAX_NUMBER
+    }
+}
+
 /// A generation with its ancestors, oldest first. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lineage(Vec<Generation>);
@@ -69,10 +79,11 @@ impl Lineage {
         Self(vec![Generation { counter: 1, id, branch_epoch: 0 }])
     }
 
-    /// A lineage from its generations; `None` if they are none, too many, or not in order.
+    /// A lineage from its generations; `None` if they are none, too many, out of range, or not in order.
     pub fn from_generations(generations: Vec<Generation>) -> Option<Self> {
         let in_order = generations.windows(2).all(|pair| pair[0].counter < pair[1].counter);
-        (!generations.is_empty() && generations.len() <= MAX_LINEAGE && in_order).then_some(Self(generations))
+        let valid = generations.iter().all(Generation::is_valid);
+        (!generations.is_empty() && generations.len() <= MAX_LINEAGE && in_order && valid).then_some(Self(generations))
     }
 
     /// All generations, oldest first.
@@ -135,6 +146,13 @@ mod tests {
         let parent = Lineage::first(id(1));
         assert_eq!(parent.promoted(id(2), 40).relation(&parent.promoted(id(3), 40)), Relation::Split);
         assert_eq!(parent.relation(&Lineage::first(id(9))), Relation::Unrelated);
+    }
+
+    #[test]
+    fn a_counter_that_cannot_be_counted_on_from_is_refused() {
+        let line = |counter, branch_epoch| Lineage::from_generations(vec![Generation { counter, id: id(1), branch_epoch }]);
+        assert!(line(MAX_NUMBER, MAX_NUMBER).unwrap().promoted(id(2), 1).current().counter > MAX_NUMBER);
+        assert_eq!((line(u64::MAX, 1), line(1, u64::MAX)), (None, None));
     }
 
     #[test]

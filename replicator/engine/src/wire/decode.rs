@@ -6,7 +6,8 @@ use super::{
     MAX_COMPARE_ZEROES, MAX_CONTENT_BLOCKS, MAX_DIFFERENT_RUNS, MAX_RUNS, MAX_TEXT_BYTES, Message, Refusal, Refused,
 };
 use crate::block::{BLOCK_BYTES, Run};
-use crate::generation::{Generation, Id, Lineage};
+use crate::generation::{Generation, Id, Lineage, MAX_NUMBER};
+use crate::tracker::Epoch;
 use bytes::{Buf, Bytes};
 use roaring::RoaringBitmap;
 
@@ -40,17 +41,17 @@ impl Envelope {
             2 => Message::Blocks(input.blocks()?),
             3 => Message::Compare(input.compare()?),
             4 => Message::Commit(Commit {
-                epoch: input.u64()?,
+                epoch: input.epoch()?,
                 blocks: input.u64()?,
                 digest: input.array()?,
                 size_bytes: input.u64()?,
                 cut_unix_ms: input.u64()?,
             }),
             5 => Message::Abandon,
-            129 => Message::Attached(Attached { replica: input.id()?, committed: input.u64()?, base: input.base()? }),
+            129 => Message::Attached(Attached { replica: input.id()?, committed: input.epoch()?, base: input.base()? }),
             130 => Message::Refused(Refused { reason: input.refusal()?, text: input.text()?, lineage: input.lineage()? }),
             131 => Message::Compared(Compared { ticket: input.u64()?, different: input.runs(MAX_DIFFERENT_RUNS)? }),
-            132 => Message::Committed(input.u64()?),
+            132 => Message::Committed(input.epoch()?),
             other => return Err(DecodeError::UnknownKind(other)),
         };
         if input.0.has_remaining() { Err(DecodeError::Surplus) } else { Ok(Self { generation, message }) }
@@ -89,7 +90,13 @@ impl Input {
     }
 
     fn generation(&mut self) -> Result<Generation> {
-        Ok(Generation { counter: self.u64()?, id: self.id()?, branch_epoch: self.u64()? })
+        let generation = Generation { counter: self.u64()?, id: self.id()?, branch_epoch: self.u64()? };
+        generation.is_valid().then_some(generation).ok_or(DecodeError::OutOfRange("generation"))
+    }
+
+    fn epoch(&mut self) -> Result<Epoch> {
+        let epoch = self.u64()?;
+        if epoch > MAX_NUMBER { Err(DecodeError::OutOfRange("epoch")) } else { Ok(epoch) }
     }
 
     fn lineage(&mut self) -> Result<Lineage> {
@@ -140,7 +147,10 @@ impl Input {
         }
         let text = self.take(len)?;
         // It is printed on terminals and in logs: no control characters.
-        Ok(String::from_utf8_lossy(&text).chars().map(|c| if c.is_control() { ' ' } else { c }).collect())
+        let mut text: String = String::from_utf8_lossy(&text).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        // A byte that is no text has become three.
+        text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
+        Ok(text)
     }
 
     fn refusal(&mut self) -> Result<Refusal> {

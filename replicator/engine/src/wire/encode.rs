@@ -115,12 +115,9 @@ fn put_content_runs(out: &mut BytesMut, runs: &[(Run, Content)]) {
 }
 
 fn put_text(out: &mut BytesMut, text: &str) {
-    let mut len = text.len().min(super::MAX_TEXT_BYTES);
-    while !text.is_char_boundary(len) {
-        len -= 1;
-    }
-    out.put_u16_le(len as u16);
-    out.put_slice(&text.as_bytes()[..len]);
+    let text = &text[..text.floor_char_boundary(super::MAX_TEXT_BYTES)];
+    out.put_u16_le(text.len() as u16);
+    out.put_slice(text.as_bytes());
 }
 
 fn put_base(out: &mut BytesMut, base: &Base) {

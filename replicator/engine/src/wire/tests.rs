@@ -1,6 +1,7 @@
 //! Every message survives the wire; nothing else gets through it.
 
 use super::*;
+use crate::generation::MAX_NUMBER;
 use proptest::prelude::*;
 
 fn lineage() -> Lineage {
@@ -29,7 +30,7 @@ fn messages() -> Vec<Message> {
         Message::Attached(Attached { replica: Id([3; 16]), committed: 0, base: Base::Blank }),
         Message::Refused(Refused { reason: Refusal::Stale, text: "no".into(), lineage: lineage() }),
         Message::Compared(Compared { ticket: 4, different: vec![run(9, 1)] }),
-        Message::Committed(u64::MAX),
+        Message::Committed(MAX_NUMBER),
     ]
 }
 
@@ -78,6 +79,29 @@ fn limits_are_limits() {
     };
     assert!(blocks(MAX_CONTENT_BLOCKS - 1).is_ok() && blocks(MAX_CONTENT_BLOCKS).is_ok());
     assert_eq!(blocks(MAX_CONTENT_BLOCKS + 1), Err(DecodeError::OutOfRange("content")));
+}
+
+#[test]
+fn numbers_that_cannot_be_counted_on_from_are_refused() {
+    let decode = |generation, message| Envelope::decode(Envelope { generation, message }.encode());
+    let sound = lineage().current();
+    let commit = Commit { epoch: MAX_NUMBER + 1, blocks: 0, digest: [0; 32], size_bytes: 4096, cut_unix_ms: 0 };
+    let attached = Attached { replica: Id([3; 16]), committed: u64::MAX, base: Base::Point };
+    for message in [Message::Commit(commit), Message::Attached(attached), Message::Committed(u64::MAX)] {
+        assert_eq!(decode(sound, message), Err(DecodeError::OutOfRange("epoch")));
+    }
+    for generation in [Generation { counter: u64::MAX, ..sound }, Generation { branch_epoch: u64::MAX, ..sound }] {
+        assert_eq!(decode(generation, Message::Abandon), Err(DecodeError::OutOfRange("generation")));
+    }
+}
+
+#[test]
+fn a_text_that_is_no_text_is_not_longer_than_one() {
+    let refused = Refused { reason: Refusal::Stale, text: "x".repeat(MAX_TEXT_BYTES), lineage: lineage() };
+    let mut frame = Envelope { generation: lineage().current(), message: Message::Refused(refused) }.encode().to_vec();
+    frame[36..36 + MAX_TEXT_BYTES].fill(0xff);
+    let decoded = Envelope::decode(frame.into()).unwrap();
+    assert_eq!(Envelope::decode(decoded.encode()), Ok(decoded));
 }
 
 proptest! {
