@@ -210,6 +210,21 @@ mod tests {
     }
 
     #[test]
+    fn a_record_is_the_documented_document() {
+        let id = |digit: &str| digit.repeat(32);
+        let backing = PathBuf::from("/srv/vm1.raw");
+        let mut record = VolumeRecord::new("vm1".parse().unwrap(), id("7"), 1 << 30, backing, MadeBy::Operator);
+        record.exports = vec!["vhost-user:/run/tern/vm1.sock".parse().unwrap()];
+        record.role = RecordedRole::Primary;
+        record.lineage = vec![GenerationRecord { counter: 1, id: id("1"), branch_epoch: 0 }];
+        let (site, name) = ("SITE".into(), "oregon".parse().unwrap());
+        record.peer = Some(PeerRecord { site, name, rpo_ms: 5000, bandwidth_bits_per_second: None });
+        let json = serde_json::to_string(&record).unwrap();
+        assert!(include_str!("../../docs/formats.md").contains(&json), "{json}");
+        assert_eq!(serde_json::from_str::<VolumeRecord>(&json).unwrap(), record);
+    }
+
+    #[test]
     fn a_scan_ends_with_its_prefix() {
         let dir = tempfile::tempdir().unwrap();
         let catalogue = RocksCatalogue::open(dir.path()).unwrap();

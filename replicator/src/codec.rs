@@ -113,6 +113,8 @@ impl Decoder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::documented::{PROTOCOL, example};
+    use replicator_engine::wire::{Envelope, Message};
 
     fn content() -> Vec<u8> {
         let text = b"a block of text ".repeat(BLOCK_BYTES / 16);
@@ -132,6 +134,13 @@ mod tests {
         );
         assert!(blocks.payload.len() < 200);
         assert_eq!(Decoder::new().unwrap().decode(&blocks).unwrap(), &content()[BLOCK_BYTES..3 * BLOCK_BYTES]);
+    }
+
+    #[test]
+    fn the_documented_payload_is_what_its_page_says() {
+        let envelope = Envelope::decode(example(PROTOCOL, "blocks").into()).unwrap();
+        let Message::Blocks(blocks) = envelope.message else { panic!("another message") };
+        assert_eq!(Decoder::new().unwrap().decode(&blocks).unwrap(), [b'A'; BLOCK_BYTES]);
     }
 
     #[test]

@@ -20,3 +20,7 @@ pub mod primary;
 pub mod site_link;
 pub mod standby;
 pub mod transport;
+
+#[cfg(test)]
+#[path = "../engine/src/wire/documented.rs"]
+mod documented;

@@ -1,23 +1,11 @@
 //! The bytes of a segment.
 //!
-//! | segment header, 32 bytes | |
-//! | --- | --- |
-//! | 0 | `TERNJSEG` |
-//! | 8 | version, u32 = 1 |
-//! | 12 | zero, u32 |
-//! | 16 | number of the segment, u64 |
-//! | 24 | CRC-32C of bytes 0 to 24, u32 |
-//! | 28 | zero, u32 |
+//! ```text
+//!   segment  magic 8 │ version 4 │ 0 4 │ number 8 │ CRC-32C of these 4 │ 0 4 │ records …
+//!   record   magic 4 │ length 4 │ CRC-32C of the frame 4 │ CRC-32C of these 4 │ frame
+//! ```
 //!
-//! | record, 16 bytes and the frame | |
-//! | --- | --- |
-//! | 0 | `TJR1` |
-//! | 4 | length of the frame, u32 |
-//! | 8 | CRC-32C of the frame, u32 |
-//! | 12 | CRC-32C of bytes 0 to 12, u32 |
-//! | 16 | the frame |
-//!
-//! Integers are little-endian.
+//! docs/formats.md has the byte tables.
 
 use replicator_engine::block::BLOCK_BYTES;
 use replicator_engine::wire::MAX_CONTENT_BLOCKS;
@@ -68,4 +56,19 @@ pub fn is_intact(header: &[u8; RECORD_HEADER_BYTES], frame: &[u8]) -> bool {
 
 fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::documented::{FORMATS, PROTOCOL, check_limit, example};
+
+    #[test]
+    fn headers_and_records_have_the_documented_bytes() {
+        check_limit(FORMATS, "SEGMENT_HEADER_BYTES", SEGMENT_HEADER_BYTES);
+        check_limit(FORMATS, "RECORD_HEADER_BYTES", RECORD_HEADER_BYTES as u64);
+        assert!(FORMATS.contains(&format!("length of the frame, at most {MAX_FRAME_BYTES} ")));
+        assert_eq!(segment_header(3), example(FORMATS, "segment"));
+        assert_eq!(encode(&example(PROTOCOL, "commit")), example(FORMATS, "record"));
+    }
 }

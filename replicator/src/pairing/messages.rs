@@ -134,10 +134,22 @@ pub(super) fn proof(secret: &Secret, inviter: &SiteId, joiner: &SiteId, binding:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::documented::{PROTOCOL, example};
     use proptest::prelude::*;
 
     fn join() -> Join {
         Join { name: "oregon".into(), addresses: vec!["site-b.example:7447".into()], port: 7447, proof: [3; 32] }
+    }
+
+    #[test]
+    fn messages_have_the_documented_bytes() {
+        let (inviter, joiner) = (SiteId::of_public_key(b"osaka"), SiteId::of_public_key(b"oregon"));
+        let binding: Vec<u8> = (0..32).collect();
+        let proof = *proof(&Secret([7; 16]), &inviter, &joiner, &binding).as_bytes();
+        assert_eq!(Join { proof, ..join() }.encode(), example(PROTOCOL, "join"));
+        assert_eq!(Answer::Welcome.encode(), example(PROTOCOL, "welcome"));
+        let refused = Answer::Refused { refusal: Refusal::Expired, text: "too late".into() };
+        assert_eq!(refused.encode(), example(PROTOCOL, "not-welcome"));
     }
 
     #[test]

@@ -173,6 +173,7 @@ pub(super) fn in_words(span: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::documented::{PROTOCOL, example};
     use proptest::prelude::*;
 
     fn token() -> Token {
@@ -192,6 +193,13 @@ mod tests {
         assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'), "{text}");
         assert_eq!(Token::decode(&text), Ok(token()));
         assert_eq!(Token::decode(&format!("  {}\n {}\r\n", &text[..50], &text[50..])), Ok(token()));
+    }
+
+    #[test]
+    fn a_token_has_the_documented_bytes() {
+        let token = Token { addresses: vec!["192.0.2.1:7447".into()], expires_at: 1_800_000_000, ..token() };
+        assert_eq!(token.encode(), format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(example(PROTOCOL, "token"))));
+        assert!(PROTOCOL.contains(&token.encode()));
     }
 
     #[test]

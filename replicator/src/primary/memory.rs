@@ -122,3 +122,47 @@ pub fn forget(catalogue: &dyn Catalogue, volume: Id) -> io::Result<()> {
     let changes: Vec<_> = keys.into_iter().map(|key| (key, None)).collect();
     catalogue.apply(&changes, Persist::Synced)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pairing::tests::MemoryCatalogue;
+
+    #[test]
+    fn keys_and_values_are_the_documented_ones() {
+        let (catalogue, volume) = (Arc::new(MemoryCatalogue::default()), Id([0x77; 16]));
+        let hex = volume.to_string();
+        let value = |key: &str| catalogue.get(key.as_bytes()).unwrap().unwrap();
+        EpochNumbers::open(catalogue.clone(), volume, 5).unwrap();
+        assert_eq!(value(&format!("epoch/{hex}")), (5 + RESERVED_EPOCHS).to_le_bytes());
+        let key = known_key(volume, "SITE");
+        for replica in [None, Some(Id([0x88; 16]))] {
+            let known = Known { replica, acked: 17 };
+            store_known(&*catalogue, &key, Some(known), Persist::Synced).unwrap();
+            let id: Vec<u8> = replica.iter().flat_map(|id| id.0).collect();
+            assert_eq!(value(&format!("known/{hex}/SITE")), [&17_u64.to_le_bytes()[..], &id].concat());
+            assert_eq!(load_known(&*catalogue, &key).unwrap(), Some(known));
+        }
+        let changed = RoaringBitmap::from_iter([3, 4, 70_000]);
+        store_changed(&*catalogue, volume, &changed).unwrap();
+        assert_eq!(RoaringBitmap::deserialize_from(&value(&format!("changed/{hex}"))[..]).unwrap(), changed);
+        assert_eq!(take_changed(&*catalogue, volume).unwrap(), Some(changed));
+        assert_eq!(take_changed(&*catalogue, volume).unwrap(), None);
+    }
+
+    #[test]
+    fn values_that_cannot_be_read_are_an_error_with_their_key() {
+        let (catalogue, volume) = (MemoryCatalogue::default(), Id([0x77; 16]));
+        let (epoch, known) = (key(volume), known_key(volume, "SITE"));
+        let bad = [epoch, known.clone(), changed_key(volume)].map(|key| (key, Some(vec![1, 2, 3])));
+        catalogue.apply(&bad, Persist::Synced).unwrap();
+        let errors = [
+            EpochNumbers::first_unused(&catalogue, volume).unwrap_err(),
+            load_known(&catalogue, &known).unwrap_err(),
+            load_changed(&catalogue, volume).unwrap_err(),
+        ];
+        for (error, key) in errors.iter().zip(["epoch/", "known/", "changed/"]) {
+            assert!(error.to_string().contains(key), "{error}");
+        }
+    }
+}

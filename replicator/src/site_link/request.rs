@@ -128,3 +128,29 @@ pub async fn answer(mut stream: IncomingStream, answer: &Answer) -> Result<(), S
     stream.send.finish();
     tokio::time::timeout(DEADLINE, stream.send.stopped()).await.unwrap_or(Ok(()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::documented::PROTOCOL;
+
+    fn check<T: Serialize + for<'de> Deserialize<'de> + PartialEq + std::fmt::Debug>(message: &T) {
+        let json = serde_json::to_string(message).unwrap();
+        assert!(PROTOCOL.contains(&json), "{json}");
+        assert_eq!(serde_json::from_str::<T>(&json).unwrap(), *message);
+    }
+
+    #[test]
+    fn questions_and_answers_are_the_documented_ones() {
+        let (volume, generation) = (Id([0x77; 16]).to_string(), Id([0x22; 16]).to_string());
+        let lineage = lineage_records(&Lineage::first(Id([0x11; 16])));
+        check(&Question::Ping);
+        check(&Question::CreateStandby { name: "vm1".into(), volume: volume.clone(), size_bytes: 1 << 30, lineage });
+        check(&Question::Handover { volume: volume.clone(), generation, force: false });
+        check(&Question::Detach { volume });
+        check(&Answer::Done);
+        check(&Answer::Granted { epoch: 17 });
+        check(&Answer::NotPrimary { committed: 17 });
+        check(&Answer::Refused { code: "client-active".into(), message: "a client is active at vm1 by nbd".into() });
+    }
+}

@@ -80,3 +80,24 @@ impl Place {
 fn key(volume: Id, part: &str) -> Vec<u8> {
     format!("standby/{volume}/{part}").into_bytes()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::documented::{PROTOCOL, example};
+    use crate::pairing::tests::MemoryCatalogue;
+
+    #[test]
+    fn a_place_is_the_documented_messages_and_comes_back() {
+        let catalogue = MemoryCatalogue::default();
+        let lineage = Lineage::first(Id([0x11; 16])).promoted(Id([0x22; 16]), 17);
+        let (volume, replica, base) = (Id([0x77; 16]), Id([0x88; 16]), Base::Point);
+        let place = Place { volume, replica, lineage, size_bytes: 1 << 30, committed: 17, folded: 18, base };
+        place.store(&catalogue, Persist::Synced).unwrap();
+        for (part, name) in [("line", "attach"), ("copy", "attached"), ("fold", "committed")] {
+            let key = format!("standby/77777777777777777777777777777777/{part}");
+            assert_eq!(catalogue.get(key.as_bytes()).unwrap(), Some(example(PROTOCOL, name)), "{part}");
+        }
+        assert_eq!(Place::load(volume, &catalogue).unwrap(), Some(place));
+    }
+}

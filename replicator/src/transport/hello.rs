@@ -92,6 +92,7 @@ impl Hello {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::documented::{PROTOCOL, example};
     use proptest::prelude::*;
 
     fn hello() -> Hello {
@@ -102,6 +103,18 @@ mod tests {
             software: "tern 1".into(),
             site_name: "osaka".into(),
         }
+    }
+
+    #[test]
+    fn a_hello_has_the_documented_bytes() {
+        let hello = Hello {
+            versions: VersionRange::CURRENT,
+            features: 0,
+            instance: 0x0807_0605_0403_0201,
+            software: "tern 0.1.0".into(),
+            site_name: "osaka".into(),
+        };
+        assert_eq!(hello.encode(), example(PROTOCOL, "hello"));
     }
 
     #[test]

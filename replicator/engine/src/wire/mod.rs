@@ -274,4 +274,8 @@ impl EpochDigest {
 }
 
 #[cfg(test)]
+mod documented;
+#[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod tests;

@@ -2,6 +2,8 @@
 
 use super::super::tls::{self, Purpose};
 use super::*;
+use crate::documented::{PROTOCOL, check_limit, example};
+use crate::site_link::REPLICATION;
 use quinn::{ClientConfig, Connection, Endpoint};
 use std::sync::OnceLock;
 
@@ -48,6 +50,18 @@ impl Forger {
 
 fn framed(content: &[u8]) -> Vec<u8> {
     [&(content.len() as u32).to_le_bytes(), content].concat()
+}
+
+#[tokio::test]
+async fn a_streams_first_frame_has_the_documented_bytes() {
+    check_limit(PROTOCOL, "MAX_FRAME_BYTES", MAX_FRAME_BYTES as u64);
+    let site = Site::new();
+    let forger = Forger::known_to(&site);
+    let (connection, link) = forger.link(&site).await;
+    let (mut send, _recv) = soon(link.open(REPLICATION, &[0x77; 16])).await.unwrap();
+    send.finish();
+    let (_send, mut recv) = soon(connection.accept_bi()).await.unwrap();
+    assert_eq!(soon(recv.read_to_end(100)).await.unwrap(), example(PROTOCOL, "stream"));
 }
 
 #[tokio::test]
