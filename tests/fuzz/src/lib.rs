@@ -1,8 +1,12 @@
 //! What the fuzz targets share: the code under test, and a way to read the fuzzer's input.
 
+pub mod disk;
+pub mod messages;
 pub mod nbd;
+pub mod primary;
 #[path = "../../../blockd/src/request.rs"]
 pub mod request;
+pub mod sys;
 
 /// Takes bytes off the fuzzer's input; zeroes once there are none left.
 pub struct Bytes<'a>(pub &'a [u8]);

@@ -1,0 +1,180 @@
+//! Messages of replication from the fuzzer's bytes: they fit each other often enough to get somewhere, and break every rule otherwise.
+
+use crate::Bytes;
+use bytes::Bytes as Frame;
+use replicator::codec::{Encoder, fingerprint};
+use replicator_engine::block::{BLOCK_BYTES, Run};
+use replicator_engine::generation::{Generation, Id, Lineage};
+use replicator_engine::wire::*;
+use roaring::RoaringBitmap;
+
+/// The volume of all messages, but for some.
+pub const VOLUME: Id = Id([7; 16]);
+
+/// What the messages of one stream have in common.
+pub struct Writer {
+    /// What goes into an attach.
+    pub lineage: Lineage,
+    /// Of what was sent since the last commit.
+    digest: EpochDigest,
+    epoch: u64,
+    /// Made when it is first needed: that takes longer than most inputs.
+    encoder: Option<Encoder>,
+}
+
+/// One of a few lineages: an ancestor, its successors, their rival, a stranger.
+pub fn lineage(bytes: &mut Bytes<'_>) -> Lineage {
+    let id = |value: u8| Id([value; 16]);
+    let epoch = u64::from(bytes.u8() % 8);
+    match bytes.u8() % 6 {
+        0 | 1 => Lineage::first(id(1)),
+        2 => Lineage::first(id(1)).promoted(id(2), epoch),
+        3 => Lineage::first(id(1)).promoted(id(2), epoch).promoted(id(3), epoch + 2),
+        4 => Lineage::first(id(1)).promoted(id(4), epoch),
+        _ => Lineage::first(id(5)),
+    }
+}
+
+/// Mostly within a few blocks, sometimes anywhere.
+fn run(bytes: &mut Bytes<'_>) -> Run {
+    let (start, len) = match bytes.u8() % 16 {
+        0 => (bytes.u32(), bytes.u32()),
+        1 => (u32::MAX - u32::from(bytes.u8()), u32::from(bytes.u8())),
+        _ => (u32::from(bytes.u8()) * 2, 1 + u32::from(bytes.u8() % 8)),
+    };
+    Run::new(start, len).unwrap_or(Run { start: 0, len: 1 })
+}
+
+fn runs(bytes: &mut Bytes<'_>) -> Vec<Run> {
+    (0..bytes.u8() % 5).map(|_| run(bytes)).collect()
+}
+
+/// A size around that of the blocks that are written.
+pub fn size_bytes(bytes: &mut Bytes<'_>) -> u64 {
+    match bytes.u8() % 16 {
+        0 => bytes.u64(),
+        1 => u64::from(u32::MAX) * BLOCK_BYTES as u64,
+        _ => (256 + u64::from(bytes.u8() % 4) * 128) * BLOCK_BYTES as u64,
+    }
+}
+
+fn digest(bytes: &mut Bytes<'_>) -> Digest {
+    bytes.array()
+}
+
+/// A number that may be anything.
+fn number(bytes: &mut Bytes<'_>, likely: u64) -> u64 {
+    if bytes.u8().is_multiple_of(8) { bytes.u64() >> (bytes.u8() % 64) } else { likely + u64::from(bytes.u8() % 3) }
+}
+
+impl Writer {
+    /// A writer whose stream has not begun.
+    pub fn new() -> Self {
+        Self { lineage: Lineage::first(Id([1; 16])), digest: EpochDigest::default(), epoch: 1, encoder: None }
+    }
+
+    /// A message from a primary to a standby, as a frame.
+    pub fn primary(&mut self, bytes: &mut Bytes<'_>) -> Frame {
+        let message = match bytes.u8() % 16 {
+            0 | 1 => self.attach(bytes),
+            2..7 => Message::Blocks(self.blocks(bytes)),
+            7..10 => Message::Compare(compare(bytes)),
+            10..14 => self.commit(bytes),
+            14 => {
+                self.digest = EpochDigest::default();
+                Message::Abandon
+            }
+            _ => return Frame::copy_from_slice(bytes.slice(200)),
+        };
+        self.frame(bytes, message)
+    }
+
+    /// A message from a standby to a primary whose open epoch is `epoch`, as a frame.
+    pub fn standby(&mut self, bytes: &mut Bytes<'_>, epoch: u64) -> Frame {
+        let acked = epoch.saturating_sub(2);
+        let message = match bytes.u8() % 8 {
+            0 | 1 => {
+                Message::Attached(Attached { replica: Id([8 + bytes.u8() % 2; 16]), committed: number(bytes, acked), base: base(bytes) })
+            }
+            2..5 => Message::Committed(number(bytes, acked)),
+            5 | 6 => Message::Compared(Compared { ticket: number(bytes, 0) & !(1 << 63), different: runs(bytes) }),
+            _ => Message::Refused(Refused { reason: Refusal::Stale, text: "no".into(), lineage: lineage(bytes) }),
+        };
+        self.frame(bytes, message)
+    }
+
+    fn frame(&self, bytes: &mut Bytes<'_>, message: Message) -> Frame {
+        let mut generation = self.lineage.current();
+        if bytes.u8().is_multiple_of(32) {
+            generation = Generation { counter: number(bytes, 1), ..generation };
+        }
+        Envelope { generation, message }.encode()
+    }
+
+    fn attach(&mut self, bytes: &mut Bytes<'_>) -> Message {
+        self.lineage = lineage(bytes);
+        self.digest = EpochDigest::default();
+        let volume = if bytes.u8().is_multiple_of(32) { Id::default() } else { VOLUME };
+        Message::Attach(Attach { volume, size_bytes: size_bytes(bytes), lineage: self.lineage.clone() })
+    }
+
+    fn blocks(&mut self, bytes: &mut Bytes<'_>) -> Blocks {
+        let runs = runs(bytes);
+        let blocks = if bytes.u8().is_multiple_of(8) {
+            // Whatever decodes.
+            let runs = runs.into_iter().map(|run| (run, Content::Zero)).collect();
+            Blocks { runs, encoding: Encoding::Zstd, digest: digest(bytes), payload: Frame::copy_from_slice(bytes.slice(40)) }
+        } else {
+            let short: Vec<Run> = runs.into_iter().filter(|run| run.len < 300).collect();
+            let content = short.iter().flat_map(|run| run.blocks()).flat_map(|block| [bytes.u8() % 3 * (1 + block as u8 % 8); BLOCK_BYTES]);
+            let content: Vec<u8> = content.collect();
+            self.encoder.get_or_insert_with(|| Encoder::new().expect("an encoder")).encode(&short, &content)
+        };
+        self.digest.add(&blocks);
+        blocks
+    }
+
+    fn commit(&mut self, bytes: &mut Bytes<'_>) -> Message {
+        let (mut blocks, mut digest) = std::mem::take(&mut self.digest).value();
+        if bytes.u8().is_multiple_of(16) {
+            (blocks, digest) = (bytes.u64(), bytes.array());
+        }
+        self.epoch += 1;
+        let epoch = number(bytes, self.epoch);
+        Message::Commit(Commit { epoch, blocks, digest, size_bytes: size_bytes(bytes), cut_unix_ms: bytes.u64() })
+    }
+}
+
+impl Default for Writer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn compare(bytes: &mut Bytes<'_>) -> Compare {
+    let against = if bytes.u8().is_multiple_of(3) { Against::Point } else { Against::Epoch };
+    let mut compare = Compare::new(bytes.u64(), against);
+    for run in runs(bytes) {
+        if bytes.u8().is_multiple_of(2) || run.len > 64 {
+            compare.add_zeroes(run);
+        } else {
+            run.blocks().for_each(|block| compare.add(block, fingerprint(&[bytes.u8() % 3; BLOCK_BYTES])));
+        }
+    }
+    compare
+}
+
+fn base(bytes: &mut Bytes<'_>) -> Base {
+    match bytes.u8() % 4 {
+        0 => Base::Blank,
+        1 => Base::Unfinished,
+        2 => Base::Point,
+        _ => {
+            let mut blocks = RoaringBitmap::new();
+            for run in runs(bytes) {
+                blocks.insert_range(run.start..=run.end());
+            }
+            Base::PointBut(blocks)
+        }
+    }
+}
