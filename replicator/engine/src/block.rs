@@ -1,5 +1,6 @@
 //! Block numbers and runs of blocks: the unit in which volumes are tracked and shipped.
 
+use roaring::RoaringBitmap;
 use std::fmt;
 
 /// Size of a block in bytes.
@@ -60,15 +61,12 @@ impl fmt::Debug for Run {
     }
 }
 
-/// Joins ascending block numbers into maximal runs.
-pub fn runs(blocks: impl IntoIterator<Item = BlockNumber>) -> impl Iterator<Item = Run> {
-    let mut blocks = blocks.into_iter().peekable();
+/// The maximal runs of a set, in order. The largest number, which no block has, is left out.
+pub fn runs(blocks: &RoaringBitmap) -> impl Iterator<Item = Run> {
+    let mut blocks = blocks.iter();
     std::iter::from_fn(move || {
-        let mut run = Run { start: blocks.next()?, len: 1 };
-        while blocks.next_if_eq(&run.end()).is_some() {
-            run.len += 1;
-        }
-        Some(run)
+        let (start, last) = blocks.next_range()?.into_inner();
+        Run::new(start, last.min(u32::MAX - 1).checked_sub(start)? + 1)
     })
 }
 
@@ -91,7 +89,15 @@ mod tests {
 
     #[test]
     fn neighbours_join() {
-        let joined: Vec<_> = runs([1, 2, 3, 7, 9, 10]).collect();
+        let joined: Vec<_> = runs(&RoaringBitmap::from_iter([1, 2, 3, 7, 9, 10])).collect();
         assert_eq!(joined, [Run { start: 1, len: 3 }, Run { start: 7, len: 1 }, Run { start: 9, len: 2 }]);
+    }
+
+    #[test]
+    fn the_runs_of_the_largest_volume_are_found_at_once_and_end_before_the_last_number() {
+        let mut blocks = RoaringBitmap::full();
+        assert_eq!(runs(&blocks).collect::<Vec<_>>(), [Run { start: 0, len: u32::MAX }]);
+        blocks.remove_range(70_000..u32::MAX);
+        assert_eq!(runs(&blocks).collect::<Vec<_>>(), [Run { start: 0, len: 70_000 }]);
     }
 }

@@ -5,7 +5,7 @@
 //! - An epoch is committed only if its count and digest are those of the messages since the last commit, and if every block staged by an
 //!   attempt that was broken off has been sent or confirmed again: such a block changed since the last commit, so the primary owes it.
 
-use crate::block::{MAX_BLOCKS, Run, block_count};
+use crate::block::{BLOCK_BYTES, MAX_BLOCKS, Run, block_count};
 use crate::generation::{Id, Lineage, Relation};
 use crate::tracker::Epoch;
 use crate::wire::{Against, Attach, Attached, Base, Blocks, Commit, Compare, Content, Envelope, EpochDigest, Message, Refusal, Refused};
@@ -135,9 +135,7 @@ impl Receiver {
         if attach.volume != self.volume {
             return Err(self.refuse(Refusal::Unrelated, "another volume has this name here"));
         }
-        if block_count(attach.size_bytes) > MAX_BLOCKS {
-            return Err(self.refuse(Refusal::Protocol, "the volume is larger than any can be"));
-        }
+        self.check_size(attach.size_bytes)?;
         let staged = match self.lineage.relation(&attach.lineage) {
             Relation::Same => Staged::Stays,
             Relation::TheirsAhead(branch) if self.committed <= branch || !matches!(self.base, Base::Point | Base::PointBut(_)) => {
@@ -175,6 +173,7 @@ impl Receiver {
     }
 
     fn handle_commit(&mut self, commit: Commit) -> Result<Step, Refused> {
+        self.check_size(commit.size_bytes)?;
         let problem = if commit.epoch <= self.committed {
             "the epoch is not after the last committed one"
         } else if (commit.blocks, commit.digest) != self.digest.value() {
@@ -213,6 +212,14 @@ impl Receiver {
             Ok(())
         } else {
             Err(self.refuse(Refusal::Protocol, "blocks beyond the end of the volume"))
+        }
+    }
+
+    fn check_size(&self, size_bytes: u64) -> Result<(), Refused> {
+        if size_bytes.is_multiple_of(BLOCK_BYTES as u64) && block_count(size_bytes) <= MAX_BLOCKS {
+            Ok(())
+        } else {
+            Err(self.refuse(Refusal::Protocol, "no volume can have that size"))
         }
     }
 
@@ -299,6 +306,18 @@ mod tests {
     fn epochs_beyond_the_branch_are_not_overwritten_silently() {
         assert_eq!(attach(&mut receiver(Base::Point, 6), &lineage().promoted(Id([2; 16]), 5)), Err(Refusal::Diverged));
         assert!(attach(&mut receiver(Base::Point, 5), &lineage().promoted(Id([2; 16]), 5)).is_ok());
+    }
+
+    #[test]
+    fn a_size_that_no_image_can_have_is_refused_before_it_is_recorded() {
+        for size_bytes in [u64::MAX, (MAX_BLOCKS + 1) * BLOCK_BYTES as u64, (1 << 20) + 512] {
+            let mut receiver = receiver(Base::Point, 5);
+            let wrong = Attach { volume: Id([7; 16]), size_bytes, lineage: lineage() };
+            assert_eq!(send(&mut receiver, &lineage(), Message::Attach(wrong)), Err(Refusal::Protocol));
+            attach(&mut receiver, &lineage()).unwrap();
+            let Message::Commit(right) = commit(6, &[]) else { unreachable!() };
+            assert_eq!(send(&mut receiver, &lineage(), Message::Commit(Commit { size_bytes, ..right })), Err(Refusal::Protocol));
+        }
     }
 
     #[test]

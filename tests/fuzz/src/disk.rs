@@ -2,7 +2,7 @@
 
 use replicator::catalogue::{Catalogue, Change, Persist};
 use replicator::disk::{BlockDevice, SegmentFiles};
-use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run};
+use replicator_engine::block::{BLOCK_BYTES, BlockNumber, MAX_BLOCKS, Run};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -71,6 +71,9 @@ impl BlockDevice for Image {
     }
 
     fn grow(&self, size_bytes: u64) -> io::Result<()> {
+        if !size_bytes.is_multiple_of(BLOCK_BYTES as u64) || size_bytes / BLOCK_BYTES as u64 > MAX_BLOCKS {
+            return Err(io::Error::other("no image has that size"));
+        }
         self.size_bytes.fetch_max(size_bytes, SeqCst);
         Ok(())
     }

@@ -201,7 +201,7 @@ impl Tracker {
     /// Returns the runs and where to go on; `None` there says that the end of the volume was reached.
     pub fn take_open(&self, from: u32, max_blocks: u32) -> (Vec<Run>, Option<u32>) {
         let map = self.open();
-        let mut taken = Vec::new();
+        let mut taken = RoaringBitmap::new();
         let mut at = Some(from);
         let mut looked_at = 0;
         while looked_at < max_blocks {
@@ -213,13 +213,13 @@ impl Tracker {
             at = block.checked_add(1);
             if map.clear(block) {
                 if self.regions[slot(block)].load(SeqCst) == 0 {
-                    taken.push(block);
+                    taken.insert(block);
                 } else {
                     map.set(Run { start: block, len: 1 });
                 }
             }
         }
-        (runs(taken).collect(), at)
+        (runs(&taken).collect(), at)
     }
 }
 
