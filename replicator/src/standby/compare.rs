@@ -1,7 +1,7 @@
 //! Answering which of the primary's blocks differ here.
 
 use super::staged::StagedContent;
-use super::{Standby, StandbyError, WRITE_BLOCKS};
+use super::{Standby, StandbyError, WRITE_BLOCKS, reach};
 use crate::codec::{fingerprint, is_zero};
 use crate::disk::{Pages, SegmentFiles};
 use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run, runs};
@@ -12,6 +12,7 @@ use std::io;
 impl<F: SegmentFiles> Standby<F> {
     pub(super) fn compare(&mut self, compare: &Compare) -> Result<Compared, StandbyError> {
         while self.fold_one()? {}
+        reach(&*self.image, compare.runs.iter().map(|(run, _)| *run))?;
         if compare.against == Against::Epoch && self.staged.is_none() && self.receiver.needs_journal() {
             self.staged = Some(StagedContent::read(&self.journal, &mut self.decoder)?);
         }

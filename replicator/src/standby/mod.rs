@@ -206,10 +206,12 @@ impl<F: SegmentFiles> Standby<F> {
     }
 
     fn commit(&mut self, frame: &Bytes, commit: &Commit) -> io::Result<()> {
+        // What is committed must find room when it is folded.
+        self.grow(commit.size_bytes)?;
         if self.receiver.needs_journal() {
             self.journal.commit(frame)?;
         } else {
-            self.grow(commit.size_bytes)?;
+            self.zero_beyond(commit.size_bytes)?;
             self.image.sync()?;
             self.place.folded = commit.epoch;
         }
@@ -224,6 +226,7 @@ impl<F: SegmentFiles> Standby<F> {
     }
 
     fn write_blocks(&mut self, blocks: &Blocks) -> Result<(), StandbyError> {
+        reach(&*self.image, blocks.runs.iter().map(|(run, _)| *run))?;
         let mut content = self.decoder.decode(blocks)?;
         for (run, kind) in &blocks.runs {
             if *kind == Content::Zero {
@@ -245,6 +248,18 @@ impl<F: SegmentFiles> Standby<F> {
     fn grow(&mut self, size_bytes: u64) -> io::Result<()> {
         if size_bytes > self.image.size_bytes() { self.image.grow(size_bytes) } else { Ok(()) }
     }
+
+    /// The copy was of a larger volume: what the primary does not have must not come back when it grows.
+    fn zero_beyond(&self, size_bytes: u64) -> io::Result<()> {
+        let tail = Run::covering(size_bytes, self.image.size_bytes().saturating_sub(size_bytes));
+        tail.map_or(Ok(()), |tail| self.image.zero(tail))
+    }
+}
+
+/// Grows the image until it has all of `runs`: the size of an epoch is known only at its commit.
+fn reach(image: &dyn BlockDevice, runs: impl Iterator<Item = Run>) -> io::Result<()> {
+    let end = runs.map(|run| run.offset() + run.len_bytes()).max().unwrap_or(0);
+    if end > image.size_bytes() { image.grow(end) } else { Ok(()) }
 }
 
 fn payload_to_io(error: StandbyError) -> io::Error {
@@ -253,3 +268,6 @@ fn payload_to_io(error: StandbyError) -> io::Error {
         other => io::Error::new(io::ErrorKind::InvalidData, other.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests;

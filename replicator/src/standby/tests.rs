@@ -1,0 +1,157 @@
+//! A copy whose volume has another size than its image.
+
+use super::*;
+use crate::codec::Encoder;
+use crate::pairing::tests::MemoryCatalogue;
+use replicator_engine::block::{BLOCK_BYTES, BlockNumber};
+use replicator_engine::generation::Id;
+use replicator_engine::wire::{Against, Attach, Compare, Compared, EpochDigest};
+use std::sync::Mutex;
+
+const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// An image that ends where it ends.
+struct Image(Mutex<Vec<u8>>);
+
+impl Image {
+    fn new(blocks: u64) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(vec![0; (blocks * BLOCK) as usize])))
+    }
+
+    fn with<T>(&self, run: Run, work: impl FnOnce(&mut [u8]) -> T) -> io::Result<T> {
+        let range = run.offset() as usize..(run.offset() + run.len_bytes()) as usize;
+        self.0.lock().unwrap().get_mut(range).map(work).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+    }
+
+    /// The first byte of every block.
+    fn bytes(&self) -> Vec<u8> {
+        self.0.lock().unwrap().iter().step_by(BLOCK_BYTES).copied().collect()
+    }
+}
+
+impl BlockDevice for Image {
+    fn read(&self, run: Run, content: &mut [u8]) -> io::Result<()> {
+        self.with(run, |here| content.copy_from_slice(here))
+    }
+    fn write(&self, run: Run, content: &[u8]) -> io::Result<()> {
+        self.with(run, |here| here.copy_from_slice(content))
+    }
+    fn zero(&self, run: Run) -> io::Result<()> {
+        self.with(run, |here| here.fill(0))
+    }
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn allocated(&self, from: BlockNumber) -> io::Result<Option<Run>> {
+        Ok(Run::covering(u64::from(from) * BLOCK, self.size_bytes().saturating_sub(u64::from(from) * BLOCK)))
+    }
+    fn size_bytes(&self) -> u64 {
+        self.0.lock().unwrap().len() as u64
+    }
+    fn grow(&self, size_bytes: u64) -> io::Result<()> {
+        self.0.lock().unwrap().resize(size_bytes as usize, 0);
+        Ok(())
+    }
+}
+
+/// A primary that sends whole epochs.
+struct Primary {
+    blocks: u64,
+    epoch: Epoch,
+}
+
+impl Primary {
+    fn frame(message: Message) -> Bytes {
+        Envelope { generation: Lineage::first(Id([1; 16])).current(), message }.encode()
+    }
+
+    fn attach(&self, standby: &mut Standby<SegmentDir>) {
+        let attach = Attach { volume: Id([7; 16]), size_bytes: self.blocks * BLOCK, lineage: Lineage::first(Id([1; 16])) };
+        standby.handle_frame(Self::frame(Message::Attach(attach))).unwrap();
+    }
+
+    /// An epoch that fills `block` with `byte`.
+    fn send(&mut self, standby: &mut Standby<SegmentDir>, block: BlockNumber, byte: u8) {
+        let blocks = Encoder::new().unwrap().encode(&[Run { start: block, len: 1 }], &[byte; BLOCK_BYTES]);
+        let mut digest = EpochDigest::default();
+        digest.add(&blocks);
+        standby.handle_frame(Self::frame(Message::Blocks(blocks))).unwrap();
+        self.epoch += 1;
+        let (blocks, digest) = digest.value();
+        let commit = Commit { epoch: self.epoch, blocks, digest, size_bytes: self.blocks * BLOCK, cut_unix_ms: 0 };
+        let answer = standby.handle_frame(Self::frame(Message::Commit(commit))).unwrap();
+        assert_eq!(answer, Some(Message::Committed(self.epoch)));
+    }
+}
+
+struct Site {
+    dir: tempfile::TempDir,
+    catalogue: Arc<MemoryCatalogue>,
+    place: Place,
+}
+
+impl Site {
+    fn new(blocks: u64, base: Base) -> Self {
+        let place = Place::blank(Id([7; 16]), Id([8; 16]), Lineage::first(Id([1; 16])), blocks * BLOCK);
+        Self { dir: tempfile::tempdir().unwrap(), catalogue: Arc::default(), place: Place { base, ..place } }
+    }
+
+    /// Opens the copy at the place that it began with: whatever was recorded lazily since is lost.
+    fn open(&self, image: &Arc<Image>) -> Standby<SegmentDir> {
+        let files = SegmentDir::open(&self.dir.path().join("journal")).unwrap();
+        Standby::open(self.place.clone(), files, 1 << 20, image.clone(), self.catalogue.clone()).unwrap()
+    }
+}
+
+#[test]
+fn a_volume_that_grew_is_taken_in_before_the_first_recovery_point_and_after_it() {
+    for base in [Base::Blank, Base::Point] {
+        let (site, image) = (Site::new(4, base), Image::new(4));
+        let mut standby = site.open(&image);
+        let mut primary = Primary { blocks: 8, epoch: 0 };
+        primary.attach(&mut standby);
+        primary.send(&mut standby, 6, 5);
+        assert_eq!(standby.settle().unwrap().0, 1);
+        assert_eq!(image.bytes(), [0, 0, 0, 0, 0, 0, 5, 0]);
+    }
+}
+
+#[test]
+fn a_volume_that_grew_is_folded_after_a_loss_of_power() {
+    let (site, image) = (Site::new(4, Base::Point), Image::new(4));
+    let mut standby = site.open(&image);
+    let mut primary = Primary { blocks: 8, epoch: 0 };
+    primary.attach(&mut standby);
+    primary.send(&mut standby, 6, 5);
+    let old = Image::new(4);
+    assert_eq!(site.open(&old).settle().unwrap().0, 1);
+    assert_eq!(old.bytes(), [0, 0, 0, 0, 0, 0, 5, 0]);
+}
+
+#[test]
+fn blocks_that_are_asked_about_beyond_the_image_are_zeroes() {
+    let (site, image) = (Site::new(4, Base::Point), Image::new(4));
+    let mut standby = site.open(&image);
+    Primary { blocks: 8, epoch: 0 }.attach(&mut standby);
+    let mut compare = Compare::new(1, Against::Point);
+    compare.add(5, crate::codec::fingerprint(&[0; BLOCK_BYTES]));
+    compare.add(6, crate::codec::fingerprint(&[1; BLOCK_BYTES]));
+    let answer = standby.handle_frame(Primary::frame(Message::Compare(compare))).unwrap();
+    assert_eq!(answer, Some(Message::Compared(Compared { ticket: 1, different: vec![Run { start: 6, len: 1 }] })));
+}
+
+#[test]
+fn nothing_of_a_larger_copy_is_left_when_the_volume_grows_into_it() {
+    let image = Image::new(8);
+    image.write(Run { start: 6, len: 1 }, &[9; BLOCK_BYTES]).unwrap();
+    let site = Site::new(8, Base::PointBut(RoaringBitmap::from_iter([1])));
+    let mut standby = site.open(&image);
+    let mut primary = Primary { blocks: 4, epoch: 0 };
+    primary.attach(&mut standby);
+    primary.send(&mut standby, 1, 3);
+    primary.blocks = 8;
+    primary.attach(&mut standby);
+    primary.send(&mut standby, 2, 4);
+    standby.settle().unwrap();
+    assert_eq!(image.bytes(), [0, 3, 4, 0, 0, 0, 0, 0]);
+}
