@@ -128,7 +128,11 @@ impl Shell {
                 self.snapshots.push(Snapshot { epoch: None, reply });
             }
             Input::Verify(progress, reply) => self.verification = Some(Verification::new(self.setup.image.size_bytes(), progress, reply)),
-            Input::Resized(size_bytes) => self.sender.handle_resized(size_bytes),
+            Input::Resized(size_bytes) => {
+                self.sender.handle_resized(size_bytes);
+                // The standby takes no blocks beyond the size that it was told when the stream began.
+                self.disconnect();
+            }
             Input::Settings(settings) => self.sender.set_settings(settings),
             Input::Disconnected(_) | Input::Frame(..) | Input::Written(..) | Input::Stop => {}
         }
