@@ -12,6 +12,9 @@ use tokio::sync::{Semaphore, mpsc};
 /// Bytes of frames that wait for the thread: then the stream waits.
 const MAX_WAITING_BYTES: usize = 16 << 20;
 
+/// What a frame that waits takes beside its bytes: many small ones are not free.
+const WAITING_OVERHEAD_BYTES: usize = 256;
+
 /// Numbers connections, over all standbys.
 static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
 
@@ -37,7 +40,7 @@ impl StandbyService {
         let read = async {
             while let Some(frame) = recv.recv().await? {
                 meter.received(frame.len());
-                let Ok(place) = room.clone().acquire_many_owned(frame.len() as u32).await else { break };
+                let Ok(place) = room.clone().acquire_many_owned((frame.len() + WAITING_OVERHEAD_BYTES) as u32).await else { break };
                 self.tell(Input::Frame(session, frame, place));
             }
             Ok(())
