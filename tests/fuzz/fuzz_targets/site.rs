@@ -43,7 +43,10 @@ impl Copy {
 
     fn step(&mut self, bytes: &mut Bytes<'_>) {
         match bytes.u8() % 16 {
-            0 => self.standby.handle_disconnected(),
+            0 => {
+                self.standby.handle_disconnected();
+                self.writer.handle_refused();
+            }
             1 => self.restart(),
             2 if self.standby.fold_one().is_err() => self.reopen(),
             2 => {}
@@ -63,6 +66,7 @@ impl Copy {
                     self.reopen();
                 }
                 self.standby.handle_disconnected();
+                self.writer.handle_refused();
             }
         }
     }
@@ -79,12 +83,10 @@ impl Copy {
         self.reopen();
     }
 
-    /// A promotion: the recovery point can be had, whatever was sent.
+    /// A promotion after a loss of power: the recovery point can be had, whatever was sent.
     fn settle(mut self) {
-        if self.standby.settle().is_err() {
-            self.restart();
-            self.standby.settle().expect("the recovery point is folded");
-        }
+        self.restart();
+        self.standby.settle().expect("the recovery point is folded");
         assert!(self.standby.place().committed >= self.committed && self.standby.journal().is_folded());
     }
 }

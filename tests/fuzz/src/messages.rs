@@ -13,8 +13,9 @@ pub const VOLUME: Id = Id([7; 16]);
 
 /// What the messages of one stream have in common.
 pub struct Writer {
-    /// What goes into an attach.
-    pub lineage: Lineage,
+    lineage: Lineage,
+    size_bytes: u64,
+    attached: bool,
     /// Of what was sent since the last commit.
     digest: EpochDigest,
     epoch: u64,
@@ -40,7 +41,8 @@ fn run(bytes: &mut Bytes<'_>) -> Run {
     let (start, len) = match bytes.u8() % 16 {
         0 => (bytes.u32(), bytes.u32()),
         1 => (u32::MAX - u32::from(bytes.u8()), u32::from(bytes.u8())),
-        _ => (u32::from(bytes.u8()) * 2, 1 + u32::from(bytes.u8() % 8)),
+        2..6 => (u32::from(bytes.u8()) * 2, 1 + u32::from(bytes.u8() % 8)),
+        _ => (u32::from(bytes.u8()) / 2, 1 + u32::from(bytes.u8() % 4)),
     };
     Run::new(start, len).unwrap_or(Run { start: 0, len: 1 })
 }
@@ -70,12 +72,25 @@ fn number(bytes: &mut Bytes<'_>, likely: u64) -> u64 {
 impl Writer {
     /// A writer whose stream has not begun.
     pub fn new() -> Self {
-        Self { lineage: Lineage::first(Id([1; 16])), digest: EpochDigest::default(), epoch: 1, encoder: None }
+        Self {
+            lineage: Lineage::first(Id([1; 16])),
+            size_bytes: 256 * BLOCK_BYTES as u64,
+            attached: false,
+            digest: EpochDigest::default(),
+            epoch: 1,
+            encoder: None,
+        }
+    }
+
+    /// The stream ended: what comes next begins another one, most of the time.
+    pub fn handle_refused(&mut self) {
+        self.attached = false;
     }
 
     /// A message from a primary to a standby, as a frame.
     pub fn primary(&mut self, bytes: &mut Bytes<'_>) -> Frame {
-        let message = match bytes.u8() % 16 {
+        let choice = if self.attached { bytes.u8() % 16 } else { bytes.u8() % 16 / 4 };
+        let message = match choice {
             0 | 1 => self.attach(bytes),
             2..7 => Message::Blocks(self.blocks(bytes)),
             7..10 => Message::Compare(compare(bytes)),
@@ -112,10 +127,15 @@ impl Writer {
     }
 
     fn attach(&mut self, bytes: &mut Bytes<'_>) -> Message {
-        self.lineage = lineage(bytes);
+        match bytes.u8() % 16 {
+            0..3 => self.lineage = lineage(bytes),
+            3..6 => self.size_bytes = size_bytes(bytes),
+            _ => {}
+        }
+        self.attached = true;
         self.digest = EpochDigest::default();
         let volume = if bytes.u8().is_multiple_of(32) { Id::default() } else { VOLUME };
-        Message::Attach(Attach { volume, size_bytes: size_bytes(bytes), lineage: self.lineage.clone() })
+        Message::Attach(Attach { volume, size_bytes: self.size_bytes, lineage: self.lineage.clone() })
     }
 
     fn blocks(&mut self, bytes: &mut Bytes<'_>) -> Blocks {
@@ -126,8 +146,10 @@ impl Writer {
             Blocks { runs, encoding: Encoding::Zstd, digest: digest(bytes), payload: Frame::copy_from_slice(bytes.slice(40)) }
         } else {
             let short: Vec<Run> = runs.into_iter().filter(|run| run.len < 300).collect();
-            let content = short.iter().flat_map(|run| run.blocks()).flat_map(|block| [bytes.u8() % 3 * (1 + block as u8 % 8); BLOCK_BYTES]);
-            let content: Vec<u8> = content.collect();
+            let mut content = Vec::new();
+            for block in short.iter().flat_map(|run| run.blocks()) {
+                content.resize(content.len() + BLOCK_BYTES, bytes.u8() % 3 * (1 + block as u8 % 8));
+            }
             self.encoder.get_or_insert_with(|| Encoder::new().expect("an encoder")).encode(&short, &content)
         };
         self.digest.add(&blocks);
@@ -136,12 +158,15 @@ impl Writer {
 
     fn commit(&mut self, bytes: &mut Bytes<'_>) -> Message {
         let (mut blocks, mut digest) = std::mem::take(&mut self.digest).value();
-        if bytes.u8().is_multiple_of(16) {
-            (blocks, digest) = (bytes.u64(), bytes.array());
+        let mut size = self.size_bytes;
+        match bytes.u8() % 16 {
+            0 => (blocks, digest) = (bytes.u64(), bytes.array()),
+            1 => size = size_bytes(bytes),
+            _ => {}
         }
         self.epoch += 1;
         let epoch = number(bytes, self.epoch);
-        Message::Commit(Commit { epoch, blocks, digest, size_bytes: size_bytes(bytes), cut_unix_ms: bytes.u64() })
+        Message::Commit(Commit { epoch, blocks, digest, size_bytes: size, cut_unix_ms: bytes.u64() })
     }
 }
 
