@@ -4,14 +4,14 @@
 //! The file never has a wider mode than asked for, not even between its making and its `chmod`.
 
 use rustix::{
-    fs::{Gid, Mode, Uid},
+    fs::{Gid, Mode, OFlags, Uid},
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
 };
 use std::{
     io,
-    os::unix::{
-        fs::{FileTypeExt, MetadataExt},
-        net::UnixListener,
+    os::{
+        fd::OwnedFd,
+        unix::{fs::FileTypeExt, net::UnixListener},
     },
     path::{Path, PathBuf},
 };
@@ -39,13 +39,13 @@ impl SocketAccess {
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// Another process serves it.
-    #[error("{0}: somebody answers on this socket already")]
+    #[error("{0}: somebody answers on this socket already: stop that one, or choose another path")]
     InUse(PathBuf),
     /// The path is something else.
-    #[error("{0}: exists and is not a socket")]
+    #[error("{0}: exists and is not a socket: choose another path")]
     NotASocket(PathBuf),
     /// The path does not fit the kernel's address.
-    #[error("{0}: longer than a unix socket's path may be")]
+    #[error("{0}: longer than a unix socket's path may be: choose a shorter one")]
     TooLong(PathBuf),
     /// The directory is missing, or the system refuses.
     #[error("{path}: cannot {action}: {source}")]
@@ -63,7 +63,8 @@ pub enum SocketError {
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    inode: (u64, u64),
+    /// The file itself: while it is held, no other one can have its number.
+    file: OwnedFd,
 }
 
 /// Binds and listens. The listener does not block.
@@ -82,18 +83,21 @@ pub fn bind(path: &Path, access: SocketAccess) -> Result<(UnixListener, SocketFi
     }
     rustix::fs::chmod(path, Mode::from_raw_mode(access.mode)).map_err(failed("set its mode"))?;
     rustix::net::listen(&socket, BACKLOG).map_err(failed("listen"))?;
-    let look = |source| SocketError::Io { path: path.to_owned(), action: "look at it", source };
-    let file = SocketFile { path: path.to_owned(), inode: inode_of(path).map_err(look)? };
-    Ok((socket.into(), file))
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(failed("look at it"))?;
+    Ok((socket.into(), SocketFile { path: path.to_owned(), file }))
 }
 
-fn inode_of(path: &Path) -> io::Result<(u64, u64)> {
-    path.symlink_metadata().map(|metadata| (metadata.dev(), metadata.ino()))
+impl SocketFile {
+    fn is_there(&self) -> rustix::io::Result<bool> {
+        let (mine, now) = (rustix::fs::fstat(&self.file)?, rustix::fs::lstat(&self.path)?);
+        Ok((mine.st_dev, mine.st_ino) == (now.st_dev, now.st_ino))
+    }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if inode_of(&self.path).is_ok_and(|now| now == self.inode) {
+        if self.is_there() == Ok(true) {
             let _ = std::fs::remove_file(&self.path);
         }
     }

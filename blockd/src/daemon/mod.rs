@@ -77,7 +77,7 @@ pub async fn run(config: Config) -> Result<()> {
     }));
     let daemon = Arc::new(Daemon { site: config.site.clone(), id: id.clone(), sites: sites.clone(), volumes: volumes.clone() });
 
-    let socket = AdminSocket::bind(&config.admin, config.admin_access)?;
+    let socket = AdminSocket::bind(&config.admin, config.admin_access).context("admin")?;
     volumes.lock().await.open_all().await.context("catalogue: the volumes cannot be read")?;
     let (stop, stopped) = watch::channel(());
     let wait = |mut stopped: watch::Receiver<()>| async move { drop(stopped.changed().await) };
