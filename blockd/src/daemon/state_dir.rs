@@ -44,20 +44,21 @@ impl StateDir {
     /// Makes the directory if it is not there, and locks it.
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
         let failed = |source: io::Error| StateDirError::Io { path: path.into(), source };
-        let parts = [path.to_path_buf(), path.join("catalogue"), path.join("images"), path.join("spill"), path.join("journals")];
-        for dir in &parts {
-            make_private_dir(dir).map_err(failed)?;
-        }
+        make_private_dir(path).map_err(failed)?;
         let owner = path.metadata().map_err(failed)?.uid();
         if owner != rustix::process::geteuid().as_raw() {
             return Err(StateDirError::Foreign(path.into(), owner));
         }
         let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path.join("lock")).map_err(failed)?;
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { path: path.into(), _lock: lock }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(StateDirError::Locked(path.into())),
-            Err(error) => Err(failed(error.into())),
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(StateDirError::Locked(path.into())),
+            Err(error) => return Err(failed(error.into())),
         }
+        for part in ["catalogue", "images", "spill", "journals"] {
+            make_private_dir(&path.join(part)).map_err(failed)?;
+        }
+        Ok(Self { path: path.into(), _lock: lock })
     }
 
     /// The directory itself.
