@@ -1,6 +1,6 @@
 //! Which parts of an image may hold something other than zeroes.
 
-use super::image::{Inner, Kind};
+use super::image::{Inner, Kind, shrunk};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use std::io;
@@ -27,6 +27,8 @@ impl<'a> Extents<'a> {
         }
         let data = match rustix::fs::seek(&self.image.file, SeekFrom::Data(start)) {
             Ok(data) => data,
+            // A file that somebody has cut off has no hole there: what was in it is lost, not zero.
+            Err(Errno::NXIO) if self.image.is_cut_off()? => return Err(shrunk()),
             Err(Errno::NXIO) => end,
             // A file system that cannot tell.
             Err(Errno::INVAL | Errno::OPNOTSUPP) => {

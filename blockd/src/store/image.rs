@@ -9,9 +9,13 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// Most bytes that a bounce buffer moves at once.
 const BOUNCE_BYTES: usize = 1 << 20;
+
+/// How long an image's errors are not logged again.
+const QUIET: Duration = Duration::from_secs(60);
 
 /// What lies under an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +40,17 @@ pub(super) struct Inner {
     pub(super) zeroing: zero::Methods,
     /// Set once and for all: see [`Image::note_sync`].
     pub(super) sync_failed: AtomicBool,
+    /// When an error was logged last.
+    pub(super) error_logged: Mutex<Option<Instant>>,
     /// Held while the size changes.
     pub(super) growing: Mutex<()>,
+}
+
+impl Inner {
+    /// Whether a file has become smaller than the volume behind our back.
+    pub(super) fn is_cut_off(&self) -> io::Result<bool> {
+        Ok(self.kind == Kind::File && (rustix::fs::fstat(&self.file)?.st_size as u64) < self.size_bytes.load(Ordering::SeqCst))
+    }
 }
 
 impl Image {
@@ -75,12 +88,12 @@ impl Image {
     pub fn read_at(&self, content: &mut [u8], offset: u64) -> io::Result<()> {
         self.check(offset, content.len())?;
         if self.takes(content) {
-            return self.0.file.read_exact_at(content, offset).map_err(shrunk);
+            return self.0.file.read_exact_at(content, offset).map_err(|error| self.note_error(error));
         }
         let mut bounce = AlignedBuf::new(content.len().min(BOUNCE_BYTES));
         for (part, offset) in content.chunks_mut(BOUNCE_BYTES).zip((offset..).step_by(BOUNCE_BYTES)) {
             bounce.set_len(part.len());
-            self.0.file.read_exact_at(&mut bounce, offset).map_err(shrunk)?;
+            self.0.file.read_exact_at(&mut bounce, offset).map_err(|error| self.note_error(error))?;
             part.copy_from_slice(&bounce);
         }
         Ok(())
@@ -120,15 +133,40 @@ impl Image {
     }
 
     /// Passes on the result of a sync that was submitted to the descriptor. After one has failed, the kernel has forgotten what it could not
-    /// write and the next one would succeed: that would be a lie, so all fail from then on, until the image is opened again.
+    /// write and the next one would succeed: that would be a lie, so all fail from then on, until the image is opened again. The same
+    /// goes for a file that somebody has cut off: writes make it grow again, with zeroes where content was.
     pub fn note_sync(&self, result: io::Result<()>) -> io::Result<()> {
-        if let Err(error) = &result
-            && !self.0.sync_failed.swap(true, Ordering::SeqCst)
-        {
-            tracing::error!(path = %self.0.path.display(), %error, "the image could not be synced: flushes fail until it is opened again");
+        if let Err(error) = &result {
+            self.note_damage(error);
+        } else if self.0.is_cut_off()? {
+            self.note_damage(&shrunk());
         }
         result?;
         if self.0.sync_failed.load(Ordering::SeqCst) { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
+    }
+
+    /// Passes on why a transfer failed, and logs it unless that was done lately.
+    pub fn note_error(&self, error: io::Error) -> io::Error {
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            let error = shrunk();
+            self.note_damage(&error);
+            return error;
+        }
+        if self.0.sync_failed.load(Ordering::SeqCst) {
+            return error;
+        }
+        let mut logged = self.0.error_logged.lock().expect("no panic under this lock");
+        if logged.is_none_or(|at| at.elapsed() >= QUIET) {
+            *logged = Some(Instant::now());
+            tracing::error!(path = %self.0.path.display(), %error, "the image failed a request; others like it are not logged for a while");
+        }
+        error
+    }
+
+    fn note_damage(&self, error: &io::Error) {
+        if !self.0.sync_failed.swap(true, Ordering::SeqCst) {
+            tracing::error!(path = %self.0.path.display(), %error, "the image is damaged: flushes fail until it is opened again");
+        }
     }
 
     /// The parts of the range that may hold something other than zeroes, ascending; their ends are wherever the file system puts them.
@@ -195,8 +233,8 @@ impl Image {
 
 const _: () = assert!((BOUNCE_BYTES as u64).is_multiple_of(PAGE_BYTES));
 
-fn shrunk(error: io::Error) -> io::Error {
-    if error.kind() == io::ErrorKind::UnexpectedEof { io::Error::new(error.kind(), "the image has shrunk behind our back") } else { error }
+pub(super) fn shrunk() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the image has shrunk behind our back")
 }
 
 impl AsRawFd for Image {

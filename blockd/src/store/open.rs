@@ -96,6 +96,7 @@ fn finish(path: &Path, file: File, kind: Kind, size_bytes: u64) -> Result<Image,
         size_bytes: AtomicU64::new(size_bytes),
         zeroing: zero::Methods::default(),
         sync_failed: AtomicBool::new(false),
+        error_logged: Mutex::default(),
         growing: Mutex::new(()),
     }))
 }

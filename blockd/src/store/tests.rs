@@ -157,6 +157,19 @@ fn a_file_that_shrinks_while_it_is_open_is_an_error_and_not_zeroes() {
     File::options().write(true).open(&path).unwrap().set_len(8192).unwrap();
     let error = image.read_at(&mut AlignedBuf::new(8192), 4096).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
+    assert!(image.allocated(0..MIB).last().unwrap().is_err(), "what was cut off is no hole");
+    image.write_at(&[1; 4096], MIB - 4096).unwrap();
+    assert!(image.sync_data().is_err(), "now it is as long as before, and what was there is still lost");
+}
+
+#[test]
+fn a_flush_finds_out_that_a_file_has_shrunk() {
+    let directory = directory();
+    let path = directory.path().join("image");
+    let image = Image::create(&path, MIB).unwrap();
+    image.sync_data().unwrap();
+    File::options().write(true).open(&path).unwrap().set_len(8192).unwrap();
+    assert!(image.sync_data().is_err() && image.sync_data().is_err());
 }
 
 #[test]

@@ -83,7 +83,7 @@ impl Volume {
             self.intake.tracker().finish_write(write);
         }
         self.gate.exit()?;
-        result
+        result.map_err(|error| self.image.note_error(error))
     }
 
     /// The answer to a [`Waiter`] was an error: leaves the gate in place of [`Self::complete`].
