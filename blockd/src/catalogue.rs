@@ -131,7 +131,7 @@ impl RocksCatalogue {
         options.set_keep_log_file_num(4);
         options.set_max_open_files(64);
         options.set_paranoid_checks(true);
-        DB::open(&options, dir).map(Self).map_err(io::Error::other)
+        DB::open(&options, dir).map(Self).map_err(io_error)
     }
 
     /// Every volume's record, by name.
@@ -152,13 +152,19 @@ impl RocksCatalogue {
     }
 }
 
+/// RocksDB says in words only that there is no room.
+fn io_error(error: rocksdb::Error) -> io::Error {
+    let full = error.to_string().contains("No space left on device");
+    io::Error::new(if full { io::ErrorKind::StorageFull } else { io::ErrorKind::Other }, error)
+}
+
 fn volume_key(name: &VolumeName) -> Vec<u8> {
     [VOLUMES, name.as_str().as_bytes()].concat()
 }
 
 impl Catalogue for RocksCatalogue {
     fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
-        self.0.get(key).map_err(io::Error::other)
+        self.0.get(key).map_err(io_error)
     }
 
     fn apply(&self, changes: &[Change], persist: Persist) -> io::Result<()> {
@@ -171,13 +177,13 @@ impl Catalogue for RocksCatalogue {
         }
         let mut options = WriteOptions::default();
         options.set_sync(persist == Persist::Synced);
-        self.0.write_opt(batch, &options).map_err(io::Error::other)
+        self.0.write_opt(batch, &options).map_err(io_error)
     }
 
     fn scan(&self, prefix: &[u8]) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let mut pairs = Vec::new();
         for pair in self.0.iterator(IteratorMode::From(prefix, Direction::Forward)) {
-            let (key, value) = pair.map_err(io::Error::other)?;
+            let (key, value) = pair.map_err(io_error)?;
             if !key.starts_with(prefix) {
                 break;
             }

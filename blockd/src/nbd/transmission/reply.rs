@@ -56,6 +56,8 @@ impl From<&io::Error> for Failure {
             Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => Self::NoSpace,
             Some(libc::EPERM | libc::EROFS) => Self::NotPermitted,
             Some(libc::ENOMEM) => Self::NoMemory,
+            // Not of the image's own file system.
+            None if error.kind() == io::ErrorKind::StorageFull => Self::NoSpace,
             _ => Self::Io,
         }
     }
