@@ -3,6 +3,7 @@
 use super::{Place, Standby, StandbyError};
 use crate::disk::SegmentFiles;
 use crate::journal::JournalError;
+use crate::transport::LogLimit;
 use bytes::Bytes;
 use replicator_engine::generation::Lineage;
 use replicator_engine::tracker::Epoch;
@@ -11,11 +12,15 @@ use std::io;
 use std::sync::Mutex;
 use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, mpsc as tokio_mpsc, oneshot, watch};
 
 /// Committed content that waits to be folded, in bytes of journal: beyond it, folding goes before taking in more. What waits is what a
 /// promotion has to fold first.
 const MAX_UNFOLDED_BYTES: u64 = 16 << 20;
+
+/// Why a standby that takes nothing more is of use all the same.
+const UNFOLDABLE: &str = "the recovery point cannot be folded into the image; it stays in the journal";
 
 /// One connection's number: inputs of an earlier one are ignored.
 pub type Session = u64;
@@ -77,7 +82,9 @@ impl StandbyService {
         let standby = open()?;
         let (inbox, inputs) = mpsc::channel();
         let (publish, status) = watch::channel(StandbyStatus::default());
-        let mut shell = Shell { standby: Some(standby), open, connection: None, status: publish, settled: false, error: None };
+        let (standby, log_limit) = (Some(standby), LogLimit::new());
+        let mut shell =
+            Shell { standby, open, connection: None, status: publish, settled: false, error: None, unfoldable: false, log_limit };
         shell.publish();
         let thread = std::thread::Builder::new().name("tern-standby".into()).spawn(move || shell.run(&inputs));
         let thread = thread.map_err(JournalError::Io)?;
@@ -130,6 +137,9 @@ struct Shell<F> {
     /// Whether the image must stay as it is.
     settled: bool,
     error: Option<(String, bool)>,
+    /// Whether that was while folding: then it is tried before a primary is taken.
+    unfoldable: bool,
+    log_limit: LogLimit,
 }
 
 impl<F: SegmentFiles> Shell<F> {
@@ -187,7 +197,9 @@ impl<F: SegmentFiles> Shell<F> {
             }
             Ok(None) => {}
             Err(refused) => {
-                tracing::warn!(reason = ?refused.reason, text = refused.text, "replication: the primary is refused");
+                if let Some(left_out) = self.log_limit.admit(Instant::now()) {
+                    tracing::warn!(reason = ?refused.reason, text = refused.text, left_out, "replication: the primary is refused");
+                }
                 if refused.reason == Refusal::Storage {
                     // Half a record may be at the journal's end: reading it again is what mends that.
                     self.standby = None;
@@ -200,9 +212,21 @@ impl<F: SegmentFiles> Shell<F> {
 
     fn try_frame(&mut self, frame: Bytes) -> Result<Option<Message>, Refused> {
         let lineage = self.status.borrow().lineage.clone();
-        if let Err(error) = self.reopen() {
+        let refuse = |text: String| {
             let lineage = lineage.unwrap_or_else(|| Lineage::first(Default::default()));
-            return Err(Refused { reason: Refusal::Storage, text: error.to_string(), lineage });
+            Refused { reason: Refusal::Storage, text, lineage }
+        };
+        if let Err(error) = self.reopen() {
+            return Err(refuse(error.to_string()));
+        }
+        if self.unfoldable
+            && let Some(standby) = &mut self.standby
+        {
+            if let Err(error) = standby.fold_one() {
+                self.error = Some((error.to_string(), error.kind() == io::ErrorKind::StorageFull));
+                return Err(refuse(format!("{UNFOLDABLE}: {error}")));
+            }
+            self.unfoldable = false;
         }
         let Some(standby) = &mut self.standby else { unreachable!("just opened") };
         standby.handle_frame(frame).map_err(|error| {
@@ -218,7 +242,8 @@ impl<F: SegmentFiles> Shell<F> {
             match (self.open)() {
                 Ok(standby) => self.standby = Some(standby),
                 Err(error) => {
-                    self.error = Some((error.to_string(), false));
+                    let full = matches!(&error, JournalError::Io(error) if error.kind() == io::ErrorKind::StorageFull);
+                    self.error = Some((error.to_string(), full));
                     return Err(error);
                 }
             }
@@ -245,8 +270,14 @@ impl<F: SegmentFiles> Shell<F> {
         match standby.fold_one() {
             Ok(more) => more,
             Err(error) => {
-                tracing::error!(%error, "the recovery point cannot be folded into the image; it stays in the journal");
+                if let Some(left_out) = self.log_limit.admit(Instant::now()) {
+                    tracing::error!(%error, left_out, "{UNFOLDABLE}");
+                }
                 self.error = Some((error.to_string(), error.kind() == io::ErrorKind::StorageFull));
+                self.unfoldable = true;
+                let refused =
+                    self.lineage().map(|lineage| Refused { reason: Refusal::Storage, text: format!("{UNFOLDABLE}: {error}"), lineage });
+                refused.into_iter().for_each(|refused| self.answer(Message::Refused(refused)));
                 self.standby = None;
                 self.disconnect();
                 false
