@@ -2,17 +2,33 @@
 //!
 //! The programs come from `$TERN_BIN_DIR`, where the gate and `make` put it, else from beside the test's own directory.
 
+mod client;
 mod history;
 mod nbd_client;
+mod relay;
 mod site;
 
+pub use client::{client, is_installed, try_client};
 pub use history::History;
 pub use nbd_client::NbdClient;
-pub use site::{Pair, Site};
+pub use relay::Relay;
+pub use site::{Pair, Site, program};
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// For anything that should happen at once.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Returns when the condition holds; panics if that takes too long.
+pub fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < PATIENCE, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
 
 /// Another dice each time; its seed is in the test's output. What the programs do at that moment no seed repeats.
 pub fn dice() -> StdRng {

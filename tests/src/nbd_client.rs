@@ -21,17 +21,27 @@ pub struct NbdClient {
 impl NbdClient {
     /// Opens the export `vm1`.
     pub fn connect(socket: &Path) -> io::Result<Self> {
+        Self::connect_to(socket, "vm1")
+    }
+
+    /// Opens an export.
+    pub fn connect_to(socket: &Path, export: &str) -> io::Result<Self> {
         let mut stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.read_exact(&mut [0; 18])?;
         let mut hello = FLAGS_FIXED_NO_ZEROES.to_be_bytes().to_vec();
         hello.extend(OPTION_MAGIC.to_be_bytes());
         hello.extend(OPTION_EXPORT_NAME.to_be_bytes());
-        hello.extend(3u32.to_be_bytes());
-        hello.extend(b"vm1");
+        hello.extend((export.len() as u32).to_be_bytes());
+        hello.extend(export.as_bytes());
         stream.write_all(&hello)?;
         stream.read_exact(&mut [0; 10])?;
         Ok(Self { stream, cookie: 0 })
+    }
+
+    /// How long an answer may take from now on.
+    pub fn set_patience(&mut self, patience: Duration) -> io::Result<()> {
+        self.stream.set_read_timeout(Some(patience))
     }
 
     fn request(&mut self, command: u16, offset: u64, len_bytes: u32, content: &[u8]) -> io::Result<()> {
@@ -63,5 +73,10 @@ impl NbdClient {
     pub fn read(&mut self, offset: u64, content: &mut [u8]) -> io::Result<()> {
         self.request(0, offset, content.len() as u32, &[])?;
         self.stream.read_exact(content)
+    }
+
+    /// Makes what was written durable.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.request(3, 0, 0, &[])
     }
 }

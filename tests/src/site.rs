@@ -1,15 +1,12 @@
 //! A daemon, its state directory, and `tern` at its socket.
 
-use crate::NbdClient;
+use crate::{NbdClient, PATIENCE};
 use serde_json::Value;
 use std::fs::File;
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-
-/// For anything that should happen at once.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One site. Dropped, its daemon is killed.
 pub struct Site {
@@ -20,7 +17,8 @@ pub struct Site {
     daemon: Option<Child>,
 }
 
-fn program(name: &str) -> PathBuf {
+/// Where one of our programs lies.
+pub fn program(name: &str) -> PathBuf {
     let beside = || {
         let own = std::env::current_exe().expect("a test has a path");
         own.ancestors().nth(2).expect("a test lies in target/PROFILE/deps").to_owned()
@@ -41,6 +39,21 @@ impl Site {
     /// Where a socket of this site with this name lies.
     pub fn socket(&self, name: &str) -> PathBuf {
         self.directory.join(name)
+    }
+
+    /// Where it keeps everything.
+    pub fn state_dir(&self) -> PathBuf {
+        self.directory.join("state")
+    }
+
+    /// Where other sites connect.
+    pub fn listen(&self) -> &str {
+        &self.listen
+    }
+
+    /// Its daemon's process id.
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_ref().expect("a daemon that runs").id()
     }
 
     /// Starts the daemon again, and waits until it answers.
@@ -76,7 +89,7 @@ impl Site {
         let daemon = blockd
             .args(["--site", self.name, "--listen", &self.listen])
             .arg("--state-dir")
-            .arg(self.directory.join("state"))
+            .arg(self.state_dir())
             .arg("--admin")
             .arg(self.socket("admin"))
             .stderr(log)
@@ -122,9 +135,9 @@ impl Site {
             .unwrap_or_else(|(code, said)| panic!("{}: tern {arguments:?}: exit {code}: {said}\n{}", self.name, self.log()))
     }
 
-    /// The status of the only volume.
+    /// The status of `vm1`.
     pub fn volume(&self) -> Value {
-        self.tern(&["status"])["volumes"][0].clone()
+        self.tern(&["status", "vm1"])["volumes"][0].clone()
     }
 
     /// Waits until the status says so.
@@ -148,6 +161,13 @@ impl Site {
         assert!(found["blocks_compared"].as_u64() > Some(0), "{found}");
     }
 
+    /// The lines of its log that have all these words.
+    pub fn logged(&self, words: &[&str]) -> Vec<String> {
+        let log = std::fs::read_to_string(self.directory.join("log")).unwrap_or_default();
+        log.lines().filter(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned).collect()
+    }
+
+    /// The end of its log.
     fn log(&self) -> String {
         let log = std::fs::read_to_string(self.directory.join("log")).unwrap_or_default();
         let from = log.char_indices().rev().nth(4000).map_or(0, |(at, _)| at);
@@ -156,8 +176,7 @@ impl Site {
 
     /// Panics if the daemon ever did.
     pub fn assert_no_panic(&self) {
-        let log = std::fs::read_to_string(self.directory.join("log")).unwrap_or_default();
-        assert!(!log.contains("panicked"), "{}", self.log());
+        assert!(self.logged(&["panicked"]).is_empty(), "{}", self.log());
     }
 }
 
@@ -181,14 +200,20 @@ impl Pair {
     pub fn start(size_mib: u32, rpo: &str) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let (a, b) = (Site::start("osaka", directory.path()), Site::start("oregon", directory.path()));
-        let invite = a.tern(&["peer", "invite"]);
-        b.tern(&["peer", "join", invite["token"].as_str().expect("a token")]);
+        let addresses = [a.listen.clone(), b.listen.clone()];
+        a.tern(&["volume", "create", "vm1", "--size", &format!("{size_mib}M")]);
+        Self::of(directory, a, b, [&addresses[0], &addresses[1]], rpo)
+    }
+
+    /// The same with sites that run already, of which the first has the volume, and where each reaches the other.
+    pub fn of(directory: tempfile::TempDir, a: Site, b: Site, [a_at, b_at]: [&str; 2], rpo: &str) -> Self {
+        let invite = a.tern(&["peer", "invite", "--address", a_at]);
+        b.tern(&["peer", "join", invite["token"].as_str().expect("a token"), "--address", b_at]);
         let began = Instant::now();
         while a.tern(&["peer", "list"])["peers"][0]["connected"] != true {
             assert!(began.elapsed() < PATIENCE, "the sites do not connect");
             std::thread::sleep(Duration::from_millis(20));
         }
-        a.tern(&["volume", "create", "vm1", "--size", &format!("{size_mib}M")]);
         let pair = Self { a, b, _directory: directory };
         pair.a.tern(&["replicate", "vm1", "--to", "oregon", "--rpo", rpo]);
         for site in [&pair.a, &pair.b] {
