@@ -1,0 +1,95 @@
+//! Real clients at the daemon: what they copy in and out, and what they see of it.
+
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use tern_tests::{Site, client, eventually, is_installed};
+
+const MIB: u64 = 1 << 20;
+
+fn uri(site: &Site, volume: &str) -> String {
+    format!("nbd+unix:///{volume}?socket={}", site.socket("nbd").display())
+}
+
+fn serve(site: &Site, volume: &str, size: &str) {
+    site.tern(&["volume", "create", volume, "--size", size]);
+    site.tern(&["volume", "export", volume, "--nbd", &format!("unix:{}", site.socket("nbd").display())]);
+}
+
+/// An ext4 with this repository's sources in it, 64 MiB.
+fn file_system(path: &Path) {
+    let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("../blockd");
+    let status = Command::new("mkfs.ext4").args(["-q", "-F", "-d"]).arg(tree).arg(path).arg("64M").status();
+    assert!(status.expect("mkfs.ext4 runs").success());
+}
+
+#[test]
+fn nbdcopy_takes_a_file_system_in_and_out_unchanged() {
+    if !["nbdcopy", "qemu-img", "mkfs.ext4", "e2fsck"].iter().all(|program| is_installed(program)) {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let mut site = Site::start("osaka", directory.path());
+    let (source, copy) = (directory.path().join("source.raw"), directory.path().join("copy.raw"));
+    file_system(&source);
+    let expected = fs::read(&source).unwrap();
+    serve(&site, "vm1", "64M");
+    let uri = uri(&site, "vm1");
+    client("nbdcopy", &["--flush", source.to_str().unwrap(), &uri]);
+    site.kill();
+    site.restart();
+    client("nbdcopy", &[&uri, copy.to_str().unwrap()]);
+    assert!(fs::read(&copy).unwrap() == expected, "what came out is not what went in");
+    client("e2fsck", &["-f", "-n", copy.to_str().unwrap()]);
+    let allocated = site.tern(&["volume", "show", "vm1"])["allocated_bytes"].as_u64().unwrap();
+    assert!((MIB..32 * MIB).contains(&allocated), "holes stay holes: {allocated} bytes are allocated");
+
+    site.tern(&["volume", "create", "vm2", "--import", source.to_str().unwrap()]);
+    site.tern(&["volume", "export", "vm2", "--nbd", &format!("unix:{}", site.socket("nbd").display())]);
+    client("nbdcopy", &[&self::uri(&site, "vm2"), copy.to_str().unwrap()]);
+    assert!(fs::read(&copy).unwrap() == expected, "what came out is not what was imported");
+    site.assert_no_panic();
+}
+
+#[test]
+fn nbdinfo_lists_every_export_with_all_it_can_do() {
+    if !is_installed("nbdinfo") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let site = Site::start("osaka", directory.path());
+    serve(&site, "vm1", "64M");
+    serve(&site, "vm2", "96M");
+    let list = client("nbdinfo", &["--list", "--json", &uri(&site, "")]);
+    let list: Value = serde_json::from_str(&list).unwrap();
+    assert_eq!((&list["protocol"], &list["structured"]), (&"newstyle-fixed".into(), &true.into()), "{list}");
+    let exports = list["exports"].as_array().unwrap();
+    let shown: Vec<_> =
+        exports.iter().map(|export| (export["export-name"].as_str().unwrap(), export["export-size"].as_u64().unwrap())).collect();
+    assert_eq!(shown, [("vm1", 64 * MIB), ("vm2", 96 * MIB)]);
+    for export in exports {
+        assert_eq!(export["contexts"], serde_json::json!(["base:allocation"]), "{export}");
+        for can in ["can_cache", "can_df", "can_flush", "can_fua", "can_multi_conn", "can_trim", "can_zero"] {
+            assert_eq!(export[can], true, "{can}: {export}");
+        }
+        assert_eq!(export["is_read_only"], false, "{export}");
+    }
+}
+
+#[test]
+fn a_volume_that_has_grown_shows_it_to_who_connects_anew() {
+    if !is_installed("nbdinfo") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let site = Site::start("osaka", directory.path());
+    serve(&site, "vm1", "64M");
+    let shown = || client("nbdinfo", &["--size", &uri(&site, "vm1")]).trim().parse::<u64>().unwrap();
+    assert_eq!(shown(), 64 * MIB);
+    site.tern(&["volume", "resize", "vm1", "96M"]);
+    assert_eq!(shown(), 96 * MIB);
+    let (code, said) = site.try_tern(&["volume", "resize", "vm1", "32M"]).unwrap_err();
+    assert!(code == 4 && said.contains("33554432") | said.contains("67108864"), "{code} {said}");
+    eventually("nobody is attached", || site.volume()["attached"].as_array().is_some_and(Vec::is_empty));
+}
