@@ -1,0 +1,87 @@
+//! A Linux guest with its root on a disk of the daemon's, by NBD and by vhost-user-blk.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use tern_tests::{Site, client, eventually, is_installed};
+
+/// Longest that a guest may take, without KVM.
+const GUEST_SECONDS: &str = "120";
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("guest").join(name)
+}
+
+/// Where the guest's parts lie; `None` if it cannot be made here.
+fn guest() -> Option<PathBuf> {
+    if !["qemu-system-x86_64", "qemu-img", "debugfs", "e2fsck", "nbdcopy"].iter().all(|program| is_installed(program)) {
+        return None;
+    }
+    let built = Command::new("timeout").arg(GUEST_SECONDS).arg(script("build.sh")).stderr(Stdio::inherit()).output().unwrap();
+    if !built.status.success() {
+        eprintln!("left out: the guest needs Debian's packages, which are not to be had");
+        return None;
+    }
+    Some(PathBuf::from(String::from_utf8(built.stdout).unwrap().trim()))
+}
+
+/// Boots a guest, and returns what it said until it powered off.
+fn boot(site: &Site, parameters: &str, disk: &[String]) -> String {
+    let run = Command::new("timeout").arg(GUEST_SECONDS).arg(script("run.sh")).arg(parameters).args(disk).stdin(Stdio::null()).output();
+    let run = run.unwrap();
+    let said = String::from_utf8_lossy(&run.stdout).into_owned();
+    assert!(run.status.success() && said.contains("tern: done"), "{said}\n{}", String::from_utf8_lossy(&run.stderr));
+    eventually("the guest is gone", || site.volume()["attached"].as_array().is_some_and(Vec::is_empty));
+    said
+}
+
+/// The files that the guest said it wrote, with their checksums.
+fn written(said: &str) -> Vec<(String, String)> {
+    let words = said.lines().filter_map(|line| line.trim().strip_prefix("tern: wrote "));
+    words.map(|words| words.split(' ').collect::<Vec<_>>()).map(|words| (words[0].to_owned(), words[2].to_owned())).collect()
+}
+
+/// Looks into the disk from outside: the file system is clean, and each file is there.
+fn check_from_outside(uri: &str, copy: &Path, files: &[(String, String)]) {
+    let (file, image) = (copy.with_extension("file"), copy.to_str().unwrap());
+    client("nbdcopy", &[uri, image]);
+    client("e2fsck", &["-f", "-n", image]);
+    for (name, sum) in files {
+        client("debugfs", &["-R", &format!("dump /data/{name} {}", file.display()), image]);
+        assert_eq!(client("sha256sum", &[&file]).split(' ').next(), Some(sum.as_str()), "{name}");
+        fs::remove_file(&file).unwrap();
+    }
+}
+
+#[test]
+fn a_guest_boots_from_nbd_and_from_vhost_user_and_what_it_made_durable_is_there() {
+    let Some(guest) = guest() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let site = Site::start("osaka", directory.path());
+    let (nbd, vhost_user) = (site.socket("nbd"), site.socket("vhost"));
+    site.tern(&["volume", "create", "vm1", "--import", guest.join("rootfs.img").to_str().unwrap()]);
+    site.tern(&["volume", "export", "vm1", "--nbd", &format!("unix:{}", nbd.display())]);
+    site.tern(&["volume", "export", "vm1", "--vhost-user", vhost_user.to_str().unwrap()]);
+    let uri = format!("nbd+unix:///vm1?socket={}", nbd.display());
+
+    // The kernel tells a disk's size when it finds it, if it may.
+    let job = "tern.job=root tern.after=write tern.files=2 tern.kib=64 loglevel=7";
+    let said = boot(&site, job, &["-drive".into(), format!("file={uri},if=virtio,format=raw,cache=none")]);
+    assert!(said.contains("tern: booted from disk") && said.contains("[vda] 131072 512-byte logical blocks"), "{said}");
+    let mut files = written(&said);
+    assert_eq!(files.len(), 2, "{said}");
+    let copy = directory.path().join("copy");
+    check_from_outside(&uri, &copy, &files);
+
+    // A disk that has grown is larger for a guest that attaches after that.
+    site.tern(&["volume", "resize", "vm1", "96M"]);
+    let chardev = format!("socket,id=disk,path={}", vhost_user.display());
+    let disk = ["-chardev".into(), chardev, "-device".into(), "vhost-user-blk-pci,chardev=disk".into()];
+    let said = boot(&site, job, &disk);
+    assert!(said.contains("tern: booted from disk") && said.contains("[vda] 196608 512-byte logical blocks"), "{said}");
+    assert!(said.contains("tern: synced 4"), "it goes on where the first one ended: {said}");
+    files.extend(written(&said));
+    assert_eq!(files.len(), 4, "{said}");
+    check_from_outside(&uri, &copy, &files);
+    site.assert_no_panic();
+}
