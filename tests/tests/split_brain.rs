@@ -1,0 +1,169 @@
+//! Two sites that both were primary, because the link between them was cut. Nothing is merged, and nothing is lost silently.
+
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::Duration;
+use tern_tests::{NbdClient, Pair, Relay, Site};
+
+const BLOCK: usize = 4096;
+/// The volume has 16 MiB.
+const BLOCKS: u64 = 16 << 8;
+
+/// A pair whose link can be cut.
+struct Cuttable {
+    pair: Pair,
+    relays: [Relay; 2],
+}
+
+impl Cuttable {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (a, b) = (Site::start("osaka", directory.path()), Site::start("oregon", directory.path()));
+        let relays = [Relay::to(a.listen()), Relay::to(b.listen())];
+        let addresses = relays.each_ref().map(Relay::address);
+        a.tern(&["volume", "create", "vm1", "--size", "16M"]);
+        Self { pair: Pair::of(directory, a, b, addresses.each_ref().map(String::as_str), "1s"), relays }
+    }
+
+    fn cut(&self) {
+        self.relays.iter().for_each(Relay::cut);
+    }
+
+    fn heal(&self) {
+        self.relays.iter().for_each(Relay::heal);
+    }
+}
+
+fn connect(site: &Site) -> NbdClient {
+    NbdClient::connect(&site.socket("nbd")).unwrap()
+}
+
+/// Fills a block with a letter.
+fn write(client: &mut NbdClient, block: u64, letter: u8) {
+    client.write(block * BLOCK as u64, &[letter; BLOCK]).unwrap();
+}
+
+/// The letters of the first blocks, as a client sees them.
+fn letters(site: &Site, blocks: u64) -> String {
+    let mut client = connect(site);
+    let letter = |block: u64| {
+        let mut content = vec![0; BLOCK];
+        client.read(block * BLOCK as u64, &mut content).unwrap();
+        assert!(content.iter().all(|byte| *byte == content[0]), "block {block} is torn");
+        char::from(content[0])
+    };
+    (0..blocks).map(letter).collect()
+}
+
+/// The letters of the first blocks in the image: what is kept, whether it is served or not.
+fn kept(site: &Site, blocks: u64) -> String {
+    let list = site.tern(&["volume", "list"]);
+    let image = PathBuf::from(list["volumes"][0]["backing"].as_str().unwrap());
+    let image = std::fs::File::open(image).unwrap();
+    let letter = |block: u64| {
+        let mut content = [0; BLOCK];
+        image.read_exact_at(&mut content, block * BLOCK as u64).unwrap();
+        char::from(content[0])
+    };
+    (0..blocks).map(letter).collect()
+}
+
+/// Nobody gets an answer to a write here.
+fn assert_not_acknowledged(client: &mut NbdClient) {
+    client.set_patience(Duration::from_millis(500)).unwrap();
+    client.write(0, &[b'x'; BLOCK]).expect_err("a write that must not be acknowledged");
+}
+
+/// What a resync without `--yes` would give up: it must say so, and refuse.
+fn assert_resync_says(site: &Site, blocks: u64) {
+    let (code, said) = site.try_tern(&["resync", "vm1", "--discard-local"]).unwrap_err();
+    assert!(code == 4 && said.contains(&format!("{blocks} blocks")) && said.contains("--yes"), "{code} {said}");
+}
+
+#[test]
+fn an_old_primary_that_was_only_unreachable_stops_and_keeps_what_it_has_until_the_operator_gives_it_up() {
+    let cuttable = Cuttable::start();
+    let Pair { a, b, .. } = &cuttable.pair;
+    let mut at_a = connect(a);
+    (0..4).for_each(|block| write(&mut at_a, block, b'='));
+    a.tern(&["snapshot", "vm1"]);
+    cuttable.cut();
+    write(&mut at_a, 1, b'a');
+    let promotion = b.tern(&["promote", "vm1", "--force"]);
+    assert_eq!(promotion["kind"], "failover", "{promotion}");
+    let mut at_b = connect(b);
+    (2..4).for_each(|block| write(&mut at_b, block, b'b'));
+    // It hears nothing, so it serves its own clients on.
+    (1..3).for_each(|block| write(&mut at_a, block, b'a'));
+    assert_eq!((letters(a, 4), letters(b, 4)), ("=aa=".into(), "==bb".into()));
+
+    cuttable.heal();
+    let stale = a.wait_until("stale", |volume| volume["role"] == "stale");
+    assert_eq!(stale["state"], "fenced", "{stale}");
+    assert!(stale["last_error"].as_str().is_some_and(|error| error.contains("resync")), "{stale}");
+    assert_eq!(b.volume()["role"], "primary");
+    assert_not_acknowledged(&mut at_a);
+    assert_not_acknowledged(&mut connect(a));
+    assert_eq!((kept(a, 4), letters(b, 4)), ("=aa=".into(), "==bb".into()));
+    assert_resync_says(a, 2);
+    let (code, said) = a.try_tern(&["promote", "vm1", "--force"]).unwrap_err();
+    assert!(code == 1 && said.contains("resync"), "{code} {said}");
+    assert_eq!(kept(a, 4), "=aa=", "nothing is given up before somebody says so");
+
+    a.tern(&["resync", "vm1", "--discard-local", "--yes"]);
+    b.verify();
+    assert_eq!((a.volume()["role"].as_str(), letters(b, 4)), (Some("standby"), "==bb".into()));
+    b.tern(&["snapshot", "vm1"]);
+    drop((at_a, at_b));
+    b.wait_until("without a client", |volume| volume["attached"].as_array().is_some_and(Vec::is_empty));
+    a.tern(&["promote", "vm1"]);
+    assert_eq!(letters(a, 4), "==bb");
+    a.assert_no_panic();
+    b.assert_no_panic();
+}
+
+#[test]
+fn two_sites_that_were_both_promoted_are_split_until_one_goes_on_and_the_other_gives_up() {
+    let cuttable = Cuttable::start();
+    let Pair { a, b, .. } = &cuttable.pair;
+    let mut at_a = connect(a);
+    (0..4).for_each(|block| write(&mut at_a, block, b'='));
+    drop(at_a);
+    a.wait_until("without a client", |volume| volume["attached"].as_array().is_some_and(Vec::is_empty));
+    a.tern(&["demote", "vm1"]);
+    assert_eq!((a.volume()["role"].as_str(), b.volume()["role"].as_str()), (Some("standby"), Some("standby")));
+    cuttable.cut();
+    for site in [a, b] {
+        site.tern(&["promote", "vm1", "--force"]);
+    }
+    let (mut at_a, mut at_b) = (connect(a), connect(b));
+    (1..3).for_each(|block| write(&mut at_a, block, b'a'));
+    (2..4).for_each(|block| write(&mut at_b, block, b'b'));
+    write(&mut at_b, BLOCKS - 1, b'b');
+
+    cuttable.heal();
+    for site in [a, b] {
+        let split = site.wait_until("split", |volume| volume["state"] == "split-brain");
+        assert_eq!(split["role"], "stale", "{split}");
+        assert!(split["last_error"].as_str().is_some_and(|error| error.contains("resync") && error.contains("promote")), "{split}");
+    }
+    assert_not_acknowledged(&mut at_a);
+    assert_not_acknowledged(&mut at_b);
+    assert_eq!((kept(a, 4), kept(b, 4)), ("=aa=".into(), "==bb".into()));
+    assert_resync_says(a, 2);
+    assert_resync_says(b, 3);
+    assert_eq!((kept(a, 4), kept(b, 4)), ("=aa=".into(), "==bb".into()));
+
+    // Whoever still waits would be served when the volume is.
+    drop((at_a, at_b));
+    for site in [a, b] {
+        site.wait_until("without a client", |volume| volume["attached"].as_array().is_some_and(Vec::is_empty));
+    }
+    b.tern(&["promote", "vm1", "--force"]);
+    a.tern(&["resync", "vm1", "--discard-local", "--yes"]);
+    b.verify();
+    assert_eq!((letters(b, 4), kept(a, 4)), ("==bb".into(), "==bb".into()));
+    assert_eq!((a.volume()["role"].as_str(), b.volume()["role"].as_str()), (Some("standby"), Some("primary")));
+    a.assert_no_panic();
+    b.assert_no_panic();
+}
