@@ -100,7 +100,7 @@ async fn messages_that_break_the_rules_are_refused_and_change_nothing() {
     for (frame, reason, words) in [
         (encode(now, Message::Blocks(honest(3))), Refusal::Protocol, "did not begin with an attach"),
         (attach(id(8), SIZE_BYTES, &lineage()), Refusal::Unrelated, "another volume"),
-        (attach(id(7), u64::MAX, &lineage()), Refusal::Protocol, "larger than any"),
+        (attach(id(7), u64::MAX, &lineage()), Refusal::Protocol, "no volume can have that size"),
         (attach(id(7), SIZE_BYTES, &Lineage::first(id(9))), Refusal::Unrelated, "no generation in common"),
     ] {
         let mut stream = Replication::open(&link, id(7)).await;
