@@ -42,7 +42,7 @@ fn after_a_failover_the_disk_is_a_prefix_of_the_history_and_the_old_primary_foll
         let mut pair = Pair::start(16, "1s");
         let mut client = NbdClient::connect(&pair.a.socket("nbd")).unwrap();
         let history = Mutex::new(History::new(1024));
-        let span = Duration::from_millis(dice().random_range(500..3000));
+        let span = Duration::from_millis(dice().random_range(1000..4000));
         let killed = std::thread::scope(|scope| {
             let writer = scope.spawn(|| history.lock().unwrap().write_for(&mut client, Duration::from_secs(60)));
             std::thread::sleep(span);
@@ -58,7 +58,9 @@ fn after_a_failover_the_disk_is_a_prefix_of_the_history_and_the_old_primary_foll
         assert_eq!(promotion["kind"], "failover", "{promotion}");
         let mut client = NbdClient::connect(&pair.b.socket("nbd")).unwrap();
         let prefix = history.assert_prefix(&mut client);
-        assert!(prefix > 0 && history.lost(prefix, killed) <= rpo, "{prefix} of {}", history.acknowledged());
+        // A machine that is too busy for a single write has shown nothing.
+        assert!(prefix > 0 || history.acknowledged() == 0, "none of {}", history.acknowledged());
+        assert!(history.lost(prefix, killed) <= rpo, "{prefix} of {}", history.acknowledged());
         drop(client);
 
         pair.a.restart();
