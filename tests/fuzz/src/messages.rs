@@ -197,7 +197,9 @@ fn base(bytes: &mut Bytes<'_>) -> Base {
         _ => {
             let mut blocks = RoaringBitmap::new();
             for run in runs(bytes) {
-                blocks.insert_range(run.start..=run.end());
+                let mut more = RoaringBitmap::new();
+                more.insert_range(run.start..=run.end());
+                blocks |= more;
             }
             Base::PointBut(blocks)
         }

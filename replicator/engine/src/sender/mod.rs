@@ -293,7 +293,7 @@ impl Sender {
             Base::Point => None,
             Base::PointBut(mut blocks) => {
                 // The copy may be of a larger volume: of an old primary that grew before it was overtaken.
-                blocks.remove_range(self.block_count()..);
+                blocks &= self.all_blocks();
                 tracker.mark(&blocks, None);
                 self.compare_first |= blocks;
                 None
@@ -319,9 +319,7 @@ impl Sender {
         tracker.mark(allocated, None);
         if self.mark_base.take() == Some(MarkBase::Everything) {
             self.compare_first |= allocated;
-            let mut free = RoaringBitmap::new();
-            free.insert_range(0..self.block_count());
-            free -= allocated;
+            let free = self.all_blocks() - allocated;
             self.holes = runs(&free).collect();
         }
     }
@@ -406,8 +404,10 @@ impl Sender {
         self.digest = EpochDigest::default();
     }
 
-    fn block_count(&self) -> BlockNumber {
-        block_count(self.size_bytes).min(MAX_BLOCKS) as BlockNumber
+    fn all_blocks(&self) -> RoaringBitmap {
+        let mut all = RoaringBitmap::new();
+        all.insert_range(0..block_count(self.size_bytes).min(MAX_BLOCKS) as BlockNumber);
+        all
     }
 
     fn mark_again(&mut self, tracker: &Tracker, blocks: &RoaringBitmap, oldest_ms: Option<u64>) {
