@@ -4,6 +4,7 @@
 //! - Nothing is looked at before the sender's generation is.
 //! - An epoch is committed only if its count and digest are those of the messages since the last commit, and if every block staged by an
 //!   attempt that was broken off has been sent or confirmed again: such a block changed since the last commit, so the primary owes it.
+//! - A volume may grow under a stream: blocks beyond its end as it was announced are staged, and the commit must name a size that has them.
 
 use crate::block::{BLOCK_BYTES, MAX_BLOCKS, Run, block_count};
 use crate::generation::{Id, Lineage, Relation};
@@ -19,7 +20,10 @@ pub struct Receiver {
     lineage: Lineage,
     committed: Epoch,
     base: Base,
+    /// Size at the last commit.
     size_bytes: u64,
+    /// Size that the attached primary began with.
+    announced_bytes: u64,
     attached: bool,
     digest: EpochDigest,
     /// Staged by the attempt under way.
@@ -70,8 +74,19 @@ impl Receiver {
         base: Base,
         unconfirmed: RoaringBitmap,
     ) -> Self {
-        let staged = RoaringBitmap::new();
-        Self { volume, replica, lineage, committed, base, size_bytes, attached: false, digest: EpochDigest::default(), staged, unconfirmed }
+        Self {
+            volume,
+            replica,
+            lineage,
+            committed,
+            base,
+            size_bytes,
+            announced_bytes: size_bytes,
+            attached: false,
+            digest: EpochDigest::default(),
+            staged: RoaringBitmap::new(),
+            unconfirmed,
+        }
     }
 
     /// The last committed epoch.
@@ -117,11 +132,8 @@ impl Receiver {
             return Err(self.refuse(Refusal::Stale, "the message is of another generation than the stream"));
         }
         match envelope.message {
-            Message::Blocks(blocks) => self.handle_blocks(blocks),
-            Message::Compare(compare) => {
-                self.check_runs(compare.runs.iter().map(|(run, _)| *run))?;
-                Ok(Step::Compare(compare))
-            }
+            Message::Blocks(blocks) => Ok(self.handle_blocks(blocks)),
+            Message::Compare(compare) => Ok(Step::Compare(compare)),
             Message::Commit(commit) => self.handle_commit(commit),
             Message::Abandon => {
                 self.restart_epoch();
@@ -136,6 +148,9 @@ impl Receiver {
             return Err(self.refuse(Refusal::Unrelated, "another volume has this name here"));
         }
         self.check_size(attach.size_bytes)?;
+        if attach.size_bytes < self.size_bytes && self.base == Base::Point {
+            return Err(self.refuse(Refusal::Protocol, &smaller(self.size_bytes)));
+        }
         let staged = match self.lineage.relation(&attach.lineage) {
             Relation::Same => Staged::Stays,
             Relation::TheirsAhead(branch) if self.committed <= branch || !matches!(self.base, Base::Point | Base::PointBut(_)) => {
@@ -149,18 +164,20 @@ impl Receiver {
             Relation::Unrelated => return Err(self.refuse(Refusal::Unrelated, "the two volumes have no generation in common")),
         };
         self.restart_epoch();
+        // A primary that has forgotten that it grew will never confirm what it sent from there.
+        let beyond = self.unconfirmed.max().is_some_and(|last| u64::from(last) >= block_count(attach.size_bytes));
+        let staged = if beyond { Staged::Goes } else { staged };
         if staged == Staged::Goes {
             self.unconfirmed.clear();
         }
         self.attached = true;
         self.lineage = attach.lineage.clone();
-        self.size_bytes = self.size_bytes.max(attach.size_bytes);
+        self.announced_bytes = attach.size_bytes;
         let answer = Message::Attached(Attached { replica: self.replica, committed: self.committed, base: self.base.clone() });
         Ok(Step::Adopt { lineage: attach.lineage, staged, answer })
     }
 
-    fn handle_blocks(&mut self, blocks: Blocks) -> Result<Step, Refused> {
-        self.check_runs(blocks.runs.iter().map(|(run, _)| *run))?;
+    fn handle_blocks(&mut self, blocks: Blocks) -> Step {
         self.digest.add(&blocks);
         for (run, _) in &blocks.runs {
             self.staged.insert_range(run.blocks());
@@ -169,7 +186,7 @@ impl Receiver {
         if self.base == Base::Blank && blocks.runs.iter().any(|(_, content)| *content == Content::Data) {
             self.base = Base::Unfinished;
         }
-        Ok(Step::Stage(blocks))
+        Step::Stage(blocks)
     }
 
     fn handle_commit(&mut self, commit: Commit) -> Result<Step, Refused> {
@@ -180,8 +197,10 @@ impl Receiver {
             "the epoch's count or digest is not that of what arrived"
         } else if !self.unconfirmed.is_empty() {
             "blocks of an attempt that was broken off were not sent again"
-        } else if commit.size_bytes < self.size_bytes && self.needs_journal() {
+        } else if commit.size_bytes < self.announced_bytes {
             "the volume shrank"
+        } else if self.staged.max().is_some_and(|last| u64::from(last) >= block_count(commit.size_bytes)) {
+            "blocks beyond the end of the volume"
         } else {
             return Ok(Step::Commit(commit));
         };
@@ -192,6 +211,7 @@ impl Receiver {
     pub fn handle_committed(&mut self, commit: &Commit) {
         self.committed = commit.epoch;
         self.size_bytes = commit.size_bytes;
+        self.announced_bytes = commit.size_bytes;
         self.base = Base::Point;
         self.staged.clear();
         self.digest = EpochDigest::default();
@@ -206,17 +226,8 @@ impl Receiver {
         }
     }
 
-    fn check_runs(&self, mut runs: impl Iterator<Item = Run>) -> Result<(), Refused> {
-        let blocks = block_count(self.size_bytes);
-        if runs.all(|run| u64::from(run.end()) <= blocks) {
-            Ok(())
-        } else {
-            Err(self.refuse(Refusal::Protocol, "blocks beyond the end of the volume"))
-        }
-    }
-
     fn check_size(&self, size_bytes: u64) -> Result<(), Refused> {
-        if size_bytes.is_multiple_of(BLOCK_BYTES as u64) && block_count(size_bytes) <= MAX_BLOCKS {
+        if size_bytes > 0 && size_bytes.is_multiple_of(BLOCK_BYTES as u64) && block_count(size_bytes) <= MAX_BLOCKS {
             Ok(())
         } else {
             Err(self.refuse(Refusal::Protocol, "no volume can have that size"))
@@ -235,6 +246,10 @@ impl Receiver {
     fn refuse(&self, reason: Refusal, text: &str) -> Refused {
         Refused { reason, text: text.into(), lineage: self.lineage.clone() }
     }
+}
+
+fn smaller(size_bytes: u64) -> String {
+    format!("the volume is smaller than its copy, which has {size_bytes} bytes: `tern volume resize` it to at least that")
 }
 
 #[cfg(test)]
@@ -310,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_size_that_no_image_can_have_is_refused_before_it_is_recorded() {
-        for size_bytes in [u64::MAX, (MAX_BLOCKS + 1) * BLOCK_BYTES as u64, (1 << 20) + 512] {
+        for size_bytes in [0, u64::MAX, (MAX_BLOCKS + 1) * BLOCK_BYTES as u64, (1 << 20) + 512] {
             let mut receiver = receiver(Base::Point, 5);
             let wrong = Attach { volume: Id([7; 16]), size_bytes, lineage: lineage() };
             assert_eq!(send(&mut receiver, &lineage(), Message::Attach(wrong)), Err(Refusal::Protocol));
@@ -321,10 +336,26 @@ mod tests {
     }
 
     #[test]
-    fn blocks_beyond_the_end_are_refused() {
+    fn a_commit_names_a_size_that_has_all_blocks_and_is_not_smaller_than_before() {
         let mut receiver = receiver(Base::Point, 5);
         attach(&mut receiver, &lineage()).unwrap();
-        assert!(send(&mut receiver, &lineage(), Message::Blocks(blocks(255))).is_ok());
-        assert_eq!(send(&mut receiver, &lineage(), Message::Blocks(blocks(256))), Err(Refusal::Protocol));
+        assert!(send(&mut receiver, &lineage(), Message::Blocks(blocks(256))).is_ok());
+        let Message::Commit(right) = commit(6, &[&blocks(256)]) else { unreachable!() };
+        let sized = |size_bytes| Message::Commit(Commit { size_bytes, ..right.clone() });
+        assert_eq!(send(&mut receiver, &lineage(), sized(1 << 20)), Err(Refusal::Protocol));
+        let Ok(Step::Commit(grown)) = send(&mut receiver, &lineage(), sized((1 << 20) + 4096)) else { panic!("it grew") };
+        receiver.handle_committed(&grown);
+        assert_eq!(send(&mut receiver, &lineage(), commit(7, &[])), Err(Refusal::Protocol));
+        assert_eq!(attach(&mut receiver, &lineage()), Err(Refusal::Protocol));
+    }
+
+    #[test]
+    fn what_was_staged_beyond_the_end_of_a_primary_that_forgot_its_growth_goes() {
+        let mut receiver = receiver(Base::Point, 5);
+        attach(&mut receiver, &lineage()).unwrap();
+        send(&mut receiver, &lineage(), Message::Blocks(blocks(256))).unwrap();
+        receiver.handle_disconnected();
+        assert!(matches!(attach(&mut receiver, &lineage()), Ok(Step::Adopt { staged: Staged::Goes, .. })));
+        assert!(matches!(send(&mut receiver, &lineage(), commit(6, &[])), Ok(Step::Commit(_))));
     }
 }

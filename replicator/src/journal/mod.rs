@@ -19,7 +19,7 @@ use crate::disk::SegmentFiles;
 use bytes::Bytes;
 use record::{RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 use replicator_engine::tracker::Epoch;
-use replicator_engine::wire::{Envelope, Message};
+use replicator_engine::wire::{Commit, Envelope, Message};
 use std::io;
 
 /// A segment that has grown to this is closed and a new one begun.
@@ -51,10 +51,11 @@ pub struct Journal<F> {
 impl<F: SegmentFiles> Journal<F> {
     /// Opens the journal and cuts off a tail that was torn by a crash. `expected` is the last epoch that is known to be committed: it must
     /// be in the journal, or folded already. Returns the last commit that was found, too.
-    pub fn open(mut files: F, quota_bytes: u64, folded_epoch: Epoch, expected: Epoch) -> Result<(Self, Option<Epoch>), JournalError> {
+    pub fn open(mut files: F, quota_bytes: u64, folded_epoch: Epoch, expected: Epoch) -> Result<(Self, Option<Commit>), JournalError> {
         let found = scan::scan(&files)?;
-        if found.last_commit.unwrap_or(folded_epoch).max(folded_epoch) < expected {
-            return Err(JournalError::CommitMissing { expected, found: found.last_commit.unwrap_or(folded_epoch) });
+        let last_epoch = found.last_commit.as_ref().map_or(folded_epoch, |commit| commit.epoch);
+        if last_epoch.max(folded_epoch) < expected {
+            return Err(JournalError::CommitMissing { expected, found: last_epoch });
         }
         let used_bytes = scan::mend(&mut files, &found)?;
         let folded = Position { segment: found.oldest_segment, offset: SEGMENT_HEADER_BYTES };

@@ -5,7 +5,7 @@ use super::record::{self, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 use crate::disk::SegmentFiles;
 use bytes::Bytes;
 use replicator_engine::tracker::Epoch;
-use replicator_engine::wire::{Envelope, Message};
+use replicator_engine::wire::{Commit, Envelope, Message};
 use std::io;
 
 /// Why a journal cannot be used.
@@ -28,7 +28,7 @@ pub enum JournalError {
 pub(super) struct Found {
     pub end: Position,
     pub committed: Position,
-    pub last_commit: Option<Epoch>,
+    pub last_commit: Option<Commit>,
     pub oldest_segment: u64,
     /// Segments that are not torn at their beginning.
     good_segments: u64,
@@ -56,7 +56,7 @@ pub(super) fn scan<F: SegmentFiles>(files: &F) -> Result<Found, JournalError> {
             found.end.offset = next;
             if let Ok(Envelope { message: Message::Commit(commit), .. }) = Envelope::decode(frame) {
                 found.committed = found.end;
-                found.last_commit = Some(commit.epoch);
+                found.last_commit = Some(commit);
             }
         }
         found.torn = found.end.offset < len_bytes;

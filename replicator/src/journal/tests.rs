@@ -56,7 +56,8 @@ fn commit(epoch: Epoch) -> Message {
 }
 
 fn open(files: Memory) -> (Journal<Memory>, Option<Epoch>) {
-    Journal::open(files, 1 << 30, 0, 0).unwrap()
+    let (journal, last) = Journal::open(files, 1 << 30, 0, 0).unwrap();
+    (journal, last.map(|commit| commit.epoch))
 }
 
 fn fold_all(journal: &mut Journal<Memory>) -> Vec<Message> {

@@ -112,6 +112,7 @@ impl Shell {
             Input::Connected(session, sink) => {
                 self.disconnect();
                 self.connection = Some((session, sink));
+                self.sender.handle_resized(self.setup.image.size_bytes());
                 self.sender.handle_connected(now_ms);
                 self.cut_again();
             }
@@ -128,11 +129,7 @@ impl Shell {
                 self.snapshots.push(Snapshot { epoch: None, reply });
             }
             Input::Verify(progress, reply) => self.verification = Some(Verification::new(self.setup.image.size_bytes(), progress, reply)),
-            Input::Resized(size_bytes) => {
-                self.sender.handle_resized(size_bytes);
-                // The standby takes no blocks beyond the size that it was told when the stream began.
-                self.disconnect();
-            }
+            Input::Resized(size_bytes) => self.sender.handle_resized(size_bytes),
             Input::Settings(settings) => self.sender.set_settings(settings),
             Input::Disconnected(_) | Input::Frame(..) | Input::Written(..) | Input::Stop => {}
         }
@@ -273,6 +270,8 @@ impl Shell {
             Action::Cut => {
                 self.setup.epochs.cover(self.setup.intake.tracker().open_epoch() + 1)?;
                 let epoch = self.setup.intake.cut();
+                // Looked at after the cut: the volume was at least so large for every write before it.
+                self.sender.handle_resized(image.size_bytes());
                 self.cut_times.push_back((epoch, Instant::now()));
                 for snapshot in &mut self.snapshots {
                     snapshot.epoch.get_or_insert(epoch);

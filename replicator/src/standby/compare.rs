@@ -1,10 +1,10 @@
 //! Answering which of the primary's blocks differ here.
 
 use super::staged::StagedContent;
-use super::{Standby, StandbyError, WRITE_BLOCKS, reach};
+use super::{Standby, StandbyError, WRITE_BLOCKS};
 use crate::codec::{fingerprint, is_zero};
 use crate::disk::{Pages, SegmentFiles};
-use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run, runs};
+use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run, block_count, runs};
 use replicator_engine::wire::{Against, Compare, Compared, Content};
 use roaring::RoaringBitmap;
 use std::io;
@@ -12,7 +12,6 @@ use std::io;
 impl<F: SegmentFiles> Standby<F> {
     pub(super) fn compare(&mut self, compare: &Compare) -> Result<Compared, StandbyError> {
         while self.fold_one()? {}
-        reach(&*self.image, compare.runs.iter().map(|(run, _)| *run))?;
         if compare.against == Against::Epoch && self.staged.is_none() && self.receiver.needs_journal() {
             self.staged = Some(StagedContent::read(&self.journal, &mut self.decoder)?);
         }
@@ -62,12 +61,15 @@ impl<F: SegmentFiles> Standby<F> {
         Ok(Compared { ticket: compare.ticket, different: runs(&different).collect() })
     }
 
-    /// Shows each block of `run` as it is in the image.
+    /// Shows each block of `run` as it is in the image; beyond its end are zeroes.
     fn read_pieces(&self, run: Run, mut see: impl FnMut(BlockNumber, &[u8])) -> io::Result<()> {
+        let end = block_count(self.image.size_bytes()) as BlockNumber;
         for start in run.blocks().step_by(WRITE_BLOCKS as usize) {
             let piece = Run { start, len: WRITE_BLOCKS.min(run.end() - start) };
             let mut content = Pages::new(piece.len);
-            self.image.read(piece, &mut content)?;
+            if let Some(inside) = Run::new(start, end.clamp(start, piece.end()) - start) {
+                self.image.read(inside, &mut content[..inside.len_bytes() as usize])?;
+            }
             piece.blocks().zip(content.chunks_exact(BLOCK_BYTES)).for_each(|(block, content)| see(block, content));
         }
         Ok(())

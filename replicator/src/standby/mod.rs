@@ -88,7 +88,9 @@ impl<F: SegmentFiles> Standby<F> {
     ) -> Result<Self, JournalError> {
         let (journal, found) = Journal::open(files, quota_bytes, place.folded, place.committed)?;
         let mut place = place;
-        place.committed = found.unwrap_or(0).max(place.committed);
+        if let Some(commit) = found.filter(|commit| commit.epoch >= place.committed) {
+            (place.committed, place.size_bytes) = (commit.epoch, commit.size_bytes);
+        }
         let mut unconfirmed = RoaringBitmap::new();
         journal.for_each_staged(|message| staged::add_blocks(&mut unconfirmed, &message))?;
         let receiver = place.receiver(unconfirmed);
@@ -140,7 +142,7 @@ impl<F: SegmentFiles> Standby<F> {
         let Some(message) = self.journal.next_to_fold()? else { return Ok(false) };
         match message {
             Message::Blocks(blocks) => self.write_blocks(&blocks).map_err(payload_to_io)?,
-            Message::Commit(commit) => self.grow(commit.size_bytes)?,
+            // The image has had its size since before it was committed.
             _ => {}
         }
         self.journal.folded_one()?;

@@ -117,14 +117,32 @@ fn a_volume_that_grew_is_taken_in_before_the_first_recovery_point_and_after_it()
 }
 
 #[test]
+fn a_volume_may_grow_while_its_stream_goes_on() {
+    for base in [Base::Blank, Base::Point] {
+        let (site, image) = (Site::new(4, base), Image::new(4));
+        let mut standby = site.open(&image);
+        let mut primary = Primary { blocks: 4, epoch: 0 };
+        primary.attach(&mut standby);
+        primary.blocks = 8;
+        primary.send(&mut standby, 6, 5);
+        assert_eq!((standby.place().size_bytes, image.size_bytes()), (8 * BLOCK, 8 * BLOCK));
+        assert_eq!(standby.settle().unwrap().0, 1);
+        assert_eq!(image.bytes(), [0, 0, 0, 0, 0, 0, 5, 0]);
+    }
+}
+
+#[test]
 fn a_volume_that_grew_is_folded_after_a_loss_of_power() {
     let (site, image) = (Site::new(4, Base::Point), Image::new(4));
     let mut standby = site.open(&image);
     let mut primary = Primary { blocks: 8, epoch: 0 };
     primary.attach(&mut standby);
     primary.send(&mut standby, 6, 5);
+    // The image as the daemon's record has it, and the place as it was before: the journal knows better.
     let old = Image::new(4);
-    assert_eq!(site.open(&old).settle().unwrap().0, 1);
+    let mut reopened = site.open(&old);
+    assert_eq!(reopened.place().size_bytes, 8 * BLOCK);
+    assert_eq!(reopened.settle().unwrap().0, 1);
     assert_eq!(old.bytes(), [0, 0, 0, 0, 0, 0, 5, 0]);
 }
 
@@ -136,8 +154,10 @@ fn blocks_that_are_asked_about_beyond_the_image_are_zeroes() {
     let mut compare = Compare::new(1, Against::Point);
     compare.add(5, crate::codec::fingerprint(&[0; BLOCK_BYTES]));
     compare.add(6, crate::codec::fingerprint(&[1; BLOCK_BYTES]));
+    compare.add_zeroes(Run { start: 7, len: 1000 });
     let answer = standby.handle_frame(Primary::frame(Message::Compare(compare))).unwrap();
     assert_eq!(answer, Some(Message::Compared(Compared { ticket: 1, different: vec![Run { start: 6, len: 1 }] })));
+    assert_eq!(image.size_bytes(), 4 * BLOCK, "a question makes nothing grow");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use replicator::disk::{BlockDevice, SegmentFiles};
 use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run};
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 type Content = Box<[u8]>;
@@ -15,7 +16,7 @@ type Content = Box<[u8]>;
 #[derive(Default)]
 pub struct SimImage {
     blocks: Mutex<Blocks>,
-    size_blocks: u32,
+    size_bytes: AtomicU64,
 }
 
 #[derive(Default)]
@@ -29,7 +30,17 @@ struct Blocks {
 impl SimImage {
     /// An image of zeroes.
     pub fn new(size_blocks: u32) -> Arc<Self> {
-        Arc::new(Self { size_blocks, ..Self::default() })
+        Arc::new(Self { size_bytes: AtomicU64::new(u64::from(size_blocks) * BLOCK_BYTES as u64), ..Self::default() })
+    }
+
+    /// What a daemon that starts again finds: a file that is long enough, and a record of its size.
+    pub fn reopen(&self, size_blocks: u32) {
+        self.size_bytes.store(u64::from(size_blocks) * BLOCK_BYTES as u64, SeqCst);
+    }
+
+    fn check(&self, run: Run) -> io::Result<()> {
+        let inside = run.offset() + run.len_bytes() <= self.size_bytes();
+        if inside { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidInput, "beyond the end of the image")) }
     }
 
     /// The power goes: each unsynced block keeps its new content or falls back to its old one.
@@ -70,6 +81,7 @@ impl Blocks {
 
 impl BlockDevice for SimImage {
     fn read(&self, run: Run, content: &mut [u8]) -> io::Result<()> {
+        self.check(run)?;
         let blocks = self.blocks.lock().unwrap();
         for (block, content) in run.blocks().zip(content.chunks_exact_mut(BLOCK_BYTES)) {
             match blocks.visible.get(&block) {
@@ -81,6 +93,7 @@ impl BlockDevice for SimImage {
     }
 
     fn write(&self, run: Run, content: &[u8]) -> io::Result<()> {
+        self.check(run)?;
         for (block, content) in run.blocks().zip(content.chunks_exact(BLOCK_BYTES)) {
             self.put(block, content);
         }
@@ -88,6 +101,7 @@ impl BlockDevice for SimImage {
     }
 
     fn zero(&self, run: Run) -> io::Result<()> {
+        self.check(run)?;
         let mut blocks = self.blocks.lock().unwrap();
         run.blocks().for_each(|block| blocks.write(block, None));
         Ok(())
@@ -103,11 +117,12 @@ impl BlockDevice for SimImage {
     }
 
     fn size_bytes(&self) -> u64 {
-        u64::from(self.size_blocks) * BLOCK_BYTES as u64
+        self.size_bytes.load(SeqCst)
     }
 
-    fn grow(&self, _size_bytes: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn grow(&self, size_bytes: u64) -> io::Result<()> {
+        self.size_bytes.fetch_max(size_bytes, SeqCst);
+        Ok(())
     }
 }
 

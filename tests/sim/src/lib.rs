@@ -23,7 +23,7 @@ use replicator_engine::wire::Envelope;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-/// Size of the simulated volume: two extents of the activity log, so that one can be hot and the other not.
+/// Size of the simulated volume before it grows: two extents of the activity log, so that one can be hot and the other not.
 const VOLUME_BLOCKS: u32 = 1100;
 /// Events of a run.
 const STEPS: u32 = 600;
@@ -98,9 +98,10 @@ impl World {
     fn step(&mut self) {
         self.now_ms += self.rng.random_range(1..20);
         match self.rng.random_range(0..1000) {
-            0..300 => self.primary.begin_write(&mut self.rng, VOLUME_BLOCKS),
+            0..300 => self.primary.begin_write(&mut self.rng),
             300..600 => self.primary.progress_writes(&mut self.rng),
-            600..975 => self.move_data(),
+            600..970 => self.move_data(),
+            970..975 => self.primary.grow(&mut self.rng),
             975..983 => self.primary.cool(),
             983..988 => self.break_link(),
             988..993 => self.crash_standby(),
@@ -158,6 +159,8 @@ impl World {
         self.break_link();
         self.files.crash(&mut self.rng);
         self.image.crash(&mut self.rng);
+        // The record of a standby's size is the one that it was made with.
+        self.image.reopen(VOLUME_BLOCKS);
         self.catalogue.crash(&mut self.rng);
         self.standby = open_standby(&self.files, &self.image, &self.catalogue);
         self.check_standby();
@@ -178,7 +181,8 @@ impl World {
     fn check_standby(&mut self) {
         let (epoch, _) = self.standby.settle().expect("a writable image");
         assert!(epoch >= self.acknowledged, "epoch {epoch} is shown, {} was acknowledged", self.acknowledged);
-        if let Some(cut) = self.primary.cuts.get(&epoch) {
+        if let Some((size_bytes, cut)) = self.primary.cuts.get(&epoch) {
+            assert_eq!(self.standby.place().size_bytes, *size_bytes, "the size at the cut of epoch {epoch}");
             assert!(*cut == self.image.content(), "the standby does not show the cut of epoch {epoch}");
             self.tally.checks += 1;
         } else {
@@ -189,17 +193,20 @@ impl World {
 
     /// No more faults and no more writes: both sides become equal.
     fn heal(&mut self) {
+        self.primary.tell_size();
         for _ in 0..20_000 {
             self.now_ms += 10;
             self.primary.progress_writes(&mut self.rng);
             self.move_data();
-            if self.primary.is_drained() && self.to_primary.is_empty() {
+            let told = self.standby.place().size_bytes == self.primary.image.size_bytes();
+            if told && self.primary.is_drained() && self.to_primary.is_empty() {
                 break;
             }
         }
         assert!(self.primary.is_drained(), "everything is acknowledged once nothing fails");
         self.break_link();
         self.check_standby();
+        assert_eq!(self.standby.place().size_bytes, self.primary.image.size_bytes(), "the standby has grown, too");
         assert!(self.image.content() == self.primary.image.content(), "both sides are equal once everything healed");
     }
 }

@@ -38,8 +38,10 @@ pub struct Primary {
     finished: BTreeMap<Epoch, Vec<Finished>>,
     /// The volume at the last cut.
     at_cut: View,
-    /// The volume at every cut: the only states that a standby may show.
-    pub cuts: BTreeMap<Epoch, View>,
+    /// The size that the sender knows of: the volume may have grown since.
+    told_bytes: u64,
+    /// The size and content of the volume at every cut: the only states that a standby may show.
+    pub cuts: BTreeMap<Epoch, (u64, View)>,
 }
 
 pub const VOLUME: Id = Id([7; 16]);
@@ -51,7 +53,7 @@ impl Primary {
         catalogue: Arc<SimCatalogue>,
         first: Epoch,
         known: Option<Known>,
-        cuts: BTreeMap<Epoch, View>,
+        cuts: BTreeMap<Epoch, (u64, View)>,
     ) -> Self {
         let log = ActivityLog::open(catalogue.clone(), b"al/".to_vec()).expect("a readable activity log");
         let hot = log.hot();
@@ -68,14 +70,35 @@ impl Primary {
         let encoder = Encoder::new().expect("an encoder");
         let at_cut = image.content();
         let (parked, in_flight, finished) = Default::default();
-        Self { image, catalogue, intake, sender, encoder, parked, in_flight, finished, at_cut, cuts }
+        let told_bytes = image.size_bytes();
+        Self { image, catalogue, intake, sender, encoder, parked, in_flight, finished, at_cut, told_bytes, cuts }
+    }
+
+    /// The volume grows; the sender may get to know later.
+    pub fn grow(&mut self, rng: &mut StdRng) {
+        let size_bytes = self.image.size_bytes() + rng.random_range(1..100) * BLOCK_BYTES as u64;
+        self.image.grow(size_bytes).expect("an image that grows");
+        if rng.random_bool(0.5) {
+            self.tell_size();
+        }
+    }
+
+    /// Tells the sender how large the volume is.
+    pub fn tell_size(&mut self) {
+        self.told_bytes = self.image.size_bytes();
+        self.sender.handle_resized(self.told_bytes);
     }
 
     /// The guest begins to write one to three blocks.
-    pub fn begin_write(&mut self, rng: &mut StdRng, blocks: u32) {
+    pub fn begin_write(&mut self, rng: &mut StdRng) {
+        let blocks = (self.image.size_bytes() / BLOCK_BYTES as u64) as u32;
         // Few blocks are hot: what is being shipped gets overwritten.
-        let reach = if rng.random_bool(0.8) { 24 } else { blocks };
-        let start = rng.random_range(0..reach - 2);
+        let (from, to) = match rng.random_range(0..10) {
+            0..7 => (0, 24),
+            7 => (blocks - 24, blocks),
+            _ => (0, blocks),
+        };
+        let start = rng.random_range(from..to - 2);
         let run = Run::new(start, rng.random_range(1..=3)).expect("a short run");
         let fill = rng.random_range(0..4u8);
         let mut content = vec![fill; run.len_bytes() as usize].into_boxed_slice();
@@ -117,6 +140,7 @@ impl Primary {
     }
 
     pub fn connect(&mut self, now_ms: u64) {
+        self.tell_size();
         self.sender.handle_connected(now_ms);
     }
 
@@ -177,6 +201,7 @@ impl Primary {
                 }
                 Action::Cut => {
                     let epoch = self.intake.cut();
+                    self.tell_size();
                     self.sender.handle_cut(epoch, now_ms);
                 }
                 Action::Freeze => self.freeze(),
@@ -197,7 +222,7 @@ impl Primary {
                 }
             }
         }
-        self.cuts.insert(epoch, self.at_cut.clone());
+        self.cuts.insert(epoch, (self.told_bytes, self.at_cut.clone()));
         self.sender.handle_frozen(self.intake.tracker(), changed, 0);
     }
 

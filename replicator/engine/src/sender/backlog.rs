@@ -13,6 +13,7 @@ pub(super) struct Frozen {
     pub unsent: RoaringBitmap,
     pub oldest_ms: Option<u64>,
     pub cut_unix_ms: u64,
+    pub size_bytes: u64,
 }
 
 /// An epoch whose commit is sent.

@@ -55,6 +55,9 @@ pub struct Sender {
     cursor: BlockNumber,
     pace: Pace,
     cut_requested: bool,
+    /// Size in the last commit of this stream. A stream begins with an epoch, if only an empty one: the standby knows from it the size, and
+    /// that nothing older is left to come.
+    told_bytes: Option<u64>,
     /// Whether the attached copy has a recovery point, which a promotion could continue.
     has_point: bool,
     /// Whether blocks are marked of which nobody knows how long.
@@ -138,6 +141,7 @@ impl Sender {
             cursor: 0,
             pace: Pace::default(),
             cut_requested: false,
+            told_bytes: None,
             has_point: false,
             of_unknown_age: false,
             outgoing: VecDeque::new(),
@@ -233,9 +237,12 @@ impl Sender {
         self.cut_requested = true;
     }
 
-    /// The volume grew: from the next epoch on.
+    /// The volume has this size: it may have grown. The epoch that freezes next carries it, and is cut soon.
     pub fn handle_resized(&mut self, size_bytes: u64) {
-        self.size_bytes = size_bytes;
+        if size_bytes > self.size_bytes {
+            self.size_bytes = size_bytes;
+            self.cut_requested = true;
+        }
     }
 
     /// A stream is there.
@@ -283,6 +290,7 @@ impl Sender {
 
     fn handle_attached(&mut self, tracker: &Tracker, attached: Attached) {
         self.phase = Phase::Online;
+        self.told_bytes = None;
         let same = |known: Known| known.replica.is_none_or(|replica| replica == attached.replica) && attached.committed >= known.acked;
         let usable = self.known.is_some_and(same);
         self.has_point = usable && attached.base == Base::Point;
@@ -371,8 +379,8 @@ impl Sender {
     pub fn handle_frozen(&mut self, tracker: &Tracker, changed: RoaringBitmap, unix_ms: u64) {
         let Cut::Closing(epoch) = self.cut else { return };
         let all = std::mem::take(&mut self.early) | &changed;
-        self.cut =
-            Cut::Frozen(Frozen { epoch, unsent: changed, changed: all, oldest_ms: tracker.frozen_oldest_ms(), cut_unix_ms: unix_ms });
+        let (size_bytes, oldest_ms) = (self.size_bytes, tracker.frozen_oldest_ms());
+        self.cut = Cut::Frozen(Frozen { epoch, unsent: changed, changed: all, oldest_ms, cut_unix_ms: unix_ms, size_bytes });
         if self.phase != Phase::Online {
             self.abandon(tracker);
         }

@@ -71,7 +71,9 @@ impl Sender {
             return Action::ShipFrozen(next);
         }
         let (blocks, digest) = std::mem::take(&mut self.digest).value();
-        let commit = Commit { epoch: frozen.epoch, blocks, digest, size_bytes: self.size_bytes, cut_unix_ms: frozen.cut_unix_ms };
+        let (size_bytes, cut_unix_ms) = (frozen.size_bytes, frozen.cut_unix_ms);
+        let commit = Commit { epoch: frozen.epoch, blocks, digest, size_bytes, cut_unix_ms };
+        self.told_bytes = Some(size_bytes);
         let changed = std::mem::take(&mut frozen.changed);
         self.pending.push_back(Pending { epoch: frozen.epoch, changed, oldest_ms: frozen.oldest_ms });
         self.cut = Cut::None;
@@ -82,7 +84,8 @@ impl Sender {
     fn poll_open(&mut self, tracker: &Tracker, now_ms: u64) -> Action {
         let dirty = tracker.open().len();
         let comparing = !self.compare_first.is_empty() || !self.asked.is_empty();
-        let something = dirty > 0 || !self.early.is_empty() || self.known.is_none() || self.cut_requested;
+        let told = self.told_bytes == Some(self.size_bytes);
+        let something = dirty > 0 || !self.early.is_empty() || self.known.is_none() || self.cut_requested || !told;
         let may_cut = !comparing && something && self.pending.len() < MAX_PENDING_EPOCHS;
         let due_ms = if self.cut_requested { now_ms } else { self.pace.next_cut_ms(&self.settings) };
         let fits = self.pace.fits_a_cut(&self.settings, dirty, now_ms);

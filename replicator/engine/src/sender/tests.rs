@@ -200,3 +200,31 @@ fn blocks_beyond_the_end_of_the_volume_are_no_concern() {
     assert_eq!(tracker.open().snapshot(), RoaringBitmap::from_iter([99]));
     assert_eq!(sender.poll(&tracker, 5000), Action::Ask(0, vec![run(99, 1)]));
 }
+
+#[test]
+fn a_volume_that_grew_is_committed_at_once_even_if_nothing_is_written() {
+    let (mut sender, tracker) = online();
+    let commit = |sender: &mut Sender| match sender.poll(&tracker, 1300) {
+        Action::Send(Message::Commit(commit)) => (commit.epoch, commit.size_bytes, commit.blocks),
+        other => panic!("{other:?}"),
+    };
+    sender.handle_resized(2 << 30);
+    cut(&mut sender, &tracker, 10);
+    assert_eq!(commit(&mut sender), (5, 2 << 30, 0));
+    sender.handle_resized(1 << 30);
+    assert!(matches!(sender.poll(&tracker, 60_000), Action::Wait(_)), "all is told");
+
+    // An epoch that was under way when it grew has the size that it froze with; the next one follows at once.
+    sender.request_cut();
+    cut(&mut sender, &tracker, 60_000);
+    sender.handle_resized(3 << 30);
+    assert_eq!(commit(&mut sender), (6, 2 << 30, 0));
+    cut(&mut sender, &tracker, 60_000);
+    assert_eq!(commit(&mut sender), (7, 3 << 30, 0));
+
+    // The stream broke before the standby had it.
+    sender.handle_disconnected(&tracker);
+    attach(&mut sender, &tracker, 6);
+    cut(&mut sender, &tracker, 90_000);
+    assert_eq!(commit(&mut sender), (8, 3 << 30, 0));
+}
