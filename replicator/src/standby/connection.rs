@@ -15,6 +15,9 @@ const MAX_WAITING_BYTES: usize = 16 << 20;
 /// What a frame that waits takes beside its bytes: many small ones are not free.
 const WAITING_OVERHEAD_BYTES: usize = 256;
 
+/// Answers that the primary does not take: more than it ever waits for, so it breaks the protocol.
+const MAX_UNREAD_ANSWERS: usize = 128;
+
 /// Numbers connections, over all standbys.
 static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
 
@@ -22,7 +25,7 @@ impl StandbyService {
     /// One stream, from its beginning to its end.
     pub async fn serve(&self, mut stream: IncomingStream, counters: &Counters) -> Result<(), StreamError> {
         let session: Session = NEXT_SESSION.fetch_add(1, Relaxed);
-        let (sink, mut answers) = mpsc::unbounded_channel::<Bytes>();
+        let (sink, mut answers) = mpsc::channel::<Bytes>(MAX_UNREAD_ANSWERS);
         let meter = WireMeter::new(&stream.link);
         let room = Arc::new(Semaphore::new(MAX_WAITING_BYTES));
         self.tell(Input::Connected(session, sink));

@@ -13,6 +13,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::Instant;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc as tokio_mpsc, oneshot, watch};
 
 /// Committed content that waits to be folded, in bytes of journal: beyond it, folding goes before taking in more. What waits is what a
@@ -47,7 +48,7 @@ pub struct StandbyStatus {
 }
 
 pub(super) enum Input {
-    Connected(Session, tokio_mpsc::UnboundedSender<Bytes>),
+    Connected(Session, tokio_mpsc::Sender<Bytes>),
     Disconnected(Session),
     Frame(Session, Bytes, OwnedSemaphorePermit),
     Settle(oneshot::Sender<io::Result<Settled>>),
@@ -132,7 +133,7 @@ struct Shell<F> {
     /// `None` after its disk failed, until it is opened again.
     standby: Option<Standby<F>>,
     open: Open<F>,
-    connection: Option<(Session, tokio_mpsc::UnboundedSender<Bytes>)>,
+    connection: Option<(Session, tokio_mpsc::Sender<Bytes>)>,
     status: watch::Sender<StandbyStatus>,
     /// Whether the image must stay as it is.
     settled: bool,
@@ -251,9 +252,13 @@ impl<F: SegmentFiles> Shell<F> {
         Ok(())
     }
 
-    fn answer(&self, message: Message) {
+    fn answer(&mut self, message: Message) {
         let (Some((_, sink)), Some(lineage)) = (&self.connection, self.lineage()) else { return };
-        let _ = sink.send(Envelope { generation: lineage.current(), message }.encode());
+        let sent = sink.try_send(Envelope { generation: lineage.current(), message }.encode());
+        if let Err(TrySendError::Full(_)) = sent {
+            tracing::warn!("replication: the primary asks and does not take the answers");
+            self.disconnect();
+        }
     }
 
     fn lineage(&self) -> Option<Lineage> {
@@ -315,3 +320,6 @@ impl<F: SegmentFiles> Shell<F> {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,25 +7,30 @@ use replicator_engine::block::{BLOCK_BYTES, BlockNumber};
 use replicator_engine::generation::Id;
 use replicator_engine::wire::{Against, Attach, Compare, Compared, EpochDigest};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
-/// An image that ends where it ends.
-struct Image(Mutex<Vec<u8>>);
+/// An image that ends where it ends, on a disk that may be full.
+#[derive(Default)]
+pub(super) struct Image {
+    content: Mutex<Vec<u8>>,
+    pub full: AtomicBool,
+}
 
 impl Image {
-    fn new(blocks: u64) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(vec![0; (blocks * BLOCK) as usize])))
+    pub fn new(blocks: u64) -> Arc<Self> {
+        Arc::new(Self { content: Mutex::new(vec![0; (blocks * BLOCK) as usize]), ..Self::default() })
     }
 
     fn with<T>(&self, run: Run, work: impl FnOnce(&mut [u8]) -> T) -> io::Result<T> {
         let range = run.offset() as usize..(run.offset() + run.len_bytes()) as usize;
-        self.0.lock().unwrap().get_mut(range).map(work).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+        self.content.lock().unwrap().get_mut(range).map(work).ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
 
     /// The first byte of every block.
-    fn bytes(&self) -> Vec<u8> {
-        self.0.lock().unwrap().iter().step_by(BLOCK_BYTES).copied().collect()
+    pub fn bytes(&self) -> Vec<u8> {
+        self.content.lock().unwrap().iter().step_by(BLOCK_BYTES).copied().collect()
     }
 }
 
@@ -34,6 +39,9 @@ impl BlockDevice for Image {
         self.with(run, |here| content.copy_from_slice(here))
     }
     fn write(&self, run: Run, content: &[u8]) -> io::Result<()> {
+        if self.full.load(SeqCst) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.with(run, |here| here.copy_from_slice(content))
     }
     fn zero(&self, run: Run) -> io::Result<()> {
@@ -46,58 +54,65 @@ impl BlockDevice for Image {
         Ok(Run::covering(u64::from(from) * BLOCK, self.size_bytes().saturating_sub(u64::from(from) * BLOCK)))
     }
     fn size_bytes(&self) -> u64 {
-        self.0.lock().unwrap().len() as u64
+        self.content.lock().unwrap().len() as u64
     }
     fn grow(&self, size_bytes: u64) -> io::Result<()> {
-        self.0.lock().unwrap().resize(size_bytes as usize, 0);
+        self.content.lock().unwrap().resize(size_bytes as usize, 0);
         Ok(())
     }
 }
 
 /// A primary that sends whole epochs.
-struct Primary {
-    blocks: u64,
-    epoch: Epoch,
+pub(super) struct Primary {
+    pub blocks: u64,
+    pub epoch: Epoch,
 }
 
 impl Primary {
-    fn frame(message: Message) -> Bytes {
+    pub fn frame(message: Message) -> Bytes {
         Envelope { generation: Lineage::first(Id([1; 16])).current(), message }.encode()
     }
 
-    fn attach(&self, standby: &mut Standby<SegmentDir>) {
+    pub fn attach_frame(&self) -> Bytes {
         let attach = Attach { volume: Id([7; 16]), size_bytes: self.blocks * BLOCK, lineage: Lineage::first(Id([1; 16])) };
-        standby.handle_frame(Self::frame(Message::Attach(attach))).unwrap();
+        Self::frame(Message::Attach(attach))
     }
 
-    /// An epoch that fills `block` with `byte`.
-    fn send(&mut self, standby: &mut Standby<SegmentDir>, block: BlockNumber, byte: u8) {
+    /// An epoch that fills `block` with `byte`: content and commit.
+    pub fn epoch_frames(&mut self, block: BlockNumber, byte: u8) -> [Bytes; 2] {
         let blocks = Encoder::new().unwrap().encode(&[Run { start: block, len: 1 }], &[byte; BLOCK_BYTES]);
         let mut digest = EpochDigest::default();
         digest.add(&blocks);
-        standby.handle_frame(Self::frame(Message::Blocks(blocks))).unwrap();
         self.epoch += 1;
-        let (blocks, digest) = digest.value();
-        let commit = Commit { epoch: self.epoch, blocks, digest, size_bytes: self.blocks * BLOCK, cut_unix_ms: 0 };
-        let answer = standby.handle_frame(Self::frame(Message::Commit(commit))).unwrap();
-        assert_eq!(answer, Some(Message::Committed(self.epoch)));
+        let (count, digest) = digest.value();
+        let commit = Commit { epoch: self.epoch, blocks: count, digest, size_bytes: self.blocks * BLOCK, cut_unix_ms: 1000 + self.epoch };
+        [Self::frame(Message::Blocks(blocks)), Self::frame(Message::Commit(commit))]
+    }
+
+    fn attach(&self, standby: &mut Standby<SegmentDir>) {
+        standby.handle_frame(self.attach_frame()).unwrap();
+    }
+
+    fn send(&mut self, standby: &mut Standby<SegmentDir>, block: BlockNumber, byte: u8) {
+        let answers = self.epoch_frames(block, byte).map(|frame| standby.handle_frame(frame).unwrap());
+        assert_eq!(answers, [None, Some(Message::Committed(self.epoch))]);
     }
 }
 
-struct Site {
+pub(super) struct Site {
     dir: tempfile::TempDir,
     catalogue: Arc<MemoryCatalogue>,
     place: Place,
 }
 
 impl Site {
-    fn new(blocks: u64, base: Base) -> Self {
+    pub fn new(blocks: u64, base: Base) -> Self {
         let place = Place::blank(Id([7; 16]), Id([8; 16]), Lineage::first(Id([1; 16])), blocks * BLOCK);
         Self { dir: tempfile::tempdir().unwrap(), catalogue: Arc::default(), place: Place { base, ..place } }
     }
 
     /// Opens the copy at the place that it began with: whatever was recorded lazily since is lost.
-    fn open(&self, image: &Arc<Image>) -> Standby<SegmentDir> {
+    pub fn open(&self, image: &Arc<Image>) -> Standby<SegmentDir> {
         let files = SegmentDir::open(&self.dir.path().join("journal")).unwrap();
         Standby::open(self.place.clone(), files, 1 << 20, image.clone(), self.catalogue.clone()).unwrap()
     }

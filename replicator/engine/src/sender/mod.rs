@@ -35,6 +35,9 @@ use std::collections::{BTreeMap, VecDeque};
 /// Most epochs that are sent and not yet acknowledged.
 pub const MAX_PENDING_EPOCHS: usize = 16;
 
+/// Most questions that are asked and not yet answered.
+pub const MAX_OPEN_QUESTIONS: usize = 64;
+
 /// See the module's documentation.
 pub struct Sender {
     settings: Settings,

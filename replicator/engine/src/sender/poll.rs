@@ -1,6 +1,6 @@
 //! What the sender wants done next: the one place that orders comparing, early shipping, cutting, freezing and committing.
 
-use super::{Cut, MAX_PENDING_EPOCHS, Pending, Phase, Sender};
+use super::{Cut, MAX_OPEN_QUESTIONS, MAX_PENDING_EPOCHS, Pending, Phase, Sender};
 use crate::block::{Run, runs};
 use crate::tracker::Tracker;
 use crate::wire::{Blocks, Commit, Content, Digest, Encoding, MAX_COMPARE_BLOCKS, MAX_RUNS, Message};
@@ -91,6 +91,9 @@ impl Sender {
         let fits = self.pace.fits_a_cut(&self.settings, dirty, now_ms);
         if may_cut && fits && now_ms >= due_ms {
             return Action::Cut;
+        }
+        if !self.compare_first.is_empty() && self.asked.len() >= MAX_OPEN_QUESTIONS {
+            return Action::Wait(u64::MAX);
         }
         if !self.compare_first.is_empty() || (dirty > 0 && !fits) {
             if let Some(action) = self.ship_early(tracker) {

@@ -228,3 +228,22 @@ fn a_volume_that_grew_is_committed_at_once_even_if_nothing_is_written() {
     cut(&mut sender, &tracker, 90_000);
     assert_eq!(commit(&mut sender), (8, 3 << 30, 0));
 }
+
+#[test]
+fn no_more_questions_are_asked_than_may_be_open() {
+    let tracker = Tracker::new(5);
+    let mut suspects = RoaringBitmap::new();
+    suspects.insert_range(0..1 << 20);
+    tracker.mark(&suspects, None);
+    let known = Some(Known { replica: Some(id(8)), acked: 4 });
+    let mut sender = Sender::new(Settings::default(), id(7), 1 << 40, Lineage::first(id(1)), known, suspects);
+    attach(&mut sender, &tracker, 4);
+    let mut asked = 0;
+    while let Action::Ask(..) = sender.poll(&tracker, 0) {
+        asked += 1;
+    }
+    assert_eq!(asked, MAX_OPEN_QUESTIONS);
+    sender.handle_message(&tracker, Message::Compared(Compared { ticket: 3, different: vec![] }), 0).unwrap();
+    assert!(matches!(sender.poll(&tracker, 0), Action::Ask(..)));
+    assert!(matches!(sender.poll(&tracker, 0), Action::Wait(_)));
+}
