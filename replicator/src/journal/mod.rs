@@ -141,6 +141,11 @@ impl<F: SegmentFiles> Journal<F> {
         Ok(())
     }
 
+    /// What was folded may not be in the image: it is folded from the beginning.
+    pub fn fold_again(&mut self) {
+        self.folded = Position { segment: self.oldest_segment, offset: SEGMENT_HEADER_BYTES };
+    }
+
     /// Everything folded so far is durable in the image: segments that hold nothing else go.
     pub fn forget_folded(&mut self) -> io::Result<()> {
         // A segment that is all folded and all there is would keep its bytes for ever: begin a new one.

@@ -13,6 +13,7 @@ mod place;
 mod segments;
 mod service;
 mod staged;
+mod trouble;
 
 pub use place::Place;
 pub use segments::SegmentDir;
@@ -146,13 +147,22 @@ impl<F: SegmentFiles> Standby<F> {
             _ => {}
         }
         self.journal.folded_one()?;
-        if self.journal.is_folded() {
-            self.image.sync()?;
-            self.place.folded = self.place.committed;
-            self.place.store(&*self.catalogue, Persist::Synced)?;
-            self.journal.forget_folded()?;
+        if self.journal.is_folded()
+            && let Err(error) = self.finish_fold()
+        {
+            // What was written may not have reached the disk.
+            self.journal.fold_again();
+            return Err(error);
         }
         Ok(!self.journal.is_folded())
+    }
+
+    fn finish_fold(&mut self) -> io::Result<()> {
+        self.image.sync()?;
+        let folded = Place { folded: self.place.committed, ..self.place.clone() };
+        folded.store(&*self.catalogue, Persist::Synced)?;
+        self.place = folded;
+        self.journal.forget_folded()
     }
 
     /// Drops what is staged and folds everything: afterwards the image is the last recovery point, and the journal empty. The epoch and

@@ -1,5 +1,6 @@
 //! The thread that owns a standby: frames in, answers out, folding in between.
 
+use super::trouble::{Trouble, Work};
 use super::{Place, Standby, StandbyError};
 use crate::disk::SegmentFiles;
 use crate::journal::JournalError;
@@ -10,9 +11,9 @@ use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::{Base, Envelope, Message, Refusal, Refused};
 use std::io;
 use std::sync::Mutex;
-use std::sync::mpsc::{self, Receiver, TryRecvError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc as tokio_mpsc, oneshot, watch};
 
@@ -22,6 +23,9 @@ const MAX_UNFOLDED_BYTES: u64 = 16 << 20;
 
 /// Why a standby that takes nothing more is of use all the same.
 const UNFOLDABLE: &str = "the recovery point cannot be folded into the image; it stays in the journal";
+
+/// From a fold that failed to the next attempt, if no primary comes meanwhile.
+const FOLD_RETRY: Duration = Duration::from_secs(5);
 
 /// One connection's number: inputs of an earlier one are ignored.
 pub type Session = u64;
@@ -83,9 +87,16 @@ impl StandbyService {
         let standby = open()?;
         let (inbox, inputs) = mpsc::channel();
         let (publish, status) = watch::channel(StandbyStatus::default());
-        let (standby, log_limit) = (Some(standby), LogLimit::new());
-        let mut shell =
-            Shell { standby, open, connection: None, status: publish, settled: false, error: None, unfoldable: false, log_limit };
+        let mut shell = Shell {
+            standby: Some(standby),
+            open,
+            connection: None,
+            status: publish,
+            settled: false,
+            trouble: Trouble::default(),
+            fold_not_before: None,
+            log_limit: LogLimit::new(),
+        };
         shell.publish();
         let thread = std::thread::Builder::new().name("tern-standby".into()).spawn(move || shell.run(&inputs));
         let thread = thread.map_err(JournalError::Io)?;
@@ -137,9 +148,9 @@ struct Shell<F> {
     status: watch::Sender<StandbyStatus>,
     /// Whether the image must stay as it is.
     settled: bool,
-    error: Option<(String, bool)>,
-    /// Whether that was while folding: then it is tried before a primary is taken.
-    unfoldable: bool,
+    trouble: Trouble,
+    /// After folding failed: when it is tried again.
+    fold_not_before: Option<Instant>,
     log_limit: LogLimit,
 }
 
@@ -152,8 +163,12 @@ impl<F: SegmentFiles> Shell<F> {
                 Err(TryRecvError::Empty) if self.fold() => continue,
                 Err(TryRecvError::Empty) => {
                     self.publish();
-                    let Ok(input) = inputs.recv() else { return };
-                    input
+                    let wait = self.fold_not_before.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
+                    match inputs.recv_timeout(wait) {
+                        Ok(input) => input,
+                        Err(RecvTimeoutError::Timeout) => continue,
+                        Err(RecvTimeoutError::Disconnected) => return,
+                    }
                 }
             };
             match input {
@@ -189,53 +204,60 @@ impl<F: SegmentFiles> Shell<F> {
     fn handle_frame(&mut self, frame: Bytes) {
         match self.try_frame(frame) {
             Ok(Some(answer)) => {
-                let committed = matches!(answer, Message::Committed(_) | Message::Attached(_));
+                if matches!(answer, Message::Committed(_)) {
+                    self.trouble.clear(Work::TakeIn);
+                }
+                let news = matches!(answer, Message::Committed(_) | Message::Attached(_));
                 self.answer(answer);
-                if committed {
-                    self.error = None;
+                if news {
                     self.publish();
                 }
             }
             Ok(None) => {}
             Err(refused) => {
-                if let Some(left_out) = self.log_limit.admit(Instant::now()) {
+                if refused.reason != Refusal::Storage
+                    && let Some(left_out) = self.log_limit.admit(Instant::now())
+                {
                     tracing::warn!(reason = ?refused.reason, text = refused.text, left_out, "replication: the primary is refused");
                 }
-                if refused.reason == Refusal::Storage {
-                    // Half a record may be at the journal's end: reading it again is what mends that.
-                    self.standby = None;
-                }
-                self.answer(Message::Refused(refused));
-                self.disconnect();
+                self.refuse(refused);
             }
         }
     }
 
     fn try_frame(&mut self, frame: Bytes) -> Result<Option<Message>, Refused> {
-        let lineage = self.status.borrow().lineage.clone();
-        let refuse = |text: String| {
-            let lineage = lineage.unwrap_or_else(|| Lineage::first(Default::default()));
-            Refused { reason: Refusal::Storage, text, lineage }
-        };
         if let Err(error) = self.reopen() {
-            return Err(refuse(error.to_string()));
+            return Err(self.no_storage(error.to_string()));
         }
-        if self.unfoldable
-            && let Some(standby) = &mut self.standby
-        {
-            if let Err(error) = standby.fold_one() {
-                self.error = Some((error.to_string(), error.kind() == io::ErrorKind::StorageFull));
-                return Err(refuse(format!("{UNFOLDABLE}: {error}")));
-            }
-            self.unfoldable = false;
+        if self.trouble.of_folding().is_some() {
+            self.fold_not_before = None;
+            while self.fold() {}
+        }
+        if let Some(text) = self.trouble.of_folding() {
+            return Err(self.no_storage(text.to_owned()));
         }
         let Some(standby) = &mut self.standby else { unreachable!("just opened") };
-        standby.handle_frame(frame).map_err(|error| {
-            if let StandbyError::Disk(disk) = &error {
-                self.error = Some((error.to_string(), disk.kind() == io::ErrorKind::StorageFull));
-            }
-            error.refusal(&standby.place().lineage)
-        })
+        let error = match standby.handle_frame(frame) {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        let refused = error.refusal(&standby.place().lineage);
+        if let StandbyError::Disk(disk) = &error {
+            self.trouble.set(Work::TakeIn, &error, disk.kind() == io::ErrorKind::StorageFull);
+            // Half a record may be at the journal's end: reading it again is what mends that.
+            self.standby = None;
+        }
+        Err(refused)
+    }
+
+    fn no_storage(&self, text: String) -> Refused {
+        let lineage = self.lineage().unwrap_or_else(|| Lineage::first(Default::default()));
+        Refused { reason: Refusal::Storage, text, lineage }
+    }
+
+    fn refuse(&mut self, refused: Refused) {
+        self.answer(Message::Refused(refused));
+        self.disconnect();
     }
 
     fn reopen(&mut self) -> Result<(), JournalError> {
@@ -244,10 +266,11 @@ impl<F: SegmentFiles> Shell<F> {
                 Ok(standby) => self.standby = Some(standby),
                 Err(error) => {
                     let full = matches!(&error, JournalError::Io(error) if error.kind() == io::ErrorKind::StorageFull);
-                    self.error = Some((error.to_string(), full));
+                    self.trouble.set(Work::Open, &error, full);
                     return Err(error);
                 }
             }
+            self.trouble.clear(Work::Open);
         }
         Ok(())
     }
@@ -269,22 +292,26 @@ impl<F: SegmentFiles> Shell<F> {
         self.standby.as_ref().filter(|standby| !standby.journal().is_folded()).map_or(0, |standby| standby.journal().used_bytes().0)
     }
 
-    /// Folds one message; says whether there is more to do.
+    /// Folds one message; says whether there is more to do now.
     fn fold(&mut self) -> bool {
+        if self.fold_not_before.is_some_and(|at| Instant::now() < at) {
+            return false;
+        }
+        self.fold_not_before = None;
         let Some(standby) = &mut self.standby else { return false };
         match standby.fold_one() {
-            Ok(more) => more,
+            Ok(true) => true,
+            Ok(false) => {
+                self.trouble.clear(Work::Fold);
+                false
+            }
             Err(error) => {
-                if let Some(left_out) = self.log_limit.admit(Instant::now()) {
-                    tracing::error!(%error, left_out, "{UNFOLDABLE}");
+                let full = error.kind() == io::ErrorKind::StorageFull;
+                self.trouble.set(Work::Fold, &format_args!("{UNFOLDABLE}: {error}"), full);
+                self.fold_not_before = Some(Instant::now() + FOLD_RETRY);
+                if let Some(text) = self.trouble.of_folding() {
+                    self.refuse(self.no_storage(text.to_owned()));
                 }
-                self.error = Some((error.to_string(), error.kind() == io::ErrorKind::StorageFull));
-                self.unfoldable = true;
-                let refused =
-                    self.lineage().map(|lineage| Refused { reason: Refusal::Storage, text: format!("{UNFOLDABLE}: {error}"), lineage });
-                refused.into_iter().for_each(|refused| self.answer(Message::Refused(refused)));
-                self.standby = None;
-                self.disconnect();
                 false
             }
         }
@@ -304,8 +331,8 @@ impl<F: SegmentFiles> Shell<F> {
     fn publish(&mut self) {
         let mut status = self.status.borrow().clone();
         status.attached = self.connection.is_some();
-        status.error = self.error.as_ref().map(|(text, _)| text.clone());
-        status.full = self.error.as_ref().is_some_and(|(_, full)| *full);
+        status.error = self.trouble.get().map(|(text, _)| text.to_owned());
+        status.full = self.trouble.get().is_some_and(|(_, full)| full);
         if let Some(standby) = &self.standby {
             let Place { committed, base, lineage, size_bytes, .. } = standby.place();
             status.committed = *committed;

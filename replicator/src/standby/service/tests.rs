@@ -5,6 +5,7 @@ use super::super::tests::{Image, Primary, Site};
 use super::*;
 use replicator_engine::wire::{Against, Compare};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
@@ -65,4 +66,34 @@ async fn a_primary_that_asks_and_takes_no_answers_is_let_go() {
     assert!(matches!(stream.answer().await, Some(Message::Attached(_))));
     assert!(matches!(stream.answer().await, Some(Message::Compared(_))));
     assert_eq!(stream.answer().await, None);
+}
+
+#[tokio::test]
+async fn a_full_disk_is_one_state_until_everything_is_folded() {
+    let mut stream = Stream::open(8);
+    stream.send(stream.primary.attach_frame());
+    assert!(matches!(stream.answer().await, Some(Message::Attached(_))));
+    stream.image.full.store(true, SeqCst);
+    stream.send_epoch();
+    assert_eq!(stream.answer().await, Some(Message::Committed(1)));
+    assert!(matches!(stream.answer().await, Some(Message::Refused(refused)) if refused.reason == Refusal::Storage));
+    let suspended = stream.status(|status| status.error.is_some() && !status.attached).await;
+    assert!(suspended.full && suspended.committed == 1, "{suspended:?}");
+
+    let mut status = stream.service.status();
+    status.mark_unchanged();
+    for _ in 0..3 {
+        stream.reconnect();
+        stream.send(stream.primary.attach_frame());
+        assert!(matches!(stream.answer().await, Some(Message::Refused(refused)) if Some(&refused.text) == suspended.error.as_ref()));
+        assert_eq!(stream.answer().await, None);
+        assert_eq!(*status.borrow(), suspended);
+    }
+
+    stream.image.full.store(false, SeqCst);
+    stream.reconnect();
+    stream.send(stream.primary.attach_frame());
+    assert!(matches!(stream.answer().await, Some(Message::Attached(_))));
+    let resumed = stream.status(|status| status.error.is_none()).await;
+    assert_eq!((resumed.full, stream.image.bytes()[3]), (false, 7));
 }
