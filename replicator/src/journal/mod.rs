@@ -90,7 +90,7 @@ impl<F: SegmentFiles> Journal<F> {
     pub fn append(&mut self, frame: &Bytes) -> io::Result<()> {
         let record = record::encode(frame);
         if self.used_bytes + record.len() as u64 > self.quota_bytes {
-            return Err(io::Error::new(io::ErrorKind::StorageFull, "the journal's quota is used up"));
+            return Err(io::Error::new(io::ErrorKind::StorageFull, quota_is_too_small(self.quota_bytes)));
         }
         if self.end.offset >= SEGMENT_BYTES {
             self.rotate()?;
@@ -208,6 +208,14 @@ impl<F: SegmentFiles> Journal<F> {
         let envelope = Envelope::decode(frame.into()).map_err(|error| damaged(&error.to_string()))?;
         Ok((envelope.message, (RECORD_HEADER_BYTES + len_bytes) as u64))
     }
+}
+
+/// Shown only once nothing is left to fold: then all that is in the journal belongs to an epoch that does not end.
+fn quota_is_too_small(quota_bytes: u64) -> String {
+    format!(
+        "the changes since the last recovery point are more than the journal's quota of {quota_bytes} bytes: add the primary's backlog to \
+         `quota` under `[journal]` at the standby, and restart blockd there"
+    )
 }
 
 #[cfg(test)]

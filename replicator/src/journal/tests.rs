@@ -136,6 +136,8 @@ fn what_is_folded_is_forgotten_and_the_rest_stays() {
 fn a_full_journal_says_so_and_keeps_what_it_has() {
     let mut journal = Journal::open(Memory::default(), 200, 0, 0).unwrap().0;
     journal.append(&frame(blocks(1))).unwrap();
-    assert_eq!(journal.append(&frame(blocks(2))).unwrap_err().kind(), io::ErrorKind::StorageFull);
+    let error = journal.append(&frame(blocks(2))).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    assert!(error.to_string().contains("quota of 200 bytes") && error.to_string().contains("`[journal]`"), "{error}");
     assert_eq!(open(journal.files).0.used_bytes().0, journal.end.offset);
 }
