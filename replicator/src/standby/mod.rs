@@ -41,6 +41,8 @@ const WRITE_BLOCKS: u32 = 256;
 pub struct Standby<F> {
     receiver: Receiver,
     place: Place,
+    /// When the committed epoch was cut; `None` if the journal has forgotten.
+    cut_unix_ms: Option<u64>,
     journal: Journal<F>,
     /// Fingerprints of what an attempt that was broken off left in the journal; only while a stream may ask for them.
     staged: Option<StagedContent>,
@@ -88,14 +90,15 @@ impl<F: SegmentFiles> Standby<F> {
         catalogue: Arc<dyn Catalogue>,
     ) -> Result<Self, JournalError> {
         let (journal, found) = Journal::open(files, quota_bytes, place.folded, place.committed)?;
-        let mut place = place;
+        let (mut place, mut cut_unix_ms) = (place, None);
         if let Some(commit) = found.filter(|commit| commit.epoch >= place.committed) {
             (place.committed, place.size_bytes) = (commit.epoch, commit.size_bytes);
+            cut_unix_ms = Some(commit.cut_unix_ms);
         }
         let mut unconfirmed = RoaringBitmap::new();
         journal.for_each_staged(|message| staged::add_blocks(&mut unconfirmed, &message))?;
         let receiver = place.receiver(unconfirmed);
-        let mut standby = Self { receiver, place, journal, staged: None, image, catalogue, decoder: Decoder::new()? };
+        let mut standby = Self { receiver, place, cut_unix_ms, journal, staged: None, image, catalogue, decoder: Decoder::new()? };
         // A grown image may not have been grown yet when the power went.
         standby.grow(standby.place.size_bytes)?;
         Ok(standby)
@@ -104,6 +107,11 @@ impl<F: SegmentFiles> Standby<F> {
     /// Where the copy stands.
     pub fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// When the recovery point was cut, by the primary's clock, in milliseconds since 1970.
+    pub fn cut_unix_ms(&self) -> Option<u64> {
+        self.cut_unix_ms
     }
 
     /// The journal, for its figures.
@@ -232,6 +240,7 @@ impl<F: SegmentFiles> Standby<F> {
         self.staged = None;
         self.place.committed = commit.epoch;
         self.place.size_bytes = commit.size_bytes;
+        self.cut_unix_ms = Some(commit.cut_unix_ms);
         self.place.base = Base::Point;
         // Afterwards the journal's commit record is the truth; this only tells a journal that lost its end.
         self.place.store(&*self.catalogue, if first { Persist::Synced } else { Persist::Eventually })

@@ -33,8 +33,14 @@ pub type Session = u64;
 /// What the rest of the daemon sees of a standby.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StandbyStatus {
-    /// Whether a primary is attached.
+    /// Whether a primary is attached: connected, and taken.
     pub attached: bool,
+    /// Whether that primary has committed an epoch. Its first one has all that was left to send: until then it catches up.
+    pub caught_up: bool,
+    /// Whether content has arrived that no epoch has yet.
+    pub staged: bool,
+    /// When the newest recovery point was cut, by the primary's clock, in milliseconds since 1970; `None` if that was before a restart.
+    pub cut_unix_ms: Option<u64>,
     /// Whether the copy is a recovery point.
     pub has_point: bool,
     /// The newest recovery point.
@@ -69,6 +75,8 @@ pub struct Settled {
     pub lineage: Lineage,
     /// What the image holds.
     pub base: Base,
+    /// Size of the volume at the recovery point; the image may be larger.
+    pub size_bytes: u64,
 }
 
 /// Opens the standby: at the start, and again after its disk failed.
@@ -91,6 +99,7 @@ impl StandbyService {
             standby: Some(standby),
             open,
             connection: None,
+            progress: Progress::Connected,
             status: publish,
             settled: false,
             trouble: Trouble::default(),
@@ -140,11 +149,21 @@ impl Drop for StandbyService {
     }
 }
 
+/// How far a primary has come since it connected.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Progress {
+    Connected,
+    Attached,
+    Committed,
+}
+
 struct Shell<F> {
     /// `None` after its disk failed, until it is opened again.
     standby: Option<Standby<F>>,
     open: Open<F>,
     connection: Option<(Session, tokio_mpsc::Sender<Bytes>)>,
+    /// What has come of the connection.
+    progress: Progress,
     status: watch::Sender<StandbyStatus>,
     /// Whether the image must stay as it is.
     settled: bool,
@@ -195,6 +214,7 @@ impl<F: SegmentFiles> Shell<F> {
 
     fn disconnect(&mut self) {
         self.connection = None;
+        self.progress = Progress::Connected;
         if let Some(standby) = &mut self.standby {
             standby.handle_disconnected();
         }
@@ -204,12 +224,17 @@ impl<F: SegmentFiles> Shell<F> {
     fn handle_frame(&mut self, frame: Bytes) {
         match self.try_frame(frame) {
             Ok(Some(answer)) => {
-                if matches!(answer, Message::Committed(_)) {
-                    self.trouble.clear(Work::TakeIn);
-                }
-                let news = matches!(answer, Message::Committed(_) | Message::Attached(_));
+                let progress = match &answer {
+                    Message::Committed(_) => {
+                        self.trouble.clear(Work::TakeIn);
+                        Some(Progress::Committed)
+                    }
+                    Message::Attached(_) => Some(Progress::Attached),
+                    _ => None,
+                };
+                self.progress = progress.unwrap_or(self.progress);
                 self.answer(answer);
-                if news {
+                if progress.is_some() {
                     self.publish();
                 }
             }
@@ -323,14 +348,15 @@ impl<F: SegmentFiles> Shell<F> {
         self.reopen().map_err(io::Error::other)?;
         let Some(standby) = &mut self.standby else { unreachable!("just opened") };
         let (epoch, lineage) = standby.settle()?;
-        let base = standby.place().base.clone();
+        let Place { base, size_bytes, .. } = standby.place().clone();
         self.publish();
-        Ok(Settled { epoch, lineage, base })
+        Ok(Settled { epoch, lineage, base, size_bytes })
     }
 
     fn publish(&mut self) {
         let mut status = self.status.borrow().clone();
-        status.attached = self.connection.is_some();
+        status.attached = self.progress >= Progress::Attached;
+        status.caught_up = self.progress == Progress::Committed;
         status.error = self.trouble.get().map(|(text, _)| text.to_owned());
         status.full = self.trouble.get().is_some_and(|(_, full)| full);
         if let Some(standby) = &self.standby {
@@ -340,6 +366,8 @@ impl<F: SegmentFiles> Shell<F> {
             status.lineage = Some(lineage.clone());
             status.size_bytes = *size_bytes;
             status.journal_bytes = standby.journal().used_bytes().0;
+            status.staged = standby.journal().has_staged();
+            status.cut_unix_ms = standby.cut_unix_ms();
         }
         self.status.send_if_modified(|old| {
             std::mem::swap(old, &mut status);

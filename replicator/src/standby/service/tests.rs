@@ -97,3 +97,24 @@ async fn a_full_disk_is_one_state_until_everything_is_folded() {
     let resumed = stream.status(|status| status.error.is_none()).await;
     assert_eq!((resumed.full, stream.image.bytes()[3]), (false, 7));
 }
+
+#[tokio::test]
+async fn a_primary_is_attached_once_it_was_taken_and_has_caught_up_with_its_first_epoch() {
+    let mut stream = Stream::open(8);
+    // It says nothing yet; of another volume it would be refused.
+    stream.send(Primary::frame(Message::Abandon));
+    assert!(matches!(stream.answer().await, Some(Message::Refused(_))));
+    let seen = stream.service.status().borrow().clone();
+    assert_eq!((seen.attached, seen.caught_up, seen.cut_unix_ms), (false, false, None));
+    stream.reconnect();
+    stream.send(stream.primary.attach_frame());
+    let seen = stream.status(|status| status.attached).await;
+    assert!(seen.has_point && !seen.caught_up);
+    let [blocks, commit] = stream.primary.epoch_frames(3, 7);
+    stream.send(blocks);
+    assert!(!stream.status(|status| status.staged).await.caught_up);
+    stream.send(commit);
+    assert_eq!(stream.status(|status| status.caught_up).await.cut_unix_ms, Some(1001));
+    stream.reconnect();
+    assert_eq!(stream.status(|status| !status.attached).await.cut_unix_ms, Some(1001));
+}
