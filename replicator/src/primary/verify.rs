@@ -2,7 +2,7 @@
 //!
 //! A block is compared only while everything written to it is acknowledged: its content here is then that of the recovery point there.
 //! Blocks in doubt come again in a later pass, after a cut. The question travels on the stream ahead of any later change of the block, so
-//! an answer about it cannot be out of date.
+//! an answer about it cannot be out of date. A block that was found different is looked at once more, in the next pass, before it counts.
 
 use super::shell::Shell;
 use super::{OnProgress, ReplicaError, read};
@@ -49,6 +49,8 @@ pub(super) struct Verification {
     /// `None` in the first pass: all blocks.
     again: Option<RoaringBitmap>,
     in_doubt: RoaringBitmap,
+    /// Found different once.
+    suspects: RoaringBitmap,
     passes: u32,
     next_ticket: u64,
     /// By ticket, the blocks whose answer counts.
@@ -70,6 +72,7 @@ impl Verification {
             at: 0,
             again: None,
             in_doubt: RoaringBitmap::new(),
+            suspects: RoaringBitmap::new(),
             passes: 0,
             next_ticket: TICKET_BIT,
             open: HashMap::new(),
@@ -89,6 +92,21 @@ impl Verification {
     /// The connection broke: what was asked is asked again.
     pub(super) fn handle_disconnected(&mut self) {
         self.in_doubt |= self.open.drain().fold(RoaringBitmap::new(), |all, (_, asked)| all | asked);
+    }
+
+    /// The answer about `asked` came.
+    fn handle_answer(&mut self, asked: &RoaringBitmap, compared: &Compared) {
+        let mut different = RoaringBitmap::new();
+        for run in &compared.different {
+            different.insert_range(run.blocks());
+        }
+        different &= asked;
+        let again = &different - &self.suspects;
+        self.compared += asked.len() - again.len();
+        self.different += different.len() - again.len();
+        self.suspects -= asked;
+        self.suspects |= &again;
+        self.in_doubt |= again;
     }
 
     fn fail(self, error: ReplicaError) {
@@ -210,9 +228,28 @@ impl Shell {
         // A verification that nobody waits for any more is gone.
         let Some(verification) = &mut self.verification else { return Ok(()) };
         let asked = verification.open.remove(&compared.ticket).ok_or("an answer to a question that was not asked")?;
-        verification.compared += asked.len();
-        verification.different += compared.different.iter().map(|run| asked.range_cardinality(run.blocks())).sum::<u64>();
+        verification.handle_answer(&asked, compared);
         (verification.progress)(verification.compared, u64::from(verification.blocks));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_counts_as_different_once_it_was_found_so_twice() {
+        let (reply, _) = oneshot::channel();
+        let mut verification = Verification::new(100 * 4096, Box::new(|_, _| {}), reply);
+        let answer = |start, len| Compared { ticket: TICKET_BIT, different: Run::new(start, len).into_iter().collect() };
+        verification.handle_answer(&RoaringBitmap::from_iter(0..50), &answer(48, 4));
+        verification.handle_answer(&RoaringBitmap::from_iter(50..100), &answer(0, 0));
+        assert_eq!((verification.compared, verification.different), (98, 0));
+        let again = std::mem::take(&mut verification.in_doubt);
+        assert_eq!(again, RoaringBitmap::from_iter([48, 49]));
+        verification.handle_answer(&again, &answer(49, 1));
+        assert_eq!((verification.compared, verification.different), (100, 1));
+        assert!(verification.in_doubt.is_empty());
     }
 }
