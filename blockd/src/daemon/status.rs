@@ -12,9 +12,13 @@ use replicator::standby::StandbyStatus;
 use replicator_engine::block::BLOCK_BYTES;
 use replicator_engine::sender::Phase;
 use replicator_engine::wire::Refusal;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Changes count as faster than the link once the recovery point is older than this many times the target.
 const NOT_CONVERGING_RPOS: u64 = 10;
+
+/// A recovery point that is older, while content arrives, says that the primary gets ahead. The two sites' clocks may differ by much of it.
+const LONGEST_EPOCH_MS: u64 = 30_000;
 
 pub(super) fn info(open: &OpenVolume) -> VolumeInfo {
     let allocated_bytes = open.volume.image.disk_usage_bytes().ok();
@@ -181,12 +185,21 @@ fn of_standby(status: &mut VolumeStatus, seen: &StandbyStatus) {
         StandbyStatus { error: Some(_), .. } => State::Error,
         StandbyStatus { attached: false, .. } => State::Disconnected,
         StandbyStatus { has_point: false, .. } => State::InitialSync,
+        StandbyStatus { caught_up: false, .. } => State::CatchingUp,
+        // Content is on its way, and the epoch that it belongs to does not come.
+        StandbyStatus { staged: true, cut_unix_ms: Some(cut), .. } if unix_ms().saturating_sub(*cut) > LONGEST_EPOCH_MS => {
+            State::CatchingUp
+        }
         _ => State::InSync,
     };
     status.generation = seen.lineage.as_ref().map_or(0, |lineage| lineage.current().counter);
     status.epoch_committed = if seen.has_point { seen.committed } else { 0 };
     status.epoch_open = 0;
     status.last_error = seen.error.clone();
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 fn seconds(millis: u64) -> f64 {

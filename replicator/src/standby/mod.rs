@@ -149,10 +149,9 @@ impl<F: SegmentFiles> Standby<F> {
     /// Folds one committed message, if there is one; says whether there is more to do. Once all is folded, that is made durable.
     pub fn fold_one(&mut self) -> io::Result<bool> {
         let Some(message) = self.journal.next_to_fold()? else { return Ok(false) };
-        match message {
-            Message::Blocks(blocks) => self.write_blocks(&blocks).map_err(payload_to_io)?,
-            // The image has had its size since before it was committed.
-            _ => {}
+        // For a commit there is nothing to do: the image has had its size since before it was committed.
+        if let Message::Blocks(blocks) = message {
+            self.write_blocks(&blocks).map_err(payload_to_io)?;
         }
         self.journal.folded_one()?;
         if self.journal.is_folded()
