@@ -80,7 +80,6 @@ async fn messages_that_break_the_rules_are_refused_and_change_nothing() {
         (Bytes::from_static(&[0xee; 500]), Refusal::Protocol, "no message"),
         (Bytes::new(), Refusal::Protocol, "cut short"),
         (encode(now, Message::Blocks(honest(3))).slice(..100), Refusal::Protocol, "out of range"),
-        (encode(now, Message::Blocks(honest(256))), Refusal::Protocol, "beyond the end"),
         (encode(now, Message::Blocks(blocks(3, [0; 32]))), Refusal::Protocol, ""),
         (encode(now, commit(6, &[honest(3)])), Refusal::Protocol, "count or digest"),
         (encode(now, commit(5, &[])), Refusal::Protocol, "not after the last"),
