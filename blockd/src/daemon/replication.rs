@@ -1,6 +1,7 @@
 //! Beginning and ending replication, and what a primary does on demand.
 
 use super::Daemon;
+use super::handover::DRAIN_DEADLINE;
 use super::part::{Part, PrimaryStart, peer_site, settings, volume_id};
 use super::status;
 use super::volumes::{io_error, random_id};
@@ -23,6 +24,8 @@ const MIN_RPO_MS: u64 = 100;
 const MAX_VOLUMES: usize = 1000;
 /// For a standby to be made.
 const CREATE_DEADLINE: Duration = Duration::from_secs(30);
+/// How often the last epoch is looked at until its writes are done.
+const CLOSING_POLL: Duration = Duration::from_millis(2);
 /// How often a condition that is waited for is looked at.
 const WAIT_POLL: Duration = Duration::from_millis(100);
 
@@ -190,14 +193,24 @@ impl Daemon {
         });
         recorded.inspect_err(|_| volumes.restore(name))?;
         let volume = volumes.get(name)?.volume.clone();
+        drop(volumes);
         volume.intake.stop_logging();
         volume.intake.thaw();
         volume.intake.log().clear().map_err(io_error)?;
+        // A later replication counts its own epochs: no write of an old one may end in them.
+        let closed = async {
+            while !volume.intake.tracker().is_closed() {
+                tokio::time::sleep(CLOSING_POLL).await;
+            }
+        };
+        if tokio::time::timeout(DRAIN_DEADLINE, closed).await.is_err() {
+            tracing::warn!(volume = %name, "a write does not complete: restart blockd before this volume is replicated again");
+        }
         if let Some(link) = self.sites.links.get(&peer_site(peer)?) {
             let question = Question::Detach { volume: record.id };
             tokio::spawn(async move { drop(request::ask(&link, &question, CREATE_DEADLINE).await) });
         }
-        volumes.get(name).map(status::status)
+        self.volumes.lock().await.get(name).map(status::status)
     }
 
     /// The replica of a volume whose primary is this site.

@@ -185,10 +185,12 @@ impl Volumes {
             return Err(error.with_hint("resize it at its primary: the standby follows"));
         }
         open.volume.image.grow(size_bytes).map_err(image_error)?;
-        if let Part::Primary(primary) = &open.part {
+        // Recorded before the standby hears of it: a primary must not come back smaller than its copy.
+        self.change(name, |record| record.size_bytes = size_bytes)?;
+        if let Part::Primary(primary) = &self.get(name)?.part {
             primary.replica.resized(size_bytes);
         }
-        self.change(name, |record| record.size_bytes = size_bytes)
+        Ok(())
     }
 
     /// The volume with this id.
