@@ -39,7 +39,8 @@ pub fn kib(path: &str, name: &str) -> Result<u64> {
     value.trim_end_matches(" kB").parse().with_context(|| format!("{path}: {name}: {value:?} is no number of kB"))
 }
 
-fn field(path: &str, name: &str) -> Result<String> {
+/// A field of a `/proc` file of lines `NAME: VALUE`.
+pub fn field(path: &str, name: &str) -> Result<String> {
     let text = read(path)?;
     let lines = text.lines().filter_map(|line| line.split_once(':'));
     let found = lines.map(|(key, value)| (key.trim(), value.trim())).find(|(key, _)| *key == name);

@@ -4,6 +4,7 @@
 //! between them or `fio` on top ([`load`]). Each repeats its rounds into a [`record`]; what comes out is [`report`]'s. The programs come
 //! from `$TERN_BIN_DIR`, else from beside this one. Nothing here looks into a daemon in a way that an operator could not.
 
+mod cpus;
 mod load;
 mod machine;
 mod pair;

@@ -1,7 +1,7 @@
 //! Two paired sites with one volume, `vm1`, at the first.
 
-use crate::program;
 use crate::site::{LONG_PATIENCE, Place, Site};
+use crate::{cpus, program};
 use anyhow::Result;
 use blockd_api::{Invite, PeerList, VolumeStatus};
 use serde_json::Value;
@@ -29,7 +29,8 @@ pub struct Pair {
 pub fn wan() -> Result<Emulator> {
     let namespace = |site: &str| format!("tern-bench-{site}-{}", std::process::id()).parse::<NamespaceName>().map_err(anyhow::Error::msg);
     let options = Options::new(namespace("a")?, namespace("b")?);
-    Ok(Emulator::start(&program::ours("wanem")?, &options)?)
+    let program = program::ours("wanem")?;
+    cpus::at(cpus::Place::Elsewhere, || Ok(Emulator::start(&program, &options)?))
 }
 
 /// What runs a daemon on this host's own network.
@@ -38,24 +39,15 @@ pub fn here() -> Command {
 }
 
 impl Pair {
-    /// Two sites on this host, nothing between them.
-    pub fn on_loopback(dir: &Path) -> Result<Self> {
-        Self::start(dir, |_| Ok((here(), UdpSocket::bind("127.0.0.1:0")?.local_addr()?)))
-    }
-
-    /// Two sites with a WAN between them.
-    pub fn over(wan: &Emulator, dir: &Path) -> Result<Self> {
-        Self::start(dir, |side| {
-            let host = if side == Side::A { 1 } else { 2 };
-            Ok((wan.command(side, program::DIES_WITH_US[0]), SocketAddr::from(([10, 99, 0, host], PORT))))
-        })
-    }
-
-    fn start(dir: &Path, at: impl Fn(Side) -> Result<(Command, SocketAddr)>) -> Result<Self> {
+    /// Two sites with this WAN between them, else on this host's own network, where they share all CPUs.
+    pub fn start(dir: &Path, wan: Option<&Emulator>) -> Result<Self> {
         let (data, sockets) = (tempfile::tempdir_in(dir)?, tempfile::tempdir()?);
         let site = |name, side| {
-            let (starter, listen) = at(side)?;
-            Site::start(starter, Place { name, dir: data.path().join(name), sockets: sockets.path().to_owned(), listen })
+            let place = |listen| Place { name, dir: data.path().join(name), sockets: sockets.path().to_owned(), listen };
+            let Some(wan) = wan else { return Site::start(here(), place(UdpSocket::bind("127.0.0.1:0")?.local_addr()?)) };
+            let (host, cpus) = if side == Side::A { (1, cpus::Place::Here) } else { (2, cpus::Place::Elsewhere) };
+            let starter = wan.command(side, program::DIES_WITH_US[0]);
+            cpus::at(cpus, || Site::start(starter, place(SocketAddr::from(([10, 99, 0, host], PORT)))))
         };
         let pair = Self { primary: site("osaka", Side::A)?, standby: site("oregon", Side::B)?, dirs: [data, sockets] };
         let invite: Invite = pair.primary.tern(&["peer", "invite"])?;

@@ -92,10 +92,14 @@ impl Site {
         serde_json::from_str(&answer).with_context(|| format!("tern {arguments:?} answered {answer}"))
     }
 
+    /// The whole status.
+    pub fn status(&self) -> Result<Status> {
+        self.tern(&["status"])
+    }
+
     /// The status of the only volume.
     pub fn volume(&self) -> Result<VolumeStatus> {
-        let status: Status = self.tern(&["status"])?;
-        status.volumes.into_iter().next().with_context(|| format!("{} has no volume", self.place.name))
+        self.status()?.volumes.into_iter().next().with_context(|| format!("{} has no volume", self.place.name))
     }
 
     /// Waits until something holds.

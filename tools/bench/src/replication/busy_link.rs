@@ -4,10 +4,11 @@
 //!   plain ─► replicated ─► plain ─► replicated ─► plain …      each replicated turn against the mean of its neighbours
 //! ```
 //!
-//! A replicated turn begins in sync. The load is many times what the link carries, so the link is full from the ramp on, which the
+//! The WAN and the standby have a CPU of their own in all turns. A replicated turn begins in sync. The load is many times what the link carries, so the link is full from the ramp on, which the
 //! emulator's counters have to show.
 
 use super::LinkUse;
+use crate::cpus::{self, Place};
 use crate::load::Load;
 use crate::pair::{self, Pair};
 use crate::record::{Benchmark, Figure, Record, Target};
@@ -46,7 +47,7 @@ struct Turns {
 fn run(workshop: &Workshop, record: &mut Record) -> Result<()> {
     let image = workshop.random_image(workshop.size(1024, 256) << 20)?;
     let wan = pair::wan()?;
-    let pair = Pair::over(&wan, workshop.dir())?;
+    let pair = Pair::start(workshop.dir(), Some(&wan))?;
     pair.import(&image)?;
     let mut turns = Turns { wan, pair, rate: "85Mbit".parse()?, seconds: workshop.size(10, 2) };
     let mut before = turns.plain()?;
@@ -63,7 +64,8 @@ impl Turns {
     fn load(&self) -> Result<Load> {
         let (ramp, runtime) = (format!("--ramp_time={}", RAMP.as_secs()), format!("--runtime={}", self.seconds));
         let options = ["--bs=4k", "--iodepth=16", "--time_based", &ramp, &runtime];
-        Load::start(&self.pair.primary.nbd(), &options, RAMP + Duration::from_secs(self.seconds))
+        let expected = RAMP + Duration::from_secs(self.seconds);
+        cpus::at(Place::Here, || Load::start(&self.pair.primary.nbd(), &options, expected))
     }
 
     /// Writes a second without replication.

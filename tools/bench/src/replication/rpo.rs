@@ -1,5 +1,6 @@
 //! The oldest write that a disaster would have cost, at any moment of a load that fits the link.
 
+use crate::cpus::{self, Place};
 use crate::load::Load;
 use crate::pair::{self, Pair};
 use crate::record::{Benchmark, Figure, Record, Target};
@@ -29,11 +30,12 @@ fn run(workshop: &Workshop, record: &mut Record) -> Result<()> {
     let (rate, runtime) = (format!("--rate={LOAD_MIB_PER_SECOND}m"), format!("--runtime={seconds}"));
     for _ in 0..workshop.rounds() {
         let wan = pair::wan()?;
-        let pair = Pair::over(&wan, workshop.dir())?;
+        let pair = Pair::start(workshop.dir(), Some(&wan))?;
         pair.create(&["--size", "1G"])?;
         pair.replicate("2s")?;
         let options = ["--bs=4k", "--iodepth=16", "--time_based", &rate, &runtime];
-        let mut load = Load::start(&pair.primary.nbd(), &options, Duration::from_secs(seconds))?;
+        let nbd = pair.primary.nbd();
+        let mut load = cpus::at(Place::Here, || Load::start(&nbd, &options, Duration::from_secs(seconds)))?;
         let mut largest: f64 = 0.0;
         while load.is_running()? {
             let seen = pair.primary.volume()?.rpo_seconds;
