@@ -297,8 +297,6 @@ impl Sender {
         let same = |known: Known| known.replica.is_none_or(|replica| replica == attached.replica) && attached.committed >= known.acked;
         let usable = self.known.is_some_and(same);
         self.has_point = usable && attached.base == Base::Point;
-        // With it the standby knows that it lacks nothing.
-        self.cut_requested = true;
         let base = match attached.base {
             Base::Blank => Some(MarkBase::Allocated),
             Base::Point | Base::PointBut(_) if !usable => Some(MarkBase::Everything),

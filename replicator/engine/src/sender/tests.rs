@@ -25,8 +25,6 @@ fn online() -> (Sender, Tracker) {
     let known = Known { replica: Some(id(8)), acked: 4 };
     let mut sender = Sender::new(Settings::default(), id(7), 1 << 30, Lineage::first(id(1)), Some(known), RoaringBitmap::new());
     attach(&mut sender, &tracker, 4);
-    // The cut that comes with a connection is another test's.
-    sender.cut_requested = false;
     (sender, tracker)
 }
 
@@ -72,15 +70,6 @@ fn a_small_epoch_is_cut_when_due_shipped_and_committed() {
     sender.handle_message(&tracker, Message::Committed(5), 1300).unwrap();
     assert!(sender.is_drained(&tracker));
     assert_eq!(sender.known(), Some(Known { replica: Some(id(8)), acked: 5 }));
-}
-
-#[test]
-fn a_connection_begins_with_an_epoch_even_if_nothing_changed() {
-    let (mut sender, tracker) = online();
-    sender.handle_disconnected(&tracker);
-    attach(&mut sender, &tracker, 4);
-    cut(&mut sender, &tracker, 1);
-    assert!(matches!(sender.poll(&tracker, 1), Action::Send(Message::Commit(commit)) if commit.blocks == 0));
 }
 
 #[test]
