@@ -5,7 +5,7 @@ use crate::{cpus, program};
 use anyhow::Result;
 use blockd_api::{Invite, PeerList, VolumeStatus};
 use serde_json::Value;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -14,6 +14,8 @@ use wanem::namespace::NamespaceName;
 use wanem::{Emulator, Options, Side};
 
 const PORT: u16 = 7447;
+/// Another than a daemon in use would have, and none that the kernel hands out.
+const LOOPBACK_PORT: u16 = 7552;
 
 /// See the module's documentation.
 pub struct Pair {
@@ -38,14 +40,20 @@ pub fn here() -> Command {
     Command::new(program::DIES_WITH_US[0])
 }
 
+/// An address that only this process uses: a free port may be taken by another test before the daemon has it.
+fn loopback(host: u8) -> SocketAddr {
+    let [.., high, low] = std::process::id().to_be_bytes();
+    SocketAddr::from(([127, high, low, host], LOOPBACK_PORT))
+}
+
 impl Pair {
     /// Two sites with this WAN between them, else on this host's own network, where they share all CPUs.
     pub fn start(dir: &Path, wan: Option<&Emulator>) -> Result<Self> {
         let (data, sockets) = (tempfile::tempdir_in(dir)?, tempfile::tempdir()?);
         let site = |name, side| {
             let place = |listen| Place { name, dir: data.path().join(name), sockets: sockets.path().to_owned(), listen };
-            let Some(wan) = wan else { return Site::start(here(), place(UdpSocket::bind("127.0.0.1:0")?.local_addr()?)) };
             let (host, cpus) = if side == Side::A { (1, cpus::Place::Here) } else { (2, cpus::Place::Elsewhere) };
+            let Some(wan) = wan else { return Site::start(here(), place(loopback(host))) };
             let starter = wan.command(side, program::DIES_WITH_US[0]);
             cpus::at(cpus, || Site::start(starter, place(SocketAddr::from(([10, 99, 0, host], PORT)))))
         };
