@@ -12,9 +12,14 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::{Duration, Instant};
 
 /// Alignment that direct I/O needs where the kernel does not say (`STATX_DIOALIGN` is there since Linux 6.1).
 const USUAL_ALIGN_BYTES: u64 = 512;
+
+/// A process that was killed keeps its image until what it had submitted to its rings is done, which its end does not wait for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_POLL: Duration = Duration::from_millis(10);
 
 impl Image {
     /// Makes a sparse file of `size_bytes`, readable and writable by its owner only; its name is durable on return. Refuses to overwrite.
@@ -24,8 +29,19 @@ impl Image {
         create_with(path, file, size_bytes).inspect_err(|_| drop(std::fs::remove_file(path)))
     }
 
-    /// Opens a file or a block device. `expected_bytes` is what the catalogue says of its size; a longer file keeps that size.
+    /// Opens a file or a block device. `expected_bytes` is what the catalogue says of its size; a longer file keeps that size. One that is
+    /// in use is waited for, a little.
     pub fn open(path: &Path, expected_bytes: Option<u64>) -> Result<Self, StoreError> {
+        let began = Instant::now();
+        loop {
+            match Self::try_open(path, expected_bytes) {
+                Err(StoreError::InUse(_)) if began.elapsed() < LOCK_PATIENCE => std::thread::sleep(LOCK_POLL),
+                opened => return opened,
+            }
+        }
+    }
+
+    fn try_open(path: &Path, expected_bytes: Option<u64>) -> Result<Self, StoreError> {
         let file_type = std::fs::metadata(path).map_err(StoreError::io("opening", path))?.file_type();
         let (kind, flags) = match () {
             () if file_type.is_file() => (Kind::File, OFlags::empty()),
