@@ -21,7 +21,7 @@ use clap::Parser;
 use record::{Benchmark, Record};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use workshop::{Scale, Workshop};
+use workshop::{Options, Workshop};
 
 /// Measures speed and size; without a name it lists what can be measured.
 #[derive(Debug, Parser)]
@@ -30,18 +30,8 @@ struct Cli {
     /// Benchmarks, or `replication` for all of that group.
     #[arg(value_name = "NAME")]
     names: Vec<String>,
-    /// How often each is repeated; the median counts.
-    #[arg(long, value_name = "COUNT", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
-    rounds: u32,
-    /// Small sizes and short loads: shows that everything works, measures nothing.
-    #[arg(long)]
-    quick: bool,
-    /// Where images and state directories go; the file system is part of what is measured [default: beside the programs].
-    #[arg(long, value_name = "DIR")]
-    dir: Option<PathBuf>,
-    /// Files that make up the real data.
-    #[arg(long, value_name = "DIR", default_value = "/usr/lib")]
-    real_files: PathBuf,
+    #[command(flatten)]
+    options: Options,
     /// Also write the results here, as one JSON document.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -63,8 +53,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let chosen = choose(&cli.names)?;
-    let scale = if cli.quick { Scale::Quick } else { Scale::Full };
-    let workshop = Workshop::open(cli.dir.as_deref(), cli.rounds, scale, &cli.real_files)?;
+    let workshop = Workshop::open(&cli.options)?;
     let machine = machine::describe(workshop.dir())?;
     println!("{machine}");
     let mut records = Vec::new();
@@ -78,9 +67,9 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         }
         records.push(record);
     }
-    print!("\n{}", report::table(&records));
+    print!("\n{}", report::table(workshop.scale(), &records));
     if let Some(path) = &cli.json {
-        let document = report::document(&machine, scale, &records);
+        let document = report::document(&machine, workshop.scale(), &records);
         std::fs::write(path, serde_json::to_string_pretty(&document)? + "\n").with_context(|| path.display().to_string())?;
     }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })

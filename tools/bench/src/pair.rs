@@ -24,7 +24,7 @@ pub struct Pair {
     /// Has the copy.
     pub standby: Site,
     /// They go when this goes.
-    pub dirs: [TempDir; 2],
+    pub dirs: [TempDir; 3],
 }
 
 /// 85 Mbit/s, 27 ms: what the figures are about.
@@ -47,17 +47,20 @@ fn loopback(host: u8) -> SocketAddr {
 }
 
 impl Pair {
-    /// Two sites with this WAN between them, else on this host's own network, where they share all CPUs.
-    pub fn start(dir: &Path, wan: Option<&Emulator>) -> Result<Self> {
-        let (data, sockets) = (tempfile::tempdir_in(dir)?, tempfile::tempdir()?);
+    /// Two sites, each in a directory, with this WAN between them, else on this host's own network, where they share all CPUs.
+    pub fn start(dirs: [&Path; 2], wan: Option<&Emulator>) -> Result<Self> {
+        let [at_primary, at_standby] = dirs;
+        let dirs = [tempfile::tempdir_in(at_primary)?, tempfile::tempdir_in(at_standby)?, tempfile::tempdir()?];
         let site = |name, side| {
-            let place = |listen| Place { name, dir: data.path().join(name), sockets: sockets.path().to_owned(), listen };
+            let dir = if side == Side::A { &dirs[0] } else { &dirs[1] };
+            let place = |listen| Place { name, dir: dir.path().to_owned(), sockets: dirs[2].path().to_owned(), listen };
             let (host, cpus) = if side == Side::A { (1, cpus::Place::Here) } else { (2, cpus::Place::Elsewhere) };
             let Some(wan) = wan else { return Site::start(here(), place(loopback(host))) };
             let starter = wan.command(side, program::DIES_WITH_US[0]);
             cpus::at(cpus, || Site::start(starter, place(SocketAddr::from(([10, 99, 0, host], PORT)))))
         };
-        let pair = Self { primary: site("osaka", Side::A)?, standby: site("oregon", Side::B)?, dirs: [data, sockets] };
+        let (primary, standby) = (site("osaka", Side::A)?, site("oregon", Side::B)?);
+        let pair = Self { primary, standby, dirs };
         let invite: Invite = pair.primary.tern(&["peer", "invite"])?;
         pair.standby.tern::<Value>(&["peer", "join", &invite.token])?;
         pair.wait_until_connected()?;

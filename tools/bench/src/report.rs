@@ -14,12 +14,12 @@ pub fn list(group: &str, benchmarks: &[Benchmark]) -> String {
     benchmarks.iter().fold(all, |text, benchmark| text + &line(benchmark.name, benchmark.about))
 }
 
-/// A Markdown table with a row for each figure.
-pub fn table(records: &[Record]) -> String {
+/// A Markdown table with a row for each figure. Small sizes are not judged.
+pub fn table(scale: Scale, records: &[Record]) -> String {
     let mut rows = vec![HEADINGS.map(str::to_owned), HEADINGS.map(|_| "---".to_owned())];
     for record in records {
         for (index, figure) in record.benchmark.figures.iter().enumerate() {
-            rows.push(row(record, index, figure));
+            rows.push(row(scale, record, index, figure));
         }
     }
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -32,7 +32,7 @@ pub fn table(records: &[Record]) -> String {
     text
 }
 
-fn row(record: &Record, index: usize, figure: &Figure) -> [String; HEADINGS.len()] {
+fn row(scale: Scale, record: &Record, index: usize, figure: &Figure) -> [String; HEADINGS.len()] {
     let Some(summary) = record.summary(index) else {
         return [record.benchmark.name, figure.what, "not measured", "", "", "", ""].map(str::to_owned);
     };
@@ -44,7 +44,7 @@ fn row(record: &Record, index: usize, figure: &Figure) -> [String; HEADINGS.len(
         format!("{}–{}", three_digits(summary.min), three_digits(summary.max)),
         bar(|target| target.at_least),
         bar(|target| target.aim),
-        figure.target.map_or_else(String::new, |target| in_words(&target, summary.median)),
+        figure.target.filter(|_| scale == Scale::Full).map_or_else(String::new, |target| in_words(&target, summary.median)),
     ]
 }
 
@@ -89,9 +89,10 @@ mod tests {
     #[test]
     fn a_row_says_by_how_much_it_falls_short() {
         let mut record = Record::new(&MEMORY, 1);
-        assert!(table(&[Record::new(&MEMORY, 1)]).contains("not measured"));
+        assert!(table(Scale::Full, &[Record::new(&MEMORY, 1)]).contains("not measured"));
         record.add([330.0, 10.0]);
-        let table = table(&[record]);
+        assert!(!table(Scale::Quick, std::slice::from_ref(&record)).contains("too"));
+        let table = table(Scale::Full, &[record]);
         let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split('|').map(str::trim).collect()).collect();
         assert_eq!(rows[2][1..8], ["memory", "peak", "330 MiB", "330–330", "300 MiB", "100 MiB", "too high by 10 %"]);
         assert_eq!(rows[3][1..8], ["memory", "written", "10.0 GiB", "10.0–10.0", "", "", ""]);

@@ -4,7 +4,8 @@
 //!   plain ─► replicated ─► plain ─► replicated ─► plain …      each replicated turn against the mean of its neighbours
 //! ```
 //!
-//! The WAN and the standby have a CPU of their own in all turns. A replicated turn begins in sync. The load is many times what the link carries, so the link is full from the ramp on, which the
+//! What would be elsewhere takes nothing from the primary: the WAN and the standby have a CPU of their own, and the standby another disk.
+//! A replicated turn begins in sync. The load is many times what the link carries, so the link is full from the ramp on, which the
 //! emulator's counters have to show.
 
 use super::LinkUse;
@@ -47,7 +48,7 @@ struct Turns {
 fn run(workshop: &Workshop, record: &mut Record) -> Result<()> {
     let image = workshop.random_image(workshop.size(1024, 256) << 20)?;
     let wan = pair::wan()?;
-    let pair = Pair::start(workshop.dir(), Some(&wan))?;
+    let pair = Pair::start([workshop.dir(), workshop.standby_dir()], Some(&wan))?;
     pair.import(&image)?;
     let mut turns = Turns { wan, pair, rate: "85Mbit".parse()?, seconds: workshop.size(10, 2) };
     let mut before = turns.plain()?;

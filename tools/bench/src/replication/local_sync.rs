@@ -19,7 +19,7 @@ pub const BENCHMARK: Benchmark = Benchmark {
 fn run(workshop: &Workshop, record: &mut Record) -> Result<()> {
     let image = workshop.real_image()?;
     for _ in 0..workshop.rounds() {
-        let pair = Pair::start(workshop.dir(), None)?;
+        let pair = Pair::start([workshop.dir(); 2], None)?;
         pair.import(&image)?;
         let took = pair.replicate("5s")?;
         let volume = pair.primary.volume()?;

@@ -36,7 +36,7 @@ fn run(workshop: &Workshop, record: &mut Record) -> Result<()> {
     let room_bytes = blocks * BLOCK_BYTES * ROOM_TIMES + ROOM_BESIDE;
     for _ in 0..workshop.rounds() {
         let scratch = Scratch::mount(workshop.dir(), room_bytes)?;
-        let pair = Pair::start(scratch.dir(), None)?;
+        let pair = Pair::start([scratch.dir(); 2], None)?;
         pair.create(&["--size", &size_bytes.to_string()])?;
         pair.replicate("5s")?;
         let Pair { primary, standby, dirs } = pair;

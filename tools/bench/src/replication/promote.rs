@@ -35,7 +35,7 @@ fn run(workshop: &Workshop, record: &mut Record) -> Result<()> {
     let written_bytes: u64 = workshop.size(2 << 30, 64 << 20);
     let burst = ["--bs=64k", "--iodepth=16", &format!("--number_ios={}", written_bytes / (64 << 10))];
     let written = || -> Result<Pair> {
-        let pair = Pair::start(workshop.dir(), None)?;
+        let pair = Pair::start([workshop.dir(); 2], None)?;
         pair.create(&["--size", "100G"])?;
         pair.replicate("2s")?;
         Load::start(&pair.primary.nbd(), &burst, LONG_PATIENCE)?.finish()?;

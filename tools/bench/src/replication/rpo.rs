@@ -30,7 +30,7 @@ fn run(workshop: &Workshop, record: &mut Record) -> Result<()> {
     let (rate, runtime) = (format!("--rate={LOAD_MIB_PER_SECOND}m"), format!("--runtime={seconds}"));
     for _ in 0..workshop.rounds() {
         let wan = pair::wan()?;
-        let pair = Pair::start(workshop.dir(), Some(&wan))?;
+        let pair = Pair::start([workshop.dir(); 2], Some(&wan))?;
         pair.create(&["--size", "1G"])?;
         pair.replicate("2s")?;
         let options = ["--bs=4k", "--iodepth=16", "--time_based", &rate, &runtime];

@@ -20,7 +20,7 @@ fn run(workshop: &Workshop, record: &mut Record) -> Result<()> {
     let image = workshop.random_image(workshop.size(256, 16) << 20)?;
     for _ in 0..workshop.rounds() {
         let mut wan = pair::wan()?;
-        let pair = Pair::start(workshop.dir(), Some(&wan))?;
+        let pair = Pair::start([workshop.dir(); 2], Some(&wan))?;
         pair.import(&image)?;
         let before = wan.stats()?;
         pair.replicate("5s")?;
