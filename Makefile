@@ -31,7 +31,7 @@ demo: ## Lose a site in front of your eyes: a VM comes back at the standby (two 
 	@$(build_release)
 	@TERN_BIN_DIR=$(release) tests/demo/run.sh
 
-bench: ## Measure speed and size beside peers; ARGS="…" goes to the bench program
+bench: ## Measure speed and size; ARGS="…" goes to the bench program
 	@tools/xtask/setup.sh demo
 	@$(build_release)
 	@TERN_BIN_DIR=$(release) $(xtask) exec -- cargo run --release --locked --package bench -- $(ARGS)

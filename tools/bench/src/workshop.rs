@@ -34,9 +34,9 @@ pub struct Options {
     /// Where `busy-link` keeps the standby: its disk would be another than the primary's.
     #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
     standby_dir: PathBuf,
-    /// Files that make up the real data.
-    #[arg(long, value_name = "DIR", default_value = "/usr/lib")]
-    real_files: PathBuf,
+    /// Files that make up the real data [default: /usr/lib, or /usr/share/doc with --quick].
+    #[arg(long, value_name = "DIR")]
+    real_files: Option<PathBuf>,
 }
 
 /// How large.
@@ -55,7 +55,7 @@ pub struct Workshop {
     standby_dir: OwnDir,
     rounds: u32,
     scale: Scale,
-    real_files: PathBuf,
+    real_files: Option<PathBuf>,
 }
 
 /// A directory that only this run uses. Dropped, it is gone.
@@ -146,7 +146,7 @@ impl Workshop {
 
     /// An ext4 file system with real files.
     pub fn real_image(&self) -> Result<PathBuf> {
-        let files = self.size(self.real_files.clone(), self.real_files.join("x86_64-linux-gnu/perl-base"));
+        let files = self.real_files.clone().unwrap_or_else(|| self.size("/usr/lib", "/usr/share/doc").into());
         let mut du = program::bounded(MKFS_LIMIT, "du");
         let used = program::output(du.args(["--summarize", "--block-size=1"]).arg(&files))?;
         let used: u64 = used.split_whitespace().next().and_then(|word| word.parse().ok()).context("du counts no bytes")?;
