@@ -49,6 +49,9 @@ pub struct VolumeRecord {
     /// The handover that this site granted, so that a repeated question gets the same answer.
     #[serde(default)]
     pub granted: Option<Granted>,
+    /// Whether this primary serves nobody, because the other site was promoted by force, or was about to be.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fenced: bool,
 }
 
 /// A site's part in a volume, as it is recorded.
@@ -118,6 +121,7 @@ impl VolumeRecord {
             successor: Vec::new(),
             wanted_generation: None,
             granted: None,
+            fenced: false,
         }
     }
 }

@@ -122,6 +122,7 @@ impl Control for Daemon {
     }
 
     async fn export_volume(&self, volume: VolumeName, export: Export) -> Outcome<VolumeInfo> {
+        let (_, _operation) = self.begin(&volume).await?;
         self.volumes.lock().await.export(&volume, export).await?;
         self.info_of(&volume).await
     }

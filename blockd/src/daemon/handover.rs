@@ -51,6 +51,9 @@ impl Daemon {
             return Err(unknown());
         }
         match record.role {
+            RecordedRole::Primary if record.fenced => {
+                Err(wrong_state(format!("{name} is fenced there already, for a promotion by force"), "--force goes on with that"))
+            }
             RecordedRole::Primary => {
                 let epoch = self.step_down(record, force, Some(generation)).await?;
                 Ok(Answer::Granted { epoch })
@@ -82,36 +85,51 @@ impl Daemon {
         let volume = self.volumes.lock().await.get(name)?.volume.clone();
         let attached = volume.clients.attached();
         if !attached.is_empty() && !force {
-            let message = format!("a client is active at {name} by {}", attached.join(" and "));
-            return Err(ApiError::new(ErrorCode::ClientActive, message).with_hint("stop it, or cut it off with --force"));
+            return Err(client_active(name, &attached));
         }
+        // Who asks by force takes over without us, if need be: then nothing may be acknowledged here any more.
+        let yields = force && generation.is_some();
         let emptied = match catch_up(&replica).await {
-            Ok(()) => {
-                volume.gate.set(GateState::Shut);
-                empty(&volume, &replica).await
-            }
+            Ok(()) if volume.gate.shut() => empty(&volume, &replica).await,
+            Ok(()) => Err("it is fenced"),
             Err(why) => Err(why),
         };
         if let Err(why) = emptied {
-            if force && generation.is_some() {
-                // Who asks takes over without us, and is told so: nothing may be acknowledged here meanwhile.
-                volume.gate.set(GateState::Fenced);
-                tracing::error!(volume = %name, why, "fenced: the other site is promoted by force");
+            if yields {
+                self.fence(name, &volume, why).await;
             } else {
                 volume.gate.reopen();
             }
             let error = ApiError::new(ErrorCode::Timeout, format!("{name} cannot be handed over: {why}"));
             return Err(error.with_hint("`tern status` at its primary says how it stands; `tern wait --for in-sync` waits"));
         }
+        let attached = volume.clients.attached();
+        if !attached.is_empty() && !force {
+            // It came meanwhile.
+            volume.gate.reopen();
+            return Err(client_active(name, &attached));
+        }
         let part = self.volumes.lock().await.take_part(name);
         let remains = tokio::task::block_in_place(|| replica.stop());
         drop(part);
         let done = self.hand_everything_over(&record, &volume, remains, generation).await;
-        if done.is_err() {
+        if let Err(error) = &done {
+            if yields {
+                self.fence(name, &volume, &error.message).await;
+            }
             // Goes on as after a crash.
             self.volumes.lock().await.restore(name);
         }
         done
+    }
+
+    /// Serves nobody from now on, after a restart neither, until the other site has overtaken this one or the operator lifts it.
+    async fn fence(&self, name: &VolumeName, volume: &Volume, why: &str) {
+        volume.gate.set(GateState::Fenced);
+        tracing::error!(volume = %name, why, "fenced: the other site is promoted by force");
+        if let Err(error) = self.volumes.lock().await.change(name, |record| record.fenced = true) {
+            tracing::error!(volume = %name, %error, "the fence could not be recorded");
+        }
     }
 
     async fn hand_everything_over(
@@ -126,10 +144,16 @@ impl Daemon {
         let lineage = lineage_of(&record.lineage).ok_or_else(|| ApiError::new(ErrorCode::Internal, "a primary without a lineage"))?;
         let copy = Copy { committed: known.acked, base: Base::Point, lineage };
         let granted = generation.map(|generation| Granted { generation, epoch: known.acked });
+        tokio::task::block_in_place(|| volume.image.sync_data()).map_err(io_error)?;
         self.volumes.lock().await.become_standby(volume, &record.name, copy, granted)?;
         tracing::info!(volume = %record.name, epoch = known.acked, "stepped down");
         Ok(known.acked)
     }
+}
+
+fn client_active(name: &VolumeName, attached: &[&str]) -> ApiError {
+    let message = format!("a client is active at {name} by {}", attached.join(" and "));
+    ApiError::new(ErrorCode::ClientActive, message).with_hint("stop it, or cut it off with --force")
 }
 
 /// Gets what the standby lacks there, but for what clients write meanwhile.
@@ -160,13 +184,12 @@ pub(super) struct Copy {
 }
 
 impl Volumes {
-    /// Records the copy's place, then the role, then begins to receive.
+    /// Records the copy's place, then the role, then begins to receive. The image is durable as it stands.
     pub(super) fn become_standby(&mut self, volume: &Arc<Volume>, name: &VolumeName, copy: Copy, granted: Option<Granted>) -> Outcome<()> {
         let Copy { committed, base, lineage } = copy;
         let id = volume_id(&self.get(name)?.record)?;
         // A journal of an earlier time as standby is all folded.
         if_there(std::fs::remove_dir_all(self.state_dir.journal(&id.to_string()))).map_err(io_error)?;
-        volume.image.sync_data().map_err(io_error)?;
         let size_bytes = volume.size_bytes();
         let place = Place { volume: id, replica: random_id()?, lineage, size_bytes, committed, folded: committed, base };
         place.store(&*self.catalogue as &dyn Catalogue, Persist::Synced).map_err(io_error)?;
@@ -175,6 +198,7 @@ impl Volumes {
             record.granted = granted;
             record.wanted_generation = None;
             record.successor.clear();
+            record.fenced = false;
         })?;
         volume.intake.stop_logging();
         let record = self.get(name)?.record.clone();

@@ -5,16 +5,17 @@ use super::handover::{Copy, DRAIN_DEADLINE, wrong_state};
 use super::part::{Overtaken, Part, volume_id};
 use super::volumes::{io_error, remember_changed};
 use crate::admin::Outcome;
-use crate::catalogue::RecordedRole;
-use crate::volume::GateState;
+use crate::catalogue::{RecordedRole, VolumeRecord};
+use crate::volume::{GateState, Volume};
 use blockd_api::*;
 use replicator::intake::extent_blocks;
 use replicator::primary::memory;
 use replicator::site_link::request::{lineage_of, lineage_records};
 use replicator_engine::block::{BLOCK_BYTES, block_count};
-use replicator_engine::generation::Relation;
+use replicator_engine::generation::{Lineage, Relation};
 use replicator_engine::wire::Base;
 use roaring::RoaringBitmap;
+use std::sync::Arc;
 
 /// A set of changed blocks that is larger than this is told in whole extents: it travels in one frame.
 const MAX_CHANGED_BYTES: usize = 2 << 20;
@@ -34,6 +35,11 @@ impl Daemon {
             (RecordedRole::Primary, Some(Relation::Split)) => RecordedRole::SplitBrain,
             // It stepped down meanwhile.
             (RecordedRole::Standby, _) => return volume.gate.set(GateState::Shut),
+            // It was promoted meanwhile, past the other one.
+            (RecordedRole::Primary, _) if !record.fenced => {
+                volume.gate.set(GateState::Shut);
+                return volume.gate.reopen();
+            }
             _ => return,
         };
         // Whoever held the lock may have opened it again.
@@ -42,6 +48,7 @@ impl Daemon {
         // First, so that after a crash, too, nothing is acknowledged.
         let recorded = self.volumes.lock().await.change(name, |record| {
             record.role = role;
+            record.fenced = false;
             record.successor = lineage_records(&news.lineage);
         });
         if let Err(error) = recorded {
@@ -51,6 +58,8 @@ impl Daemon {
         let part = self.volumes.lock().await.take_part(name);
         let Part::Primary(primary) = part else { return };
         let changed = tokio::task::block_in_place(|| primary.stop()).filter(|_| drained);
+        // A write that waits for its epoch would do so for ever.
+        volume.intake.thaw();
         let catalogue = self.volumes.lock().await.catalogue.clone();
         let written = match (changed, volume_id(&record)) {
             (Some(changed), Ok(id)) => tokio::task::block_in_place(|| remember_changed(&*catalogue, id, &volume, &changed)),
@@ -89,31 +98,50 @@ impl Daemon {
             return Err(ApiError::new(ErrorCode::Internal, "catalogue: a stale volume without its lineages"));
         };
         // A request that waits would be carried out on the other site's content: whoever made it has to begin anew.
-        front_ends.end_all(name).await;
-        if tokio::time::timeout(DRAIN_DEADLINE, volume.gate.drained()).await.is_err() {
-            self.volumes.lock().await.serve_all(name).await;
-            let error = ApiError::new(ErrorCode::Timeout, format!("{name}: requests of clients do not complete"));
-            return Err(error.with_hint("the disk does not answer: see the kernel's log"));
-        }
+        let emptied = async {
+            front_ends.end_all(name).await;
+            volume.gate.drained().await;
+        };
+        let done = match tokio::time::timeout(DRAIN_DEADLINE, emptied).await {
+            Ok(()) => self.follow(&record, &volume, changed, &mine, theirs).await,
+            Err(_) => {
+                let error = ApiError::new(ErrorCode::Timeout, format!("{name}: requests of clients do not complete"));
+                Err(error.with_hint("the disk does not answer: see the kernel's log"))
+            }
+        };
+        self.volumes.lock().await.serve_all(name).await;
+        done.map(|()| Resynced { blocks, bytes, kept: false })
+    }
+
+    /// Becomes the standby of the site with lineage `theirs`.
+    async fn follow(
+        &self,
+        record: &VolumeRecord,
+        volume: &Arc<Volume>,
+        changed: RoaringBitmap,
+        mine: &Lineage,
+        theirs: Lineage,
+    ) -> Outcome<()> {
+        let id = volume_id(record)?;
+        let catalogue = self.volumes.lock().await.catalogue.clone();
+        tokio::task::block_in_place(|| volume.image.sync_data()).map_err(io_error)?;
         let site = record.peer.as_ref().map_or("", |peer| &peer.site);
         let known = memory::load_known(&*catalogue, &memory::known_key(id, site)).map_err(io_error)?;
         let copy = match mine.relation(&theirs) {
             // A standby that was promoted below what it had acknowledged lost something: what differs is anybody's guess.
-            Relation::TheirsAhead(branch) if known.is_none_or(|known| known.acked <= branch) => {
-                Copy { committed: branch, base: Base::PointBut(coarse(changed, block_count(volume.size_bytes()) as u32)), lineage: mine }
+            // And of one that never committed, or whose copy could not be used, nothing is known here.
+            Relation::TheirsAhead(branch) if known.is_some_and(|known| known.acked <= branch) => {
+                let changed = coarse(changed, block_count(volume.size_bytes()) as u32);
+                Copy { committed: branch, base: Base::PointBut(changed), lineage: mine.clone() }
             }
             _ => Copy { committed: 0, base: Base::Unfinished, lineage: theirs },
         };
         // A primary that finds it after a crash would take it for all that changed.
         memory::take_changed(&*catalogue, id).map_err(io_error)?;
         let mut volumes = self.volumes.lock().await;
-        let done = volumes.become_standby(&volume, name, copy, None);
-        if done.is_ok() {
-            volume.gate.set(GateState::Shut);
-        }
-        volumes.serve_all(name).await;
-        done?;
-        Ok(Resynced { blocks, bytes, kept: false })
+        volumes.become_standby(volume, &record.name, copy, None)?;
+        volume.gate.set(GateState::Shut);
+        Ok(())
     }
 }
 

@@ -40,6 +40,7 @@ impl Daemon {
         match record.role {
             RecordedRole::Standby => {}
             RecordedRole::SplitBrain if force => return self.continue_after_split(record, began).await,
+            RecordedRole::Primary if record.fenced && force => return self.lift_fence(record, began).await,
             RecordedRole::Primary | RecordedRole::Standalone => {
                 return Err(wrong_state(format!("{name} is primary here"), "promote it at its standby"));
             }
@@ -128,10 +129,12 @@ impl Daemon {
                 let message = format!("{} has recovery point {committed}, this site only {mine}", peer.name);
                 Err(ApiError::new(ErrorCode::WouldLoseData, message).with_hint("promote that one, or accept the loss with --force"))
             }
-            // Whatever keeps it from stepping down: it has fenced itself, or is not primary.
-            Ok(Answer::Refused { message, .. }) if force => unreachable(message),
             Ok(Answer::Refused { code, message }) => {
                 let code = serde_json::from_value(code.into()).unwrap_or(ErrorCode::Internal);
+                // Whatever keeps it from stepping down: it has fenced itself, or is not primary. If it is busy, that is not known.
+                if force && code != ErrorCode::Busy {
+                    return unreachable(message);
+                }
                 let error = ApiError::new(code, format!("{}: {message}", peer.name));
                 Err(if code == ErrorCode::ClientActive { error.with_hint("stop the client, or cut it off with --force") } else { error })
             }
@@ -155,6 +158,8 @@ impl Daemon {
         let (id, lineage) = (volume_id(&record)?, settled.lineage.promoted(generation, settled.epoch));
         let known = Known { replica: None, acked: settled.epoch };
         let site = record.peer.as_ref().map_or("", |peer| &peer.site);
+        // What grew since the recovery point goes with what was written since.
+        tokio::task::block_in_place(|| volume.image.go_back_to(settled.size_bytes)).map_err(io_error)?;
         let mut volumes = self.volumes.lock().await;
         let prepared = EpochNumbers::first_unused(&*volumes.catalogue, id)
             .and_then(|first| volume.intake.restart(first.max(settled.epoch + 1)))
@@ -167,7 +172,7 @@ impl Daemon {
             record.lineage = lineage_records(&lineage);
             record.wanted_generation = None;
             record.granted = None;
-            record.size_bytes = volume.size_bytes();
+            record.size_bytes = settled.size_bytes;
         })?;
         volume.intake.start_logging();
         let record = volumes.get(name)?.record.clone();
@@ -180,6 +185,18 @@ impl Daemon {
         volumes.put_part(name, part);
         volume.gate.reopen();
         Ok(lineage.current().counter)
+    }
+
+    /// The other site was not promoted after all: the operator says so.
+    async fn lift_fence(&self, record: VolumeRecord, began: Instant) -> Outcome<Promotion> {
+        let mut volumes = self.volumes.lock().await;
+        volumes.change(&record.name, |record| record.fenced = false)?;
+        let volume = &volumes.get(&record.name)?.volume;
+        volume.gate.set(GateState::Shut);
+        volume.gate.reopen();
+        let generation = lineage_of(&record.lineage).map_or(0, |lineage| lineage.current().counter);
+        let epoch = volume.intake.tracker().open_epoch();
+        Ok(Promotion { kind: PromotionKind::Failover, epoch, generation, seconds: began.elapsed().as_secs_f64(), lost_bytes: Some(0) })
     }
 
     /// Both sites were primary: this one stays it, in a generation of its own, by which the other one sees that this was decided.
@@ -198,6 +215,9 @@ impl Daemon {
         // From a fence there is no way but through here.
         volume.gate.set(GateState::Shut);
         volumes.restore(name);
+        if !matches!(volumes.get(name)?.part, Part::Primary(_)) {
+            return Err(ApiError::new(ErrorCode::Io, format!("{name} is primary here, but its replication does not start: see the log")));
+        }
         let generation = lineage.current().counter;
         Ok(Promotion { kind: PromotionKind::Failover, epoch, generation, seconds: began.elapsed().as_secs_f64(), lost_bytes: None })
     }

@@ -127,9 +127,8 @@ pub(super) fn status(open: &OpenVolume) -> VolumeStatus {
     }
     if open.record.role == RecordedRole::Primary && open.volume.gate.state() == GateState::Fenced {
         status.state = State::Fenced;
-        status
-            .last_error
-            .get_or_insert("fenced for a promotion by force at the other site; if that one failed, restart blockd here".into());
+        let cure = "fenced: the other site was promoted by force, or was about to be; if it was not, `tern promote --force` here goes on";
+        status.last_error = Some(cure.into());
     }
     status
 }

@@ -128,9 +128,10 @@ impl Volumes {
         let intake = Arc::new(Intake::new(first, Arc::new(image.clone()), log, limits));
         let counters = Arc::new(Counters::load(&*self.catalogue, id).map_err(io_error)?);
         let gate = Gate::new(match record.role {
+            RecordedRole::Stale | RecordedRole::SplitBrain => GateState::Fenced,
+            RecordedRole::Primary if record.fenced => GateState::Fenced,
             RecordedRole::Standalone | RecordedRole::Primary => GateState::Open,
             RecordedRole::Standby => GateState::Shut,
-            RecordedRole::Stale | RecordedRole::SplitBrain => GateState::Fenced,
         });
         let volume = Arc::new(Volume { name: record.name.to_string(), image, gate, intake, clients: Clients::default(), counters });
         let part = match record.role {
@@ -275,7 +276,8 @@ impl Volumes {
 
     /// Changes what is recorded of a volume, durably.
     pub fn change(&mut self, name: &VolumeName, change: impl FnOnce(&mut VolumeRecord)) -> Result<(), ApiError> {
-        let open = self.open.get_mut(name).expect("looked up before");
+        let gone = || ApiError::new(ErrorCode::NotFound, format!("there is no volume {name} here any more"));
+        let open = self.open.get_mut(name).ok_or_else(gone)?;
         let mut record = open.record.clone();
         change(&mut record);
         self.catalogue.put_volume(&record).map_err(io_error)?;

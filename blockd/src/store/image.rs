@@ -211,6 +211,18 @@ impl Image {
         Ok(())
     }
 
+    /// Goes back to `size_bytes`, at which the volume stood at a recovery point: what lies behind it reads as zeroes if it grows again.
+    pub fn go_back_to(&self, size_bytes: u64) -> io::Result<()> {
+        let _growing = self.0.growing.lock().expect("no panic under this lock");
+        let surplus_bytes = self.size_bytes().saturating_sub(size_bytes);
+        if surplus_bytes > 0 {
+            self.punch(size_bytes, surplus_bytes)?;
+            self.sync_data()?;
+            self.0.size_bytes.store(size_bytes, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
     fn takes(&self, content: &[u8]) -> bool {
         (content.as_ptr() as u64).is_multiple_of(self.0.align_bytes)
     }

@@ -55,6 +55,18 @@ impl Gate {
         self.tell();
     }
 
+    /// Shuts an open gate; says whether it is shut now, and not fenced.
+    pub fn shut(&self) -> bool {
+        let (open, shut) = (GateState::Open as u32, GateState::Shut as u32);
+        match self.state.compare_exchange(open, shut, SeqCst, SeqCst) {
+            Ok(_) => {
+                self.tell();
+                true
+            }
+            Err(now) => now == shut,
+        }
+    }
+
     /// Opens a gate that was shut; one that was fenced meanwhile stays so.
     pub fn reopen(&self) {
         let (shut, open) = (GateState::Shut as u32, GateState::Open as u32);
@@ -150,6 +162,7 @@ mod tests {
         assert!(gate.try_enter());
         gate.set(GateState::Fenced);
         gate.reopen();
+        assert!(!gate.shut());
         assert!(gate.exit().is_err() && !gate.try_enter());
     }
 }

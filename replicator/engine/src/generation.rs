@@ -50,7 +50,8 @@ pub struct Generation {
 impl Generation {
     /// Whether its numbers can be counted on from.
     pub fn is_valid(&self) -> bool {
-        self.counter <= MAX_NUMBER && self.branch_epoch <= MAX_NUMBER
+        // One less: whoever is told it may be promoted after it.
+        self.counter < MAX_NUMBER && self.branch_epoch <= MAX_NUMBER
     }
 }
 

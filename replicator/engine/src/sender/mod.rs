@@ -276,6 +276,8 @@ impl Sender {
                 Ok(())
             }
             (Message::Refused(refused), _) => {
+                // A copy that will not have us, and is not merely short of room, is no copy of ours.
+                self.has_point &= refused.reason == Refusal::Storage;
                 self.phase = Phase::Refused(refused);
                 Ok(())
             }
