@@ -8,7 +8,7 @@ use crate::record::{Benchmark, Figure, Record, Target};
 use crate::site::LONG_PATIENCE;
 use crate::workshop::Workshop;
 use anyhow::{Result, ensure};
-use blockd_api::{Promotion, PromotionKind};
+use blockd_api::{Promotion, PromotionKind, Snapshot};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,7 @@ fn run(workshop: &Workshop, record: &mut Record) -> Result<()> {
         pair.create(&["--size", "100G"])?;
         pair.replicate("2s")?;
         Load::start(&pair.primary.nbd(), &burst, LONG_PATIENCE)?.finish()?;
+        pair.primary.tern_within::<Snapshot>(LONG_PATIENCE, &["snapshot", "vm1"])?;
         let volume = pair.wait_in_sync()?;
         ensure!(volume.full_blocks * BLOCK_BYTES >= written_bytes, "only {} blocks were sent", volume.full_blocks);
         Ok(pair)
