@@ -3,14 +3,18 @@
 //! The programs come from `$TERN_BIN_DIR`, where the gate and `make` put it, else from beside the test's own directory.
 
 mod client;
+mod guest;
 mod history;
 mod nbd_client;
+mod qmp;
 mod relay;
 mod site;
 
 pub use client::{client, is_installed, try_client};
+pub use guest::{Guest, guest_parts, guest_script};
 pub use history::History;
 pub use nbd_client::NbdClient;
+pub use qmp::Qmp;
 pub use relay::Relay;
 pub use site::{Pair, Site, program};
 

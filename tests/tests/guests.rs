@@ -2,35 +2,17 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use tern_tests::{Site, client, eventually, is_installed};
+use tern_tests::{Guest, Site, client, eventually, guest_parts, is_installed};
 
-/// Longest that a guest may take, without KVM.
-const GUEST_SECONDS: &str = "120";
-
-fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("guest").join(name)
-}
-
-/// Where the guest's parts lie; `None` if it cannot be made here.
+/// Where the guest's parts lie, if it and what looks at its disk are there.
 fn guest() -> Option<PathBuf> {
-    if !["qemu-system-x86_64", "qemu-img", "debugfs", "e2fsck", "nbdcopy"].iter().all(|program| is_installed(program)) {
-        return None;
-    }
-    let built = Command::new("timeout").arg(GUEST_SECONDS).arg(script("build.sh")).stderr(Stdio::inherit()).output().unwrap();
-    if !built.status.success() {
-        eprintln!("left out: the guest needs Debian's packages, which are not to be had");
-        return None;
-    }
-    Some(PathBuf::from(String::from_utf8(built.stdout).unwrap().trim()))
+    let tools = ["qemu-img", "debugfs", "e2fsck", "nbdcopy"].iter().all(|program| is_installed(program));
+    tools.then(guest_parts).flatten()
 }
 
 /// Boots a guest, and returns what it said until it powered off.
 fn boot(site: &Site, parameters: &str, disk: &[String]) -> String {
-    let run = Command::new("timeout").arg(GUEST_SECONDS).arg(script("run.sh")).arg(parameters).args(disk).stdin(Stdio::null()).output();
-    let run = run.unwrap();
-    let said = String::from_utf8_lossy(&run.stdout).into_owned();
-    assert!(run.status.success() && said.contains("tern: done"), "{said}\n{}", String::from_utf8_lossy(&run.stderr));
+    let said = Guest::boot(parameters, disk).end();
     eventually("the guest is gone", || site.volume()["attached"].as_array().is_some_and(Vec::is_empty));
     said
 }
