@@ -12,10 +12,11 @@ mod tests;
 
 pub use options::{Congestion, LogFormat};
 
+use crate::nbd::{TlsFiles, TlsPolicy};
 use crate::unix_socket::SocketAccess;
 use blockd_api::{DEFAULT_ADMIN_PATH, MAX_SOCKET_PATH_BYTES, Rate, SiteName, Size, Span};
 use clap::Parser;
-use options::{CommandLine, Options, SocketOptions};
+use options::{CommandLine, NbdOptions, Options, SocketOptions};
 use std::{
     ffi::OsString,
     fmt, io,
@@ -85,12 +86,14 @@ impl TransportConfig {
 }
 
 /// NBD clients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NbdConfig {
     /// Most connections at once, over all addresses.
     pub max_connections: usize,
     /// How long a client may take to choose an export.
     pub handshake_timeout: Duration,
+    /// What TCP clients may, or have to, secure their connections with.
+    pub tls: Option<(TlsFiles, TlsPolicy)>,
 }
 
 /// What is insecure and off unless asked for.
@@ -169,6 +172,7 @@ impl Config {
             nbd: NbdConfig {
                 max_connections: connections(options.nbd.max_connections)?,
                 handshake_timeout: within("nbd.handshake_timeout", options.nbd.handshake_timeout, 10_000, 100..=600_000)?,
+                tls: tls(options.nbd)?,
             },
             danger_zone: DangerZone { plain_nbd_anywhere: options.danger_zone.plain_nbd_anywhere.unwrap_or(false) },
         })
@@ -238,6 +242,29 @@ fn connections(given: Option<usize>) -> Result<usize, ConfigError> {
         count if (1..=MOST).contains(&count) => Ok(count),
         count => Err(wrong("nbd.max_connections", format_args!("{count} is out of range: give 1 to {MOST}"))),
     }
+}
+
+/// The files are for their user to read.
+fn tls(given: NbdOptions) -> Result<Option<(TlsFiles, TlsPolicy)>, ConfigError> {
+    let Some(certificate) = given.tls_certificate else {
+        let useless = [
+            ("nbd.tls_key", given.tls_key.is_some()),
+            ("nbd.tls_client_ca", given.tls_client_ca.is_some()),
+            ("nbd.tls_required", given.tls_required == Some(true)),
+        ];
+        return match useless.into_iter().find(|(_, is_given)| *is_given) {
+            Some((key, _)) => Err(wrong(key, "of no use without a certificate: set nbd.tls_certificate, too")),
+            None => Ok(None),
+        };
+    };
+    let key = given.tls_key.ok_or_else(|| wrong("nbd.tls_key", "missing: give the key of nbd.tls_certificate"))?;
+    let files = TlsFiles {
+        certificate: absolute("nbd.tls_certificate", certificate)?,
+        key: absolute("nbd.tls_key", key)?,
+        client_ca: given.tls_client_ca.map(|path| absolute("nbd.tls_client_ca", path)).transpose()?,
+    };
+    let policy = if given.tls_required.unwrap_or(true) { TlsPolicy::Required } else { TlsPolicy::Offered };
+    Ok(Some((files, policy)))
 }
 
 /// Who may open the sockets of exports, and who the admin socket.

@@ -165,6 +165,18 @@ options! {
         /// How long an NBD client may take to choose an export [default: 10s]
         #[arg(long = "nbd-handshake-timeout", value_name = "DURATION")]
         handshake_timeout: Span,
+        /// Certificate of this server in PEM, followed by those up to its authority's; TCP clients may then use TLS [default: no TLS]
+        #[arg(long = "nbd-tls-certificate", value_name = "PATH")]
+        tls_certificate: PathBuf,
+        /// Key of the certificate, in PEM
+        #[arg(long = "nbd-tls-key", value_name = "PATH")]
+        tls_key: PathBuf,
+        /// Authorities, in PEM, of which every TLS client has to show a certificate [default: none is asked for]
+        #[arg(long = "nbd-tls-client-ca", value_name = "PATH")]
+        tls_client_ca: PathBuf,
+        /// Whether TCP clients have to use TLS [default: true, if there is a certificate]
+        #[arg(long = "nbd-tls-required", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+        tls_required: bool,
     }
 }
 

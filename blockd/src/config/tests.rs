@@ -62,11 +62,17 @@ fn a_file_sets_every_key_and_flags_win() {
         [nbd]
         max_connections = 7
         handshake_timeout = "3s"
+        tls_certificate = "/etc/tern/cert.pem"
+        tls_key = "/etc/tern/key.pem"
+        tls_client_ca = "/etc/tern/ca.pem"
+        tls_required = false
         [danger_zone]
         plain_nbd_anywhere = true
     "#;
     let config =
         with_file(file, &["--listen", "[::1]:7001", "--nbd-max-connections", "8", "--danger-zone-plain-nbd-anywhere=false"]).unwrap();
+    let files =
+        TlsFiles { certificate: "/etc/tern/cert.pem".into(), key: "/etc/tern/key.pem".into(), client_ca: Some("/etc/tern/ca.pem".into()) };
     let expected = Config {
         site: "osaka".parse().unwrap(),
         state_dir: "/srv/tern".into(),
@@ -83,7 +89,7 @@ fn a_file_sets_every_key_and_flags_win() {
             bandwidth: "500Mbit".parse().unwrap(),
             round_trip: Duration::from_millis(100),
         },
-        nbd: NbdConfig { max_connections: 8, handshake_timeout: Duration::from_secs(3) },
+        nbd: NbdConfig { max_connections: 8, handshake_timeout: Duration::from_secs(3), tls: Some((files, TlsPolicy::Offered)) },
         danger_zone: DangerZone { plain_nbd_anywhere: false },
     };
     assert_eq!(config, expected);
@@ -137,6 +143,9 @@ fn values_that_make_no_sense_name_the_key_and_the_cure() {
         ("[spill]\nquota = 4096", "spill.quota: 4KiB is too small to work: give 16MiB or more"),
         ("[nbd]\nmax_connections = 0", "nbd.max_connections: 0 is out of range: give 1 to 65536"),
         ("[nbd]\nhandshake_timeout = \"1ms\"", "nbd.handshake_timeout: 1ms is out of range: give 100ms to 10m"),
+        ("[nbd]\ntls_certificate = \"/x\"", "nbd.tls_key: missing: give the key of nbd.tls_certificate"),
+        ("[nbd]\ntls_required = true", "nbd.tls_required: of no use without a certificate: set nbd.tls_certificate, too"),
+        ("[nbd]\ntls_client_ca = \"/x\"", "nbd.tls_client_ca: of no use without a certificate"),
         ("state_dir = \"\"", "state_dir: \"\" is no path"),
     ] {
         let error = error_of(text);

@@ -21,7 +21,7 @@ use crate::admin::{self, AdminSocket};
 use crate::catalogue::RocksCatalogue;
 use crate::config::Config;
 use crate::metrics::{self, Metrics};
-use crate::nbd::{NbdOptions, NbdService, Reach};
+use crate::nbd::{NbdOptions, NbdService, Reach, Tls};
 use crate::vhost_user::{VhostUserOptions, VhostUserService};
 use anyhow::{Context, Result};
 use blockd_api::SiteName;
@@ -55,7 +55,7 @@ pub async fn run(config: Config) -> Result<()> {
     let identity = Identity::load_or_create(state_dir.path())?;
     let cure = || format!("state_dir {}: the catalogue cannot be opened", config.state_dir.display());
     let catalogue = Arc::new(RocksCatalogue::open(&state_dir.catalogue()).with_context(cure)?);
-    let nbd = NbdService::start(nbd_options(&config)).context("nbd: its threads cannot be started")?;
+    let nbd = NbdService::start(nbd_options(&config)?).context("nbd: its threads cannot be started")?;
     let vhost_user = VhostUserService::start(VhostUserOptions { access: config.export_access, threads: VHOST_USER_THREADS });
     let registry = Arc::new(Metrics::default());
     let id = identity.id().to_string();
@@ -105,12 +105,14 @@ pub async fn run(config: Config) -> Result<()> {
     Ok(())
 }
 
-fn nbd_options(config: &Config) -> NbdOptions {
-    NbdOptions {
+fn nbd_options(config: &Config) -> Result<NbdOptions> {
+    let tls = config.nbd.tls.as_ref().map(|(files, policy)| Tls::load(files, *policy)).transpose()?;
+    Ok(NbdOptions {
         max_connections: config.nbd.max_connections,
         handshake_timeout: config.nbd.handshake_timeout,
         access: config.export_access,
         reach: if config.danger_zone.plain_nbd_anywhere { Reach::Anywhere } else { Reach::Loopback },
+        tls,
         threads: NBD_THREADS,
-    }
+    })
 }

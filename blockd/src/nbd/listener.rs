@@ -3,6 +3,7 @@
 use super::exports::ExportTable;
 use super::rings::{Newcomer, Rings};
 use super::service::Reach;
+use super::tls::Tls;
 use crate::unix_socket::{self, SocketAccess, SocketError, SocketFile};
 use blockd_api::NbdAddress;
 use std::io;
@@ -11,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -24,8 +26,8 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 pub enum ExportError {
     /// Other hosts could reach the address.
     #[error(
-        "tcp:{0} can be reached from other hosts, and NBD is neither encrypted nor authenticated: use a unix socket or 127.0.0.1, or set \
-         danger_zone.plain_nbd_anywhere"
+        "tcp:{0} can be reached from other hosts, and NBD by itself is neither encrypted nor authenticated: set nbd.tls_certificate, \
+         nbd.tls_key and nbd.tls_client_ca, or use a unix socket or 127.0.0.1"
     )]
     Exposed(SocketAddr),
     /// There is one of that name.
@@ -71,6 +73,7 @@ impl Listener {
         address: &NbdAddress,
         access: SocketAccess,
         reach: Reach,
+        tls: Option<&Tls>,
         rings: Arc<Rings>,
     ) -> Result<(NbdAddress, Self), ExportError> {
         let (socket, address, file) = match address {
@@ -81,7 +84,8 @@ impl Listener {
                 (Socket::Unix(UnixListener::from_std(socket).map_err(failed)?), address.clone(), Some(file))
             }
             NbdAddress::Tcp(address) => {
-                if reach == Reach::Loopback && !address.ip().is_loopback() {
+                let checked = reach == Reach::Anywhere || tls.is_some_and(Tls::authenticates);
+                if !checked && !address.ip().is_loopback() {
                     return Err(ExportError::Exposed(*address));
                 }
                 let failed = |source| ExportError::Tcp { address: *address, source };
@@ -93,7 +97,9 @@ impl Listener {
         };
         let table = Arc::new(ExportTable::new(address.clone()));
         let (stop, stopped) = watch::channel(());
-        let accepting = tokio::spawn(accept(socket, table.clone(), rings, stopped));
+        // Whoever can open a unix socket is on this host, and let in by its mode.
+        let tls = tls.filter(|_| matches!(address, NbdAddress::Tcp(_))).map(|tls| (tls.clone(), Handle::current()));
+        let accepting = tokio::spawn(accept(socket, table.clone(), tls, rings, stopped));
         Ok((address, Self { table, stop, accepting, file }))
     }
 
@@ -108,7 +114,7 @@ impl Listener {
     }
 }
 
-async fn accept(socket: Socket, table: Arc<ExportTable>, rings: Arc<Rings>, mut stopped: watch::Receiver<()>) {
+async fn accept(socket: Socket, table: Arc<ExportTable>, tls: Option<(Tls, Handle)>, rings: Arc<Rings>, mut stopped: watch::Receiver<()>) {
     loop {
         let accepted = tokio::select! {
             _ = stopped.changed() => return,
@@ -117,7 +123,7 @@ async fn accept(socket: Socket, table: Arc<ExportTable>, rings: Arc<Rings>, mut 
         let result = accepted.and_then(|stream| {
             // A ring waits by itself; with a socket that does not block it would only be told so.
             rustix::io::ioctl_fionbio(&stream, false)?;
-            rings.welcome(Newcomer::new(stream, table.clone()));
+            rings.welcome(Newcomer::new(stream, table.clone(), tls.clone()));
             Ok(())
         });
         if let Err(error) = result {

@@ -2,7 +2,9 @@
 
 use super::connection;
 use super::exports::{ConnectionId, ExportTable};
+use super::handshake::Security;
 use super::log_limit::LogLimit;
+use super::tls::{Tls, TlsPolicy};
 use crate::store::BufferPool;
 use std::cell::RefCell;
 use std::io;
@@ -12,6 +14,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
@@ -30,12 +33,23 @@ pub(super) struct Newcomer {
     /// To hang up with; the ring has a descriptor of its own.
     pub(super) socket: Arc<OwnedFd>,
     pub(super) table: Arc<ExportTable>,
+    /// What it may secure the connection with, and where that runs.
+    pub(super) tls: Option<(Tls, Handle)>,
 }
 
 impl Newcomer {
-    pub(super) fn new(socket: OwnedFd, table: Arc<ExportTable>) -> Self {
+    pub(super) fn new(socket: OwnedFd, table: Arc<ExportTable>, tls: Option<(Tls, Handle)>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        Self { id: NEXT.fetch_add(1, Relaxed), socket: Arc::new(socket), table }
+        Self { id: NEXT.fetch_add(1, Relaxed), socket: Arc::new(socket), table, tls }
+    }
+
+    /// What TLS is to it at first.
+    pub(super) fn security(&self) -> Security {
+        match self.tls.as_ref().map(|(tls, _)| tls.policy) {
+            None => Security::Plain,
+            Some(TlsPolicy::Offered) => Security::Offered,
+            Some(TlsPolicy::Required) => Security::Required,
+        }
     }
 }
 

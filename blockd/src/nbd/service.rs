@@ -3,6 +3,7 @@
 use super::exports::{ExportTable, Served, Which};
 use super::listener::{ExportError, Listener};
 use super::rings::Rings;
+use super::tls::Tls;
 use crate::metrics::VolumeMetrics;
 use crate::unix_socket::SocketAccess;
 use crate::volume::Volume;
@@ -28,7 +29,7 @@ pub enum Reach {
 }
 
 /// What the service can be told.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct NbdOptions {
     /// Most connections at once, over all addresses.
     pub max_connections: usize,
@@ -38,6 +39,8 @@ pub struct NbdOptions {
     pub access: SocketAccess,
     /// Where TCP sockets may listen.
     pub reach: Reach,
+    /// What TCP clients may, or have to, secure their connections with.
+    pub tls: Option<Tls>,
     /// Threads that serve connections.
     pub threads: usize,
 }
@@ -81,7 +84,8 @@ impl NbdService {
                 false => Err(ExportError::Exists { name, address: address.clone() }),
             };
         }
-        let (bound, listener) = Listener::bind(address, self.options.access, self.options.reach, self.rings.clone())?;
+        let (bound, listener) =
+            Listener::bind(address, self.options.access, self.options.reach, self.options.tls.as_ref(), self.rings.clone())?;
         listener.table.add(served);
         state.listeners.insert(bound.clone(), listener);
         Ok(bound)

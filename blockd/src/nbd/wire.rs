@@ -57,6 +57,8 @@ pub mod option_reply {
     pub const ERR_UNSUP: u32 = 0x8000_0001;
     /// Malformed, or at the wrong time.
     pub const ERR_INVALID: u32 = 0x8000_0003;
+    /// Not without TLS.
+    pub const ERR_TLS_REQD: u32 = 0x8000_0005;
     /// No such export.
     pub const ERR_UNKNOWN: u32 = 0x8000_0006;
     /// Too large.

@@ -5,3 +5,4 @@ mod hostile;
 mod lifecycle;
 mod raw;
 mod site;
+mod tls;

@@ -1,7 +1,9 @@
 //! A client that says exactly what a test wants, right or wrong.
 
-use blockd::nbd::wire::{NBD_MAGIC, OPTION_MAGIC, REQUEST_MAGIC, SIMPLE_REPLY_MAGIC, option};
+use blockd::nbd::wire::{NBD_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, REQUEST_MAGIC, SIMPLE_REPLY_MAGIC, option};
 use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -21,13 +23,26 @@ impl Raw {
         Self(stream)
     }
 
+    /// Connects over TCP and says nothing.
+    pub fn connect_tcp(address: SocketAddr) -> Self {
+        let stream = UnixStream::from(OwnedFd::from(TcpStream::connect(address).unwrap()));
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Self(stream)
+    }
+
     /// Connects, reads the greeting and answers it.
     pub fn greet(path: &Path) -> Self {
-        let mut client = Self::connect(path);
+        Self::connect(path).greeted()
+    }
+
+    /// Reads the greeting and answers it.
+    pub fn greeted(mut self) -> Self {
+        let client = &mut self;
         let greeting = client.receive(18).unwrap();
         assert_eq!(greeting[..16], [NBD_MAGIC.to_be_bytes(), OPTION_MAGIC.to_be_bytes()].concat());
         client.send(&3_u32.to_be_bytes());
-        client
+        self
     }
 
     /// Connects and chooses the default export; replies are simple.
@@ -51,6 +66,14 @@ impl Raw {
     /// Sends an option that announces `len_bytes`, and `data`.
     pub fn option(&mut self, option: u32, len_bytes: u32, data: &[u8]) {
         self.send(&[&OPTION_MAGIC.to_be_bytes()[..], &option.to_be_bytes(), &len_bytes.to_be_bytes(), data].concat());
+    }
+
+    /// Reads a reply to an option: its type and data.
+    pub fn option_reply(&mut self) -> (u32, Vec<u8>) {
+        let head = self.receive(20).unwrap();
+        assert_eq!(head[..8], OPTION_REPLY_MAGIC.to_be_bytes());
+        let [kind, len] = [12, 16].map(|at| u32::from_be_bytes(head[at..at + 4].try_into().unwrap()));
+        (kind, self.receive(len as usize).unwrap())
     }
 
     /// Sends a request.

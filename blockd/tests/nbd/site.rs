@@ -98,6 +98,7 @@ impl Site {
             handshake_timeout: Duration::from_secs(10),
             access: SocketAccess { mode: 0o660, ..SocketAccess::PRIVATE },
             reach: Reach::Loopback,
+            tls: None,
             threads: 2,
         };
         change(&mut options);

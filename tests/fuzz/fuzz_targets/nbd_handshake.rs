@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use tern_fuzz::Bytes;
-use tern_fuzz::nbd::handshake::{ExportInfo, Exports, Handshake, MAX_OPTION_BYTES, Progress};
+use tern_fuzz::nbd::handshake::{ExportInfo, Exports, Handshake, MAX_OPTION_BYTES, Progress, Replies, Security};
 use tern_fuzz::nbd::wire;
 use tern_fuzz::request::Access;
 
@@ -44,12 +44,17 @@ fn next_input(bytes: &mut Bytes<'_>, wanted: usize) -> Vec<u8> {
 fuzz_target!(|data: &[u8]| {
     let mut bytes = Bytes(data);
     let exports = Names(["a", "b", "a name with spaces"][..1 + usize::from(bytes.u8() % 3)].to_vec());
-    let mut handshake = Handshake::new();
+    let security = [Security::Plain, Security::Offered, Security::Required][usize::from(bytes.u8() % 3)];
+    let mut handshake = Handshake::with(security);
+    let mut is_secured = false;
+    // What was said since TLS began, if it did: nothing from before counts.
+    let mut structured = false;
     handshake.take_output();
     while !bytes.0.is_empty() {
         let wanted = handshake.wanted_bytes();
         assert!(wanted <= MAX_OPTION_BYTES as usize);
         let input = next_input(&mut bytes, wanted);
+        structured |= input.starts_with(&wire::OPTION_MAGIC.to_be_bytes()) && input[11] == wire::option::STRUCTURED_REPLY as u8;
         let progress = handshake.handle_input(&input, &exports);
         assert!(handshake.take_output().len() <= 4096, "an answer to one option is short");
         match progress {
@@ -57,7 +62,13 @@ fuzz_target!(|data: &[u8]| {
             Ok(Progress::Agreed(agreement)) => {
                 assert!(exports.0.contains(&&agreement.export[..]));
                 assert_eq!(handshake.wanted_bytes(), 0);
+                assert!(is_secured || security != Security::Required, "no export without TLS");
+                assert!(structured || agreement.replies == Replies::Simple, "nothing from before TLS counts");
                 return;
+            }
+            Ok(Progress::StartTls) => {
+                assert!(!is_secured && security != Security::Plain);
+                (handshake, is_secured, structured) = (handshake.secured(), true, false);
             }
             Ok(Progress::Left) | Err(_) => return assert_eq!(handshake.wanted_bytes(), 0),
         }

@@ -69,6 +69,11 @@ impl Input {
         &self.buffer[start..start + len_bytes]
     }
 
+    /// Whether something was received that nobody asked for yet.
+    pub(super) fn has_more(&self) -> bool {
+        !self.filled.is_empty()
+    }
+
     /// Receives the data of a request into its place.
     pub(super) async fn receive(&mut self, (mut buf, data): (AlignedBuf, Range<usize>)) -> Result<(AlignedBuf, Range<usize>), InputError> {
         let mut at = data.start;

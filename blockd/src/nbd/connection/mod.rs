@@ -16,6 +16,7 @@ use super::exports::Served;
 use super::handshake::{Agreement, Handshake, HandshakeError, Progress};
 use super::rings::{Newcomer, Ring, Shared};
 use super::transmission::{self, Command, Failure, Fault, HEADER_BYTES, Order, Plan, Session};
+use super::tunnel::Tunnel;
 use crate::metrics::RequestOp;
 use crate::request::{Access, Op, Request};
 use crate::store::AlignedBuf;
@@ -48,6 +49,13 @@ enum Ended {
     Fault(#[from] Fault),
     #[error(transparent)]
     Input(#[from] InputError),
+    /// CVE-2021-3716: it would be taken for something that came in TLS.
+    #[error("the client sent something between STARTTLS and TLS")]
+    Injected,
+    #[error("TLS: {0}")]
+    Tls(rustls::Error),
+    #[error("TLS cannot begin: {0}")]
+    Tunnel(io::Error),
     #[error("the volume cannot be used: {0}")]
     Volume(io::Error),
 }
@@ -64,23 +72,42 @@ struct Connection {
 /// Data of a write, and where it lies in the buffer.
 type Payload = (AlignedBuf, Range<usize>);
 
+/// Where a client is heard.
+struct Line {
+    stream: Rc<UnixStream>,
+    input: Input,
+    /// What secures it.
+    tunnel: Option<Tunnel>,
+}
+
 /// Serves a client until the connection is over.
 pub(super) async fn serve(newcomer: Newcomer, stream: OwnedFd, ring: Rc<Ring>) {
-    // The type of the socket makes no difference to what is done with it.
-    let stream = Rc::new(UnixStream::from_std(stream.into()));
     let shared = ring.shared.clone();
-    let mut input = Input::new(stream.clone());
-    let result = async {
-        let greeting = greet(&mut input, &stream, &newcomer.table);
-        let greeted = or_hang_up(&stream, shared.handshake_timeout, greeting).await;
-        let Some(agreement) = greeted.unwrap_or(Err(Ended::Deadline))? else { return Ok(()) };
-        // It may be gone since it was agreed on: then so is the client's reason to be here.
-        let Some(served) = newcomer.table.choose(newcomer.id, &agreement.export) else { return Ok(()) };
-        transmit(&mut input, &newcomer, stream, ring, served, &agreement).await
-    };
-    if let Err(reason) = result.await {
+    let mut line = Line::new(stream);
+    let mut result = converse(&mut line, &newcomer, ring).await;
+    let tunnel = line.tunnel.take();
+    drop(line);
+    if let Some(mut tunnel) = tunnel {
+        let secured = within(FAREWELL, || hang_up(&newcomer), tunnel.ended()).await;
+        result = result.and(secured.unwrap_or(Ok(())).map_err(Ended::Tls));
+    }
+    if let Err(reason) = result {
         report(&shared, &newcomer, &reason);
     }
+}
+
+async fn converse(line: &mut Line, newcomer: &Newcomer, ring: Rc<Ring>) -> Result<(), Ended> {
+    let limit = ring.shared.handshake_timeout;
+    let greeted = within(limit, || hang_up(newcomer), line.greet(newcomer)).await;
+    let Some(agreement) = greeted.unwrap_or(Err(Ended::Deadline))? else { return Ok(()) };
+    // It may be gone since it was agreed on: then so is the client's reason to be here.
+    let Some(served) = newcomer.table.choose(newcomer.id, &agreement.export) else { return Ok(()) };
+    transmit(&mut line.input, newcomer, line.stream.clone(), ring, served, &agreement).await
+}
+
+/// Ends whatever waits for the client, the tunnel too.
+fn hang_up(newcomer: &Newcomer) {
+    let _ = rustix::net::shutdown(&newcomer.socket, rustix::net::Shutdown::Both);
 }
 
 fn report(shared: &Shared, client: &Newcomer, reason: &Ended) {
@@ -92,32 +119,61 @@ fn report(shared: &Shared, client: &Newcomer, reason: &Ended) {
 
 /// Completes the operation; after `limit` the socket is shut down, so that it ends soon, and its result does not count.
 async fn or_hang_up<T>(stream: &UnixStream, limit: Duration, operation: impl Future<Output = T>) -> Option<T> {
+    within(limit, || drop(stream.shutdown(Shutdown::Both)), operation).await
+}
+
+/// Completes the operation; after `limit` it is made to end, and its result does not count.
+async fn within<T>(limit: Duration, make_end: impl FnOnce(), operation: impl Future<Output = T>) -> Option<T> {
     let mut operation = pin!(operation);
     tokio::select! {
         biased;
         result = &mut operation => return Some(result),
         () = tokio::time::sleep(limit) => {}
     }
-    let _ = stream.shutdown(Shutdown::Both);
+    make_end();
     operation.await;
     None
 }
 
-/// The handshake; `None` if the client has left.
-async fn greet(input: &mut Input, stream: &UnixStream, exports: &super::exports::ExportTable) -> Result<Option<Agreement>, Ended> {
-    let mut handshake = Handshake::new();
-    let mut progress = Ok(Progress::More);
-    loop {
-        let sent = stream.write_all(handshake.take_output()).await.0;
-        match progress? {
-            Progress::More => {}
-            Progress::Agreed(agreement) => return Ok(sent.is_ok().then_some(agreement)),
-            Progress::Left => return Ok(None),
+impl Line {
+    fn new(socket: OwnedFd) -> Self {
+        // The type of the socket makes no difference to what is done with it.
+        let stream = Rc::new(UnixStream::from_std(socket.into()));
+        Self { input: Input::new(stream.clone()), stream, tunnel: None }
+    }
+
+    /// The handshake; `None` if the client has left.
+    async fn greet(&mut self, newcomer: &Newcomer) -> Result<Option<Agreement>, Ended> {
+        let mut handshake = Handshake::with(newcomer.security());
+        let mut progress = Ok(Progress::More);
+        loop {
+            let sent = self.stream.write_all(handshake.take_output()).await.0;
+            match progress? {
+                Progress::More => {}
+                Progress::Agreed(agreement) => return Ok(sent.is_ok().then_some(agreement)),
+                Progress::Left => return Ok(None),
+                Progress::StartTls => {
+                    self.secure(newcomer)?;
+                    handshake = handshake.secured();
+                }
+            }
+            if sent.is_err() || !self.input.fill(handshake.wanted_bytes()).await? {
+                return Ok(None);
+            }
+            progress = handshake.handle_input(self.input.take(handshake.wanted_bytes()), &*newcomer.table);
         }
-        if sent.is_err() || !input.fill(handshake.wanted_bytes()).await? {
-            return Ok(None);
+    }
+
+    /// From now on the client is at the other end of a tunnel. Nothing that it has sent before is left.
+    fn secure(&mut self, newcomer: &Newcomer) -> Result<(), Ended> {
+        let Some((tls, runtime)) = &newcomer.tls else { return Err(Ended::Tunnel(io::ErrorKind::Unsupported.into())) };
+        if self.input.has_more() {
+            return Err(Ended::Injected);
         }
-        progress = handshake.handle_input(input.take(handshake.wanted_bytes()), exports);
+        let begin = || Tunnel::begin(tls, runtime, newcomer.socket.try_clone()?);
+        let (tunnel, socket) = begin().map_err(Ended::Tunnel)?;
+        *self = Self { tunnel: Some(tunnel), ..Self::new(socket) };
+        Ok(())
     }
 }
 

@@ -46,6 +46,10 @@ impl Answers {
         self.reply(option, option_reply::ERR_INVALID, &[why.as_bytes()]);
     }
 
+    pub(super) fn tls_required(&mut self, option: u32) {
+        self.reply(option, option_reply::ERR_TLS_REQD, &[b"begin with STARTTLS"]);
+    }
+
     pub(super) fn unknown(&mut self, option: u32) {
         self.reply(option, option_reply::ERR_UNKNOWN, &[b"no export of that name"]);
     }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   greeting ──► flags ──► option ⇄ answers ──► GO, EXPORT_NAME ──► transmission
-//!                                          └──► ABORT, nonsense, a limit ──► end
+//!                            ▲             ├──► ABORT, nonsense, a limit ──► end
+//!                            └─ everything forgotten ◄── TLS ◄── STARTTLS
 //! ```
 //!
 //! The caller sends what [`Handshake::take_output`] gives, reads exactly [`Handshake::wanted_bytes`], hands them to
@@ -68,6 +69,20 @@ pub enum Contexts {
     Allocation,
 }
 
+/// What TLS is to a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Security {
+    /// Not to be had.
+    #[default]
+    Plain,
+    /// The client may ask for it.
+    Offered,
+    /// The client has to ask for it before anything else.
+    Required,
+    /// In use.
+    Secured,
+}
+
 /// What both sides have agreed on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Agreement {
@@ -86,6 +101,9 @@ pub enum Progress {
     More,
     /// Send the output; transmission begins.
     Agreed(Agreement),
+    /// Send the output; TLS begins, and the handshake goes on in it with [`Handshake::secured`]. Whatever the client has sent beyond what was
+    /// wanted is an attack.
+    StartTls,
     /// Send the output and close: the client wants to leave.
     Left,
 }
@@ -108,6 +126,9 @@ pub enum HandshakeError {
     /// `EXPORT_NAME` has no other way to say no.
     #[error("no export of that name")]
     NoSuchExport,
+    /// Nor has it here.
+    #[error("the client wants an export without TLS")]
+    TlsRequired,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -125,6 +146,7 @@ pub struct Handshake {
     output: Answers,
     no_zeroes: bool,
     options: u32,
+    security: Security,
     replies: Replies,
     /// The export, by its canonical name, for which `base:allocation` was chosen.
     allocation_of: Option<String>,
@@ -137,13 +159,24 @@ impl Default for Handshake {
 }
 
 impl Handshake {
-    /// A handshake whose output is the greeting.
+    /// A handshake without TLS, whose output is the greeting.
     pub fn new() -> Self {
+        Self::with(Security::Plain)
+    }
+
+    /// A handshake whose output is the greeting.
+    pub fn with(security: Security) -> Self {
         let mut output = Answers::default();
         output.put_u64(NBD_MAGIC);
         output.put_u64(OPTION_MAGIC);
         output.put_u16(handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES);
-        Self { state: State::Flags, output, no_zeroes: false, options: 0, replies: Replies::Simple, allocation_of: None }
+        Self { state: State::Flags, output, no_zeroes: false, options: 0, security, replies: Replies::Simple, allocation_of: None }
+    }
+
+    /// The handshake goes on in TLS. Of what was said before, only the flags are left, and the count of options, which is a limit.
+    pub fn secured(self) -> Self {
+        let begun = Self { state: State::OptionHeader, output: Answers::default(), ..Self::with(Security::Secured) };
+        Self { no_zeroes: self.no_zeroes, options: self.options, ..begun }
     }
 
     /// Bytes to be sent, if any.

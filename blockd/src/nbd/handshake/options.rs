@@ -1,6 +1,8 @@
 //! What each option does.
 
-use super::{Agreement, Contexts, ExportInfo, Exports, Handshake, HandshakeError, MAX_LISTED_EXPORTS, MAX_NAME_BYTES, Progress, Replies};
+use super::{
+    Agreement, Contexts, ExportInfo, Exports, Handshake, HandshakeError, MAX_LISTED_EXPORTS, MAX_NAME_BYTES, Progress, Replies, Security,
+};
 use crate::nbd::wire::{BASE_ALLOCATION, BASE_ALLOCATION_ID, info, option, take_bytes, take_u16, take_u32};
 
 /// Queries that match `base:allocation` when contexts are listed.
@@ -20,7 +22,11 @@ struct Queries<'a> {
 
 impl Handshake {
     pub(super) fn handle_option(&mut self, option: u32, data: &[u8], exports: &dyn Exports) -> Result<Progress, HandshakeError> {
+        if self.security == Security::Required && !matches!(option, option::STARTTLS | option::ABORT) {
+            return self.insist(option);
+        }
         match option {
+            option::STARTTLS => return Ok(self.handle_starttls(data)),
             option::EXPORT_NAME => return self.handle_export_name(data, exports),
             option::ABORT => {
                 self.output.ack(option);
@@ -44,6 +50,29 @@ impl Handshake {
             _ => self.output.unsupported(option),
         }
         Ok(Progress::More)
+    }
+
+    /// Refuses what comes without TLS.
+    fn insist(&mut self, option: u32) -> Result<Progress, HandshakeError> {
+        if option == option::EXPORT_NAME {
+            return Err(HandshakeError::TlsRequired);
+        }
+        self.output.tls_required(option);
+        Ok(Progress::More)
+    }
+
+    fn handle_starttls(&mut self, data: &[u8]) -> Progress {
+        let option = option::STARTTLS;
+        match self.security {
+            Security::Plain => self.output.unsupported(option),
+            Security::Secured => self.output.invalid(option, "TLS is in use already"),
+            _ if !data.is_empty() => self.output.invalid(option, "STARTTLS takes no data"),
+            Security::Offered | Security::Required => {
+                self.output.ack(option);
+                return Progress::StartTls;
+            }
+        }
+        Progress::More
     }
 
     fn handle_export_name(&mut self, name: &[u8], exports: &dyn Exports) -> Result<Progress, HandshakeError> {

@@ -29,7 +29,11 @@ fn exports(names: &[&str]) -> Fixed {
 
 /// A client that has read the greeting and sent `flags`.
 fn after_flags(flags: u32) -> Handshake {
-    let mut handshake = Handshake::new();
+    after_flags_with(flags, Security::Plain)
+}
+
+fn after_flags_with(flags: u32, security: Security) -> Handshake {
+    let mut handshake = Handshake::with(security);
     assert_eq!(handshake.take_output(), b"NBDMAGICIHAVEOPT\x00\x03");
     assert_eq!(handshake.handle_input(&flags.to_be_bytes(), &exports(&[])), Ok(Progress::More));
     handshake
@@ -164,6 +168,59 @@ fn unknown_options_are_refused_and_abort_is_answered() {
         assert_eq!(types(&send(&mut handshake, &exports, unknown, b"whatever").1), [option_reply::ERR_UNSUP]);
     }
     assert_eq!(send(&mut handshake, &exports, option::ABORT, &[]), (Ok(Progress::Left), vec![(option_reply::ACK, vec![])]));
+}
+
+/// Lesson: with TLS required nothing else is answered.
+#[test]
+fn with_tls_required_nothing_else_is_answered() {
+    let exports = exports(&["a"]);
+    let mut handshake = after_flags_with(3, Security::Required);
+    let go = go_data("a", &[]);
+    for (option, data) in [
+        (option::LIST, &[][..]),
+        (option::INFO, &go),
+        (option::GO, &go),
+        (option::STRUCTURED_REPLY, &[]),
+        (option::LIST_META_CONTEXT, &contexts_data("a", &[])),
+        (option::SET_META_CONTEXT, &contexts_data("a", &["base:allocation"])),
+        (99, b"whatever"),
+    ] {
+        let (progress, replies) = send(&mut handshake, &exports, option, data);
+        assert_eq!((progress, types(&replies)), (Ok(Progress::More), vec![option_reply::ERR_TLS_REQD]), "{option}");
+    }
+    assert_eq!(types(&send(&mut handshake, &exports, option::STARTTLS, &[0]).1), [option_reply::ERR_INVALID], "it takes no data");
+    assert_eq!(send(&mut handshake, &exports, option::STARTTLS, &[]), (Ok(Progress::StartTls), vec![(option_reply::ACK, vec![])]));
+    for option in [option::ABORT, option::EXPORT_NAME] {
+        let expected = if option == option::ABORT { Ok(Progress::Left) } else { Err(HandshakeError::TlsRequired) };
+        assert_eq!(send(&mut after_flags_with(3, Security::Required), &exports, option, b"").0, expected);
+    }
+}
+
+/// Lesson: state kept across STARTTLS (CVE-2021-3716).
+#[test]
+fn tls_resets_all_that_was_agreed_before() {
+    let exports = exports(&["a"]);
+    let mut handshake = after_flags_with(3, Security::Offered);
+    let _ = send(&mut handshake, &exports, option::STRUCTURED_REPLY, &[]);
+    let _ = send(&mut handshake, &exports, option::SET_META_CONTEXT, &contexts_data("a", &["base:allocation"]));
+    assert_eq!(send(&mut handshake, &exports, option::STARTTLS, &[]).0, Ok(Progress::StartTls));
+    let mut handshake = handshake.secured();
+    assert_eq!((handshake.take_output(), handshake.wanted_bytes()), (vec![], 16), "no second greeting: options go on");
+    assert_eq!(types(&send(&mut handshake, &exports, option::STARTTLS, &[]).1), [option_reply::ERR_INVALID], "never twice");
+    let (progress, _) = send(&mut handshake, &exports, option::GO, &go_data("a", &[]));
+    let agreement = Agreement { export: "a".into(), replies: Replies::Simple, contexts: Contexts::None };
+    assert_eq!(progress, Ok(Progress::Agreed(agreement)));
+}
+
+#[test]
+fn tls_does_not_begin_the_count_of_options_anew() {
+    let exports = exports(&["a"]);
+    let mut handshake = after_flags_with(3, Security::Offered);
+    for _ in 1..MAX_OPTIONS {
+        let _ = send(&mut handshake, &exports, 99, &[]);
+    }
+    assert_eq!(send(&mut handshake, &exports, option::STARTTLS, &[]).0, Ok(Progress::StartTls));
+    assert_eq!(handshake.secured().handle_input(&header(99, 0), &exports), Err(HandshakeError::TooManyOptions));
 }
 
 /// CVE-2017-15118, CVE-2020-10761, CVE-2022-26495: lengths used before they are checked.
