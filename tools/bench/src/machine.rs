@@ -39,6 +39,16 @@ pub fn kib(path: &str, name: &str) -> Result<u64> {
     value.trim_end_matches(" kB").parse().with_context(|| format!("{path}: {name}: {value:?} is no number of kB"))
 }
 
+/// CPU time that a process has used, all its threads and those that are gone included.
+pub fn cpu_seconds(process: u32) -> Result<f64> {
+    let path = format!("/proc/{process}/stat");
+    let text = read(&path)?;
+    // After the name, which may hold anything, `utime` and `stime` are fields 12 and 13: see proc_pid_stat(5).
+    let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>();
+    Ok(ticks.with_context(|| format!("{path} has no CPU time"))? as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
 /// A field of a `/proc` file of lines `NAME: VALUE`.
 pub fn field(path: &str, name: &str) -> Result<String> {
     let text = read(path)?;

@@ -1,11 +1,13 @@
 //! `bench`: measures what a user would see, with the programs that a user would run.
 //!
-//! A benchmark ([`replication`]) starts `blockd` at two sites ([`site`], [`pair`]), operates them with `tern --json`, and puts `wanem`
-//! between them or `fio` on top ([`load`]). Each repeats its rounds into a [`record`]; what comes out is [`report`]'s. The programs come
-//! from `$TERN_BIN_DIR`, else from beside this one. Nothing here looks into a daemon in a way that an operator could not.
+//! A benchmark of [`replication`] starts `blockd` at two sites ([`site`], [`pair`]), operates them with `tern --json`, and puts `wanem`
+//! between them or `fio` on top ([`load`]); one of [`local`] has `blockd` and others' servers take turns on one disk. Each repeats its
+//! rounds into a [`record`]; what comes out is [`report`]'s. The programs come from `$TERN_BIN_DIR`, else from beside this one. Nothing
+//! here looks into a daemon in a way that an operator could not.
 
 mod cpus;
 mod load;
+mod local;
 mod machine;
 mod pair;
 mod program;
@@ -27,7 +29,7 @@ use workshop::{Options, Workshop};
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
-    /// Benchmarks, or `replication` for all of that group.
+    /// Benchmarks, or `replication` or `local` for all of that group.
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     #[command(flatten)]
@@ -36,6 +38,8 @@ struct Cli {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
+
+const GROUPS: [(&str, &[Benchmark]); 2] = [(replication::GROUP, replication::BENCHMARKS), (local::GROUP, local::BENCHMARKS)];
 
 fn main() -> ExitCode {
     match run(&Cli::parse()) {
@@ -49,7 +53,7 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<ExitCode> {
     if cli.names.is_empty() {
-        print!("{}", report::list(replication::GROUP, replication::BENCHMARKS));
+        GROUPS.iter().for_each(|(group, benchmarks)| print!("{}", report::list(group, benchmarks)));
         return Ok(ExitCode::SUCCESS);
     }
     let chosen = choose(&cli.names)?;
@@ -78,10 +82,12 @@ fn run(cli: &Cli) -> Result<ExitCode> {
 fn choose(names: &[String]) -> Result<Vec<&'static Benchmark>> {
     let mut chosen = Vec::new();
     for name in names {
-        match replication::BENCHMARKS.iter().find(|benchmark| benchmark.name == name) {
-            Some(benchmark) => chosen.push(benchmark),
-            None if name == replication::GROUP => chosen.extend(replication::BENCHMARKS),
-            None => bail!("there is no benchmark {name}: without a name, `bench` lists them"),
+        let one = GROUPS.iter().flat_map(|(_, benchmarks)| *benchmarks).find(|benchmark| benchmark.name == name);
+        let group = GROUPS.iter().find(|(group, _)| group == name);
+        match (one, group) {
+            (Some(benchmark), _) => chosen.push(benchmark),
+            (None, Some((_, benchmarks))) => chosen.extend(*benchmarks),
+            (None, None) => bail!("there is no benchmark {name}: without a name, `bench` lists them"),
         }
     }
     Ok(chosen)

@@ -41,7 +41,7 @@ pub fn here() -> Command {
 }
 
 /// An address that only this process uses: a free port may be taken by another test before the daemon has it.
-fn loopback(host: u8) -> SocketAddr {
+pub fn loopback(host: u8) -> SocketAddr {
     let [.., high, low] = std::process::id().to_be_bytes();
     SocketAddr::from(([127, high, low, host], LOOPBACK_PORT))
 }

@@ -37,7 +37,8 @@ pub fn output(command: &mut Command) -> Result<String> {
     String::from_utf8(run.stdout).with_context(|| format!("{} wrote no text", name()))
 }
 
-fn command_line(command: &Command) -> String {
+/// As a shell would show it.
+pub fn command_line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
 }

@@ -9,7 +9,7 @@ const HEADINGS: [&str; 7] = ["benchmark", "what", "median", "spread", "at least"
 
 /// What can be measured.
 pub fn list(group: &str, benchmarks: &[Benchmark]) -> String {
-    let line = |name: &str, about: &str| format!("{name:<12} {about}\n");
+    let line = |name: &str, about: &str| format!("{name:<24} {about}\n");
     let all = line(group, "all of the following");
     benchmarks.iter().fold(all, |text, benchmark| text + &line(benchmark.name, benchmark.about))
 }

@@ -76,7 +76,7 @@ impl Site {
 
     /// The socket of the export `vm1`.
     pub fn nbd(&self) -> PathBuf {
-        self.place.sockets.join(format!("{}.nbd", self.place.name))
+        self.socket("nbd")
     }
 
     /// Runs `tern --json` for something that happens at once.
@@ -87,7 +87,7 @@ impl Site {
     /// Runs `tern --json`.
     pub fn tern_within<T: DeserializeOwned>(&self, limit: Duration, arguments: &[&str]) -> Result<T> {
         let mut tern = program::bounded(limit, program::ours("tern")?);
-        tern.args(["--json", "--admin"]).arg(self.place.sockets.join(format!("{}.admin", self.place.name))).args(arguments);
+        tern.args(["--json", "--admin"]).arg(self.socket("admin")).args(arguments);
         let answer = program::output(&mut tern).with_context(|| format!("{}; its log: {}", self.place.name, self.log()))?;
         serde_json::from_str(&answer).with_context(|| format!("tern {arguments:?} answered {answer}"))
     }
@@ -112,6 +112,16 @@ impl Site {
             sleep(POLL);
         }
         Ok(())
+    }
+
+    /// The daemon's process.
+    pub fn process(&self) -> u32 {
+        self.daemon.id()
+    }
+
+    /// A socket of the site's own.
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.place.sockets.join(format!("{}.{name}", self.place.name))
     }
 
     /// What the daemon holds.

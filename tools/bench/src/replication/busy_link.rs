@@ -71,7 +71,7 @@ impl Turns {
 
     /// Writes a second without replication.
     fn plain(&self) -> Result<f64> {
-        Ok(self.load()?.finish()?.iops)
+        Ok(self.load()?.finish()?.write.iops)
     }
 
     /// Writes a second with replication, and how busy the link was meanwhile.
@@ -81,7 +81,7 @@ impl Turns {
         self.wan.send(Command::SetRate(self.rate))?;
         let mut load = self.load()?;
         let busy_percent = self.watch(&mut load)?;
-        let written = load.finish()?;
+        let written = load.finish()?.write;
         ensure!(busy_percent >= BUSY_PERCENT, "the link was in use for only {busy_percent:.0} % of the time: not busy");
         self.pair.primary.tern_within::<Value>(LONG_PATIENCE, &["replicate", "vm1", "--stop"])?;
         self.pair.standby.tern_within::<Value>(LONG_PATIENCE, &["volume", "delete", "vm1", "--yes"])?;

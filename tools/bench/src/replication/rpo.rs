@@ -42,7 +42,7 @@ fn run(workshop: &Workshop, record: &mut Record) -> Result<()> {
             largest = largest.max(seen.context("the primary does not know its RPO")?);
             sleep(LOOK_EVERY);
         }
-        let speed = load.finish()?.mib_per_second();
+        let speed = load.finish()?.write.mib_per_second();
         ensure!(speed >= LOAD_MIB_PER_SECOND as f64 * KEEPS_UP, "the load reached only {speed:.1} MiB/s");
         record.add([largest, speed]);
     }
