@@ -62,6 +62,8 @@ pub struct Config {
     pub transport: TransportConfig,
     /// NBD clients.
     pub nbd: NbdConfig,
+    /// Clients of vhost-user-blk.
+    pub vhost_user: VhostUserConfig,
     /// What is insecure.
     pub danger_zone: DangerZone,
 }
@@ -94,6 +96,13 @@ pub struct NbdConfig {
     pub handshake_timeout: Duration,
     /// What TCP clients may, or have to, secure their connections with.
     pub tls: Option<(TlsFiles, TlsPolicy)>,
+}
+
+/// Clients of vhost-user-blk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VhostUserConfig {
+    /// Processors that the threads of queues are bound to; none: wherever the system puts them.
+    pub cpus: Vec<usize>,
 }
 
 /// What is insecure and off unless asked for.
@@ -174,6 +183,7 @@ impl Config {
                 handshake_timeout: within("nbd.handshake_timeout", options.nbd.handshake_timeout, 10_000, 100..=600_000)?,
                 tls: tls(options.nbd)?,
             },
+            vhost_user: VhostUserConfig { cpus: cpus(options.vhost_user.cpus.as_deref().unwrap_or_default())? },
             danger_zone: DangerZone { plain_nbd_anywhere: options.danger_zone.plain_nbd_anywhere.unwrap_or(false) },
         })
     }
@@ -265,6 +275,19 @@ fn tls(given: NbdOptions) -> Result<Option<(TlsFiles, TlsPolicy)>, ConfigError> 
     };
     let policy = if given.tls_required.unwrap_or(true) { TlsPolicy::Required } else { TlsPolicy::Offered };
     Ok(Some((files, policy)))
+}
+
+/// A list of processors, as the kernel writes them: numbers and ranges.
+fn cpus(list: &str) -> Result<Vec<usize>, ConfigError> {
+    const MOST: usize = 1024;
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        (first <= last && last < MOST).then_some(first..=last)
+    };
+    let ranges: Option<Vec<_>> = list.split(',').filter(|_| !list.is_empty()).map(range).collect();
+    let wrong = || wrong("vhost_user.cpus", format_args!("{list:?} is no list of processors: write it as in \"2,3\" or \"4-7\""));
+    Ok(ranges.ok_or_else(wrong)?.into_iter().flatten().collect())
 }
 
 /// Who may open the sockets of exports, and who the admin socket.

@@ -4,6 +4,7 @@
 //! admit it, submits it to the [`store`], and completes it. What changed travels on through `replicator`.
 
 pub mod admin;
+pub mod bells;
 pub mod catalogue;
 pub mod config;
 pub mod daemon;

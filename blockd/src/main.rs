@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 /// A wrong configuration, a taken port, a locked state directory.
 const EXIT_SETUP: u8 = 2;
 /// Without RUST_LOG: what the crates below vhost-user say of each client, we say in our own words.
-const DEFAULT_LOG: &str = "info,virtio_queue=off,vhost_user_backend=off";
+const DEFAULT_LOG: &str = "info";
 
 fn main() -> ExitCode {
     let config = match Config::from_args(std::env::args_os()) {

@@ -91,6 +91,7 @@ options! {
         spill: SpillOptions,
         transport: TransportOptions,
         nbd: NbdOptions,
+        vhost_user: VhostUserOptions,
         danger_zone: DangerOptions,
     }
 }
@@ -177,6 +178,15 @@ options! {
         /// Whether TCP clients have to use TLS [default: true, if there is a certificate]
         #[arg(long = "nbd-tls-required", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
         tls_required: bool,
+    }
+}
+
+options! {
+    /// `[vhost_user]`.
+    VhostUserOptions {
+        /// Processors to bind the threads of queues to, in turns, as in "2,3" or "4-7" [default: wherever the system puts them]
+        #[arg(long = "vhost-user-cpus", value_name = "LIST")]
+        cpus: String,
     }
 }
 

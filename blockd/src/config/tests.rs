@@ -66,6 +66,8 @@ fn a_file_sets_every_key_and_flags_win() {
         tls_key = "/etc/tern/key.pem"
         tls_client_ca = "/etc/tern/ca.pem"
         tls_required = false
+        [vhost_user]
+        cpus = "0,2-3"
         [danger_zone]
         plain_nbd_anywhere = true
     "#;
@@ -90,6 +92,7 @@ fn a_file_sets_every_key_and_flags_win() {
             round_trip: Duration::from_millis(100),
         },
         nbd: NbdConfig { max_connections: 8, handshake_timeout: Duration::from_secs(3), tls: Some((files, TlsPolicy::Offered)) },
+        vhost_user: VhostUserConfig { cpus: vec![0, 2, 3] },
         danger_zone: DangerZone { plain_nbd_anywhere: false },
     };
     assert_eq!(config, expected);
@@ -103,7 +106,7 @@ fn every_flag_is_a_key_of_the_file() {
     assert!(flags.len() > 15, "{flags:?}");
     for flag in flags {
         let key = flag.replace('-', "_");
-        let sections = ["sockets", "journal", "spill", "transport", "nbd", "danger_zone"];
+        let sections = ["sockets", "journal", "spill", "transport", "nbd", "vhost_user", "danger_zone"];
         let line = match sections.iter().find_map(|section| Some((section, key.strip_prefix(&format!("{section}_"))?))) {
             Some((section, key)) => format!("[{section}]\n{key} = []"),
             None => format!("{key} = []"),

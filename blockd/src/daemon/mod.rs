@@ -56,7 +56,11 @@ pub async fn run(config: Config) -> Result<()> {
     let cure = || format!("state_dir {}: the catalogue cannot be opened", config.state_dir.display());
     let catalogue = Arc::new(RocksCatalogue::open(&state_dir.catalogue()).with_context(cure)?);
     let nbd = NbdService::start(nbd_options(&config)?).context("nbd: its threads cannot be started")?;
-    let vhost_user = VhostUserService::start(VhostUserOptions { access: config.export_access, threads: VHOST_USER_THREADS });
+    let vhost_user = VhostUserService::start(VhostUserOptions {
+        access: config.export_access,
+        threads: VHOST_USER_THREADS,
+        cpus: config.vhost_user.cpus.as_slice().into(),
+    });
     let registry = Arc::new(Metrics::default());
     let id = identity.id().to_string();
     let (sites, streams) = Sites::start(&config, identity, catalogue.clone())?;

@@ -1,6 +1,7 @@
 //! An open image: what it is, and blocking reads and writes.
 
 use super::{AlignedBuf, Extents, PAGE_BYTES, StoreError, zero};
+use crate::bells::Bells;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -44,6 +45,7 @@ pub(super) struct Inner {
     pub(super) error_logged: Mutex<Option<Instant>>,
     /// Held while the size changes.
     pub(super) growing: Mutex<()>,
+    pub(super) resized: Bells,
 }
 
 impl Inner {
@@ -208,7 +210,13 @@ impl Image {
             }
         }
         self.0.size_bytes.store(size_bytes, Ordering::SeqCst);
+        self.0.resized.ring();
         Ok(())
+    }
+
+    /// What rings after the size has changed.
+    pub fn resized(&self) -> &Bells {
+        &self.0.resized
     }
 
     /// Goes back to `size_bytes`, at which the volume stood at a recovery point: what lies behind it reads as zeroes if it grows again.
@@ -219,6 +227,7 @@ impl Image {
             self.punch(size_bytes, surplus_bytes)?;
             self.sync_data()?;
             self.0.size_bytes.store(size_bytes, Ordering::SeqCst);
+            self.0.resized.ring();
         }
         Ok(())
     }

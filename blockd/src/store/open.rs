@@ -2,6 +2,7 @@
 
 use super::image::{Inner, Kind};
 use super::{Image, PAGE_BYTES, StoreError, sys, zero};
+use crate::bells::Bells;
 use replicator_engine::block::MAX_BLOCKS;
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
@@ -114,6 +115,7 @@ fn finish(path: &Path, file: File, kind: Kind, size_bytes: u64) -> Result<Image,
         sync_failed: AtomicBool::new(false),
         error_logged: Mutex::default(),
         growing: Mutex::new(()),
+        resized: Bells::default(),
     }))
 }
 

@@ -10,9 +10,8 @@
 //! Neither ranges nor data addresses are checked here: [`Request::check`] and the transfer do that.
 
 use crate::request::{Durability, Op, Request, SECTOR_BYTES, Space};
-use std::ops::Deref;
 use virtio_bindings::virtio_blk as blk;
-use virtio_queue::DescriptorChain;
+use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 
 /// Data descriptors that a request may have: what one vectored transfer takes. A guest is told fewer.
@@ -51,6 +50,8 @@ pub enum Status {
 pub enum Command {
     /// A transfer between the volume and the segments, which are in the right direction and not empty.
     Transfer(Request, Vec<Segment>),
+    /// Make every completed write durable.
+    Flush,
     /// Requests without data, to be carried out one after the other.
     Change(Vec<Request>),
     /// The device's name, into the segments.
@@ -72,13 +73,34 @@ pub struct Parsed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoStatus;
 
+/// Lists of segments for later, so that a chain costs no allocation.
+#[derive(Debug, Default)]
+pub struct Spares(Vec<Vec<Segment>>);
+
+impl Spares {
+    /// Longest list that is kept, and most of them.
+    const MOST: usize = 1024;
+
+    fn take(&mut self) -> Vec<Segment> {
+        self.0.pop().unwrap_or_default()
+    }
+
+    /// Gives back the segments of a command.
+    pub fn give(&mut self, mut segments: Vec<Segment>) {
+        segments.clear();
+        if segments.capacity() > 0 && segments.capacity() <= Self::MOST && self.0.len() < Self::MOST {
+            self.0.push(segments);
+        }
+    }
+}
+
 /// Says what a chain means. Writes become [`Durability::Cached`] ones.
-pub fn parse(memory: &GuestMemoryMmap, chain: DescriptorChain<impl Deref<Target = GuestMemoryMmap>>) -> Result<Parsed, NoStatus> {
-    let mut parts = Parts::collect(chain)?;
-    let status = parts.take_status().filter(|status| memory.check_range(*status, 1, Permissions::Write)).ok_or(NoStatus)?;
-    let data_bytes = total(&parts.writable);
-    let writable_bytes = u32::try_from(data_bytes + 1).map_err(|_| NoStatus)?;
-    Ok(Parsed { status, writable_bytes, command: parts.command(memory) })
+pub fn parse(memory: &GuestMemoryMmap, chain: impl Iterator<Item = Descriptor>, spares: &mut Spares) -> Result<Parsed, NoStatus> {
+    let mut parts = Parts { readable: spares.take(), writable: spares.take(), disorderly: false };
+    let parsed = parts.collect(chain).and_then(|()| parts.parse(memory));
+    spares.give(parts.readable);
+    spares.give(parts.writable);
+    parsed
 }
 
 /// Writes the status byte of a chain that was parsed with the same memory.
@@ -88,7 +110,6 @@ pub fn answer(memory: &GuestMemoryMmap, at: GuestAddress, status: Status) {
 }
 
 /// A chain's descriptors by direction, without empty ones.
-#[derive(Default)]
 struct Parts {
     readable: Vec<Segment>,
     writable: Vec<Segment>,
@@ -97,11 +118,7 @@ struct Parts {
 }
 
 impl Parts {
-    fn collect<M>(chain: DescriptorChain<M>) -> Result<Self, NoStatus>
-    where
-        M: Deref<Target = GuestMemoryMmap>,
-    {
-        let mut parts = Self::default();
+    fn collect(&mut self, chain: impl Iterator<Item = Descriptor>) -> Result<(), NoStatus> {
         let mut open = true;
         for descriptor in chain {
             // Whoever ends without an end is a loop, or leads out of the table.
@@ -110,16 +127,22 @@ impl Parts {
                 continue;
             }
             let segment = Segment { address: descriptor.addr(), len_bytes: descriptor.len() };
-            parts.disorderly |= !descriptor.is_write_only() && !parts.writable.is_empty();
-            let list = if descriptor.is_write_only() { &mut parts.writable } else { &mut parts.readable };
+            self.disorderly |= !descriptor.is_write_only() && !self.writable.is_empty();
+            let list = if descriptor.is_write_only() { &mut self.writable } else { &mut self.readable };
             // One more for the header or the status. What is too long is refused, but its last byte is the status all the same.
             if list.len() > MAX_SEGMENTS {
-                parts.disorderly = true;
+                self.disorderly = true;
                 list.pop();
             }
             list.push(segment);
         }
-        if open { Err(NoStatus) } else { Ok(parts) }
+        if open { Err(NoStatus) } else { Ok(()) }
+    }
+
+    fn parse(&mut self, memory: &GuestMemoryMmap) -> Result<Parsed, NoStatus> {
+        let status = self.take_status().filter(|status| memory.check_range(*status, 1, Permissions::Write)).ok_or(NoStatus)?;
+        let writable_bytes = u32::try_from(total(&self.writable) + 1).map_err(|_| NoStatus)?;
+        Ok(Parsed { status, writable_bytes, command: self.command(memory) })
     }
 
     fn take_status(&mut self) -> Option<GuestAddress> {
@@ -132,7 +155,7 @@ impl Parts {
         Some(status)
     }
 
-    fn command(mut self, memory: &GuestMemoryMmap) -> Result<Command, Status> {
+    fn command(&mut self, memory: &GuestMemoryMmap) -> Result<Command, Status> {
         if self.disorderly {
             return Err(Status::IoError);
         }
@@ -143,8 +166,8 @@ impl Parts {
         match kind {
             blk::VIRTIO_BLK_T_IN => self.transfer(Op::Read, sector),
             blk::VIRTIO_BLK_T_OUT => self.transfer(Op::Write(Durability::Cached), sector),
-            blk::VIRTIO_BLK_T_FLUSH => Ok(Command::Change(vec![Request { op: Op::Flush, offset: 0, len_bytes: 0 }])),
-            blk::VIRTIO_BLK_T_GET_ID => Ok(Command::Identify(self.writable)),
+            blk::VIRTIO_BLK_T_FLUSH => Ok(Command::Flush),
+            blk::VIRTIO_BLK_T_GET_ID => Ok(Command::Identify(std::mem::take(&mut self.writable))),
             blk::VIRTIO_BLK_T_DISCARD => self.ranges(memory, MAX_DISCARD_SEGMENTS, |flags| (flags == 0).then_some(Op::Discard)),
             blk::VIRTIO_BLK_T_WRITE_ZEROES => self.ranges(memory, MAX_WRITE_ZEROES_SEGMENTS, |flags| match flags {
                 0 => Some(Op::WriteZeroes(Space::Keep, Durability::Cached)),
@@ -155,17 +178,17 @@ impl Parts {
         }
     }
 
-    fn transfer(self, op: Op, sector: u64) -> Result<Command, Status> {
-        let (data, other) = if op == Op::Read { (self.writable, self.readable) } else { (self.readable, self.writable) };
-        let len_bytes = total(&data);
+    fn transfer(&mut self, op: Op, sector: u64) -> Result<Command, Status> {
+        let (data, other) = if op == Op::Read { (&mut self.writable, &self.readable) } else { (&mut self.readable, &self.writable) };
+        let len_bytes = total(data);
         if !other.is_empty() || data.is_empty() || !len_bytes.is_multiple_of(SECTOR_BYTES) {
             return Err(Status::IoError);
         }
         let offset = sector.checked_mul(SECTOR_BYTES).ok_or(Status::IoError)?;
-        Ok(Command::Transfer(Request { op, offset, len_bytes }, data))
+        Ok(Command::Transfer(Request { op, offset, len_bytes }, std::mem::take(data)))
     }
 
-    fn ranges(mut self, memory: &GuestMemoryMmap, max_ranges: usize, op: impl Fn(u32) -> Option<Op>) -> Result<Command, Status> {
+    fn ranges(&mut self, memory: &GuestMemoryMmap, max_ranges: usize, op: impl Fn(u32) -> Option<Op>) -> Result<Command, Status> {
         let len_bytes = total(&self.readable);
         if len_bytes == 0 || !len_bytes.is_multiple_of(RANGE_BYTES as u64) || len_bytes > (max_ranges * RANGE_BYTES) as u64 {
             return Err(Status::IoError);

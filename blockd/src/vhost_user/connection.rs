@@ -1,19 +1,19 @@
-//! One client: its threads are started before it is accepted, and end after it has left and what it began is complete.
+//! One client: its messages are read by a thread of its own, its queues are served by others, and when it has left, what it began is completed.
 
-use super::backend::{Backend, QUEUES};
 use super::device::Device;
+use super::handler::Handler;
+use super::notice::{Next, NoticeChannel};
+use super::workers::Workers;
 use super::zeroing;
+use crate::bells::Rope;
 use crate::metrics::VolumeMetrics;
 use crate::request::Access;
 use crate::volume::Volume;
 use std::io;
-use std::sync::Arc;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use vhost::vhost_user::{Error as MessageError, Listener};
-use vhost_user_backend::{Error, ShutdownHandle, VhostUserDaemon};
-use vmm_sys_util::epoll::EventSet;
-
-type Daemon = VhostUserDaemon<Arc<Backend>>;
+use vhost::vhost_user::{BackendReqHandler, Error};
 
 /// What is served, to every client of an export.
 #[derive(Clone)]
@@ -23,58 +23,60 @@ pub(super) struct Export {
     pub(super) access: Access,
     /// Threads for the queues of each client.
     pub(super) threads: usize,
+    /// Processors that those threads are bound to, in turns; none: they go where the system puts them.
+    pub(super) cpus: Arc<[usize]>,
 }
 
 /// See the module's documentation.
 pub(super) struct Connection {
-    backend: Arc<Backend>,
+    stream: UnixStream,
+    notices: Arc<NoticeChannel>,
+    _resized: Rope,
     /// Until the end.
-    daemon: Option<Daemon>,
+    messages: Option<BackendReqHandler<Mutex<Handler>>>,
     zeroing: Option<JoinHandle<()>>,
 }
 
 impl Connection {
-    /// Accepts the client that waits at the listener.
-    pub(super) fn accept(export: &Export, listener: &mut Listener) -> io::Result<(Self, ShutdownHandle)> {
+    /// Serves the client at `stream`, whoever it is.
+    pub(super) fn new(export: &Export, stream: UnixStream) -> io::Result<Self> {
         let device = Arc::new(Device::new(export.volume.clone(), export.metrics.clone(), export.access));
+        let messages_from = stream.try_clone()?;
         let (sender, zeroing) = zeroing::start(export.volume.image.clone())?;
-        let backend = Arc::new(Backend::new(device.clone(), export.threads, sender)?);
-        let mut connection = Self { backend: backend.clone(), daemon: None, zeroing: Some(zeroing) };
-        let name = format!("vhost-{}", export.volume.name);
-        let daemon = connection.daemon.insert(Daemon::new(name, backend.clone(), device.memory.clone()).map_err(failed)?);
-        // Numbers up to that of queues belong to the crate.
-        let numbers = QUEUES as u64 + 1..;
-        for (handler, fds) in daemon.get_epoll_handlers().iter().zip(backend.listeners()) {
-            for (fd, number) in fds.into_iter().zip(numbers.clone()) {
-                handler.register_listener(fd, EventSet::IN, number)?;
-            }
-        }
-        daemon.start(listener).map_err(failed)?;
-        let handle = daemon.shutdown_handle().ok_or(io::ErrorKind::NotConnected)?;
-        Ok((connection, handle))
+        let workers = Workers::new(device.clone(), sender, export.threads, export.cpus.clone());
+        let handler = Arc::new(Mutex::new(Handler::new(device, workers)));
+        let notices = Arc::new(NoticeChannel::default());
+        let _resized = {
+            let notices = notices.clone();
+            export.volume.image.resized().add(move || notices.config_changed())
+        };
+        let messages = Some(BackendReqHandler::from_stream(messages_from, handler));
+        Ok(Self { stream, notices, _resized, messages, zeroing: Some(zeroing) })
     }
 
     /// Serves the client until it is gone; an error says that it did not leave by itself.
     pub(super) fn serve(mut self) -> Result<(), Error> {
-        match self.daemon.as_mut().map(Daemon::wait) {
-            None | Some(Ok(()) | Err(Error::HandleRequest(MessageError::Disconnected | MessageError::PartialMessage))) => Ok(()),
-            Some(result) => result,
+        let Some(messages) = &mut self.messages else { return Ok(()) };
+        loop {
+            let handled = match NoticeChannel::peek(&self.stream) {
+                Next::Channel => self.notices.receive(&self.stream).map_err(Error::ReqHandlerError),
+                Next::Other => messages.handle_request(),
+            };
+            match handled {
+                Ok(()) => {}
+                Err(Error::Disconnected | Error::PartialMessage) => return Ok(()),
+                Err(error) => return Err(error),
+            }
         }
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.backend.close();
-        // Ends the threads of the queues.
-        self.daemon = None;
-        self.backend.exits.close();
+        // Completes what was begun, and ends the threads of the queues. The client hears of the end after that.
+        self.messages = None;
         if self.zeroing.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("vhost-user: a thread that makes zeroes failed");
         }
     }
-}
-
-fn failed(error: Error) -> io::Error {
-    io::Error::other(error.to_string())
 }

@@ -6,17 +6,12 @@ use crate::request::{Access, SECTOR_BYTES};
 use crate::volume::Volume;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
-
-/// Guest memory, as the front end last described it.
-pub(super) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 
 /// A volume as one client sees it.
 pub(super) struct Device {
     pub(super) volume: Arc<Volume>,
     pub(super) metrics: Arc<VolumeMetrics>,
     pub(super) access: Access,
-    pub(super) memory: Memory,
     write_through: AtomicBool,
     /// A bit for each queue that is started. The volume counts this client while one is set.
     started: Mutex<u64>,
@@ -24,8 +19,7 @@ pub(super) struct Device {
 
 impl Device {
     pub(super) fn new(volume: Arc<Volume>, metrics: Arc<VolumeMetrics>, access: Access) -> Self {
-        let memory = Memory::new(GuestMemoryMmap::new());
-        Self { volume, metrics, access, memory, write_through: AtomicBool::new(false), started: Mutex::new(0) }
+        Self { volume, metrics, access, write_through: AtomicBool::new(false), started: Mutex::new(0) }
     }
 
     pub(super) fn cache(&self) -> CacheMode {

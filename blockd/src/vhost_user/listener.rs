@@ -5,14 +5,13 @@ use super::service::ExportError;
 use crate::unix_socket::{self, SocketAccess, SocketError, SocketFile};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::JoinHandle;
-use vhost::vhost_user::Listener as Socket;
-use vhost_user_backend::ShutdownHandle;
 
 /// Clients of an export at once: a VM, the one that it migrates to on the same host, and some that have not noticed that they are dead.
 /// Further ones wait in the socket's backlog.
@@ -34,7 +33,7 @@ struct Control {
 }
 
 struct Client {
-    handle: ShutdownHandle,
+    stream: UnixStream,
     done: Arc<AtomicBool>,
     thread: JoinHandle<Parting>,
 }
@@ -85,7 +84,6 @@ struct Serving {
 
 impl Serving {
     fn run(mut self, socket: UnixListener, file: SocketFile) {
-        let mut socket = Socket::from(socket);
         let mut pause = false;
         while !self.control.stopping.load(SeqCst) {
             let full = self.clients.len() >= MAX_CLIENTS;
@@ -94,7 +92,7 @@ impl Serving {
             if waiting
                 && !pause
                 && !self.control.stopping.load(SeqCst)
-                && let Err(error) = self.accept(&mut socket)
+                && let Err(error) = self.accept(&socket)
             {
                 tracing::warn!(volume = self.export.volume.name, %error, "vhost-user: a client could not be accepted");
                 pause = true;
@@ -102,16 +100,14 @@ impl Serving {
         }
         drop(socket);
         drop(file);
-        self.clients.iter().for_each(|client| client.handle.shutdown());
+        self.clients.iter().for_each(Client::hang_up);
         let _: Vec<Parting> = self.clients.drain(..).map(Client::join).collect();
     }
 
     /// Whether a client waits at the socket.
-    fn wait(&self, socket: Option<&Socket>, timeout: Option<&Timespec>) -> bool {
+    fn wait(&self, socket: Option<&UnixListener>, timeout: Option<&Timespec>) -> bool {
         let mut fds = vec![PollFd::new(&self.control.bell, PollFlags::IN)];
-        // The crate's listener lends no descriptor but a bare one.
-        let borrowed = socket.map(super::sys::borrow);
-        fds.extend(borrowed.map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN)));
+        fds.extend(socket.map(|socket| PollFd::new(socket, PollFlags::IN)));
         // Interrupted or not, the caller looks.
         let polled = poll(&mut fds, timeout);
         let waiting = polled.is_ok() && fds.get(1).is_some_and(|fd| fd.revents().contains(PollFlags::IN));
@@ -119,8 +115,9 @@ impl Serving {
         waiting
     }
 
-    fn accept(&mut self, socket: &mut Socket) -> io::Result<()> {
-        let (connection, handle) = Connection::accept(&self.export, socket)?;
+    fn accept(&mut self, socket: &UnixListener) -> io::Result<()> {
+        let (stream, _) = socket.accept()?;
+        let connection = Connection::new(&self.export, stream.try_clone()?)?;
         let done = Arc::new(AtomicBool::new(false));
         let serve = {
             let (done, control, name) = (done.clone(), self.control.clone(), self.export.volume.name.clone());
@@ -142,7 +139,7 @@ impl Serving {
             }
         };
         let thread = std::thread::Builder::new().name("vhost-client".into()).spawn(serve)?;
-        self.clients.push(Client { handle, done, thread });
+        self.clients.push(Client { stream, done, thread });
         Ok(())
     }
 
@@ -155,6 +152,12 @@ impl Serving {
 }
 
 impl Client {
+    /// Listens to it no more. It hears of that when what it began is complete: from the end on, it may look at its rings.
+    fn hang_up(&self) {
+        // It fails if the client has hung up.
+        let _ = self.stream.shutdown(Shutdown::Read);
+    }
+
     fn join(self) -> Parting {
         self.thread.join().unwrap_or_else(|_| {
             tracing::error!("vhost-user: a client's thread failed");

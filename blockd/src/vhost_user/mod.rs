@@ -1,12 +1,12 @@
 //! vhost-user-blk: volumes as disks of virtual machines, without a copy.
 //!
 //! ```text
-//!   listener ──► connection ──► backend ── messages: memory, rings, features, configuration space
+//!   listener ──► connection ──► handler ── messages: memory, queues, features, configuration space, record of what is in flight
 //!   (a thread)   (a thread)        │
 //!                                  └─► worker (a few threads per connection, several queues each)
-//!                                        virtqueue ──► chain ──► operation ──► admit ──► ring (io_uring on guest memory)
-//!                                                                    ▲           └─────► zeroing (a thread)
-//!                                        virtqueue ◄── status byte ──┴── complete ◄── mailbox ◄──┘
+//!                                        queue ──► chain ──► operation ──► admit ──► ring (io_uring on guest memory)
+//!                                                                ▲           └─────► zeroing (a thread)
+//!                                        queue ◄── status byte ──┴── complete ◄── mailbox ◄──┘
 //! ```
 //!
 //! The guest is not trusted: whatever stands in its rings and descriptors ends in an error for the guest. What has been taken from a queue is
@@ -16,23 +16,36 @@
 //! messages end in an error or in the end of its connection, but nothing keeps it from cutting off memory that it has handed over, which is a
 //! SIGBUS for whoever touches it, or from handing over an eventfd that blocks, which holds up its own queues and their stop.
 //!
-//! Requests in flight are not tracked in shared memory. An export that ends in order completes them, and a VM that connects again goes on; a
-//! VM whose daemon was killed has to be started anew, as has one that is to see a new size. Memory that is written is not logged, so QEMU does
-//! not migrate such a VM by itself.
+//! # When this process ends
+//!
+//! In order, it completes what it has taken and hangs up after that. Killed, it leaves behind what it has taken and not given back, in memory
+//! that the front end keeps ([`inflight`]). The next daemon takes these first, in the order in which they were taken, and the guest sees a
+//! pause. Nothing is lost: a request is marked before anything is done about it. Nothing is done twice in effect: a request whose end the
+//! guest can see is not marked, or known to be marked wrongly. One that is marked may have reached the disk, but the guest still waits for it,
+//! so its buffers are as they were and nothing that depends on it has begun; reading, writing, discarding and flushing the same again changes
+//! nothing. Nor can the first attempt come after the second: the kernel may still carry it out when the process is gone, but it holds the
+//! image's lock until it has, and the next daemon waits for that.
+//!
+//! Memory that is written is not logged, so QEMU does not migrate such a VM by itself.
 
-mod backend;
 pub mod chain;
 pub mod config_space;
 mod connection;
+pub mod descriptors;
 mod device;
+mod handler;
+mod inflight;
 mod listener;
 mod mailbox;
+mod memory;
+mod notice;
 mod operation;
+mod queue;
 mod service;
 mod sys;
 mod table;
-mod virtqueue;
 mod worker;
+mod workers;
 mod zeroing;
 
 pub use service::{ExportError, VhostUserOptions, VhostUserService};

@@ -3,7 +3,8 @@
 use super::chain::{self, Command, Parsed, Segment, Status};
 use super::config_space::{CacheMode, MAX_ZEROES_BYTES};
 use super::device::Device;
-use super::sys::{Transfer, Work};
+use super::queue::Head;
+use super::sys::{Ring, Transfer, Work};
 use crate::metrics::RequestOp;
 use crate::request::{Durability, Op, Request};
 use crate::store::BufferPool;
@@ -19,7 +20,7 @@ const ID_BYTES: usize = virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES as usiz
 pub(super) struct Chain {
     /// The queue's number within the worker.
     pub(super) queue: usize,
-    pub(super) head: u16,
+    pub(super) head: Head,
     /// Kept mapped until the answer is written.
     pub(super) memory: Arc<GuestMemoryMmap>,
 }
@@ -30,45 +31,33 @@ pub(super) struct Operation {
     status: GuestAddress,
     pub(super) writable_bytes: u32,
     begun: Instant,
-    /// One after the other, each under a pass of its own. Not empty.
-    requests: Vec<Request>,
-    step: usize,
+    /// The step that is under way, and those after it, the last one first. Each has a pass of its own.
+    request: Request,
+    later: Vec<Request>,
     /// For the step that is under way, once it was admitted.
     pub(super) pass: Option<Pass>,
     /// Until it is started: the transfer of a read or a write.
     pub(super) work: Option<Work>,
-    /// Where the data of a read goes, if it takes a detour.
-    data: Vec<Segment>,
+    /// Where the data is, in guest memory.
+    pub(super) data: Vec<Segment>,
     /// Size of the detour.
     pub(super) bounce_bytes: u64,
     /// The step's data is in place, and what is under way is the sync that makes it durable.
     pub(super) syncing: bool,
 }
 
-/// What a chain comes to before anything is admitted.
-pub(super) enum Prepared {
-    /// To be carried out.
-    Operation(Box<Operation>),
-    /// To be answered at once.
-    Answer(Status),
-}
-
 impl Operation {
-    /// Checks everything about a chain that can be checked now. The data of an unaligned write is copied.
-    pub(super) fn prepare(device: &Device, pool: &mut BufferPool, chain: Chain, parsed: Parsed) -> Prepared {
-        match Self::try_prepare(device, pool, chain, parsed) {
-            Ok(prepared) => prepared,
-            Err(status) => Prepared::Answer(status),
-        }
-    }
-
-    fn try_prepare(device: &Device, pool: &mut BufferPool, chain: Chain, parsed: Parsed) -> Result<Prepared, Status> {
-        let (requests, data) = match parsed.command? {
-            Command::Identify(data) => return identify(&device.volume.name, &chain.memory, &data).map(Prepared::Answer),
-            Command::Transfer(request, data) => (vec![check(device, request)?], data),
+    /// Checks everything about a chain that can be checked now. The data of an unaligned write is copied. An error is what to answer at once,
+    /// and not always a bad one.
+    pub(super) fn prepare(device: &Device, ring: &mut Ring, pool: &mut BufferPool, chain: Chain, parsed: Parsed) -> Result<Self, Status> {
+        let (request, later, data) = match parsed.command? {
+            Command::Identify(data) => return Err(identify(&device.volume.name, &chain.memory, &data)),
+            Command::Transfer(request, data) => (check(device, request)?, Vec::new(), data),
+            Command::Flush => (Request { op: Op::Flush, offset: 0, len_bytes: 0 }, Vec::new(), Vec::new()),
             Command::Change(requests) => {
-                let checked = requests.into_iter().map(|request| check(device, request));
-                (checked.collect::<Result<_, _>>()?, Vec::new())
+                let checked = requests.into_iter().rev().map(|request| check(device, request));
+                let mut later = checked.collect::<Result<Vec<_>, _>>()?;
+                (later.pop().ok_or(Status::IoError)?, later, Vec::new())
             }
         };
         let mut operation = Self {
@@ -76,8 +65,8 @@ impl Operation {
             status: parsed.status,
             writable_bytes: parsed.writable_bytes,
             begun: Instant::now(),
-            requests,
-            step: 0,
+            request,
+            later,
             pass: None,
             work: None,
             data,
@@ -85,14 +74,14 @@ impl Operation {
             syncing: false,
         };
         if !operation.data.is_empty() {
-            operation.prepare_transfer(device.volume.image.align_bytes(), pool)?;
+            operation.prepare_transfer(device.volume.image.align_bytes(), ring, pool)?;
         }
-        Ok(Prepared::Operation(Box::new(operation)))
+        Ok(operation)
     }
 
-    fn prepare_transfer(&mut self, align_bytes: u64, pool: &mut BufferPool) -> Result<(), Status> {
-        let Request { op, offset, len_bytes } = self.request();
-        let direct = Transfer::direct(&self.chain.memory, &self.data, offset, align_bytes).map_err(|_| Status::IoError)?;
+    fn prepare_transfer(&mut self, align_bytes: u64, ring: &mut Ring, pool: &mut BufferPool) -> Result<(), Status> {
+        let Request { op, offset, len_bytes } = self.request;
+        let direct = Transfer::direct(&self.chain.memory, &self.data, offset, align_bytes, ring.vectors()).map_err(|_| Status::IoError)?;
         let transfer = match direct {
             Some(transfer) => transfer,
             None => {
@@ -110,19 +99,20 @@ impl Operation {
 
     /// The request of this step.
     pub(super) fn request(&self) -> Request {
-        self.requests[self.step]
+        self.request
     }
 
     /// Goes on to the next step; `false` if this was the last.
     pub(super) fn advance(&mut self) -> bool {
-        self.step += 1;
+        let Some(next) = self.later.pop() else { return false };
+        self.request = next;
         self.syncing = false;
-        self.step < self.requests.len()
+        true
     }
 
     /// Whether the step, with its data in place, has to be synced.
     pub(super) fn wants_sync(&self) -> bool {
-        !self.syncing && matches!(self.request().op, Op::Write(Durability::Durable) | Op::WriteZeroes(_, Durability::Durable))
+        !self.syncing && matches!(self.request.op, Op::Write(Durability::Durable) | Op::WriteZeroes(_, Durability::Durable))
     }
 
     /// Copies what was read by a detour.
@@ -133,9 +123,9 @@ impl Operation {
     /// Writes the status byte.
     pub(super) fn answer(&self, device: &Device, status: Status) {
         chain::answer(&self.chain.memory, self.status, status);
-        let first = self.requests.first().and_then(|request| observed(request.op));
+        // All steps of one operation are of a kind.
         if status == Status::Ok
-            && let Some(op) = first
+            && let Some(op) = observed(self.request.op)
         {
             device.metrics.observe_request(op, self.begun.elapsed());
         }
@@ -177,17 +167,19 @@ fn check(device: &Device, request: Request) -> Result<Request, Status> {
 }
 
 /// Writes the device's name, which fills its field or ends with a zero.
-fn identify(name: &str, memory: &GuestMemoryMmap, data: &[Segment]) -> Result<Status, Status> {
+fn identify(name: &str, memory: &GuestMemoryMmap, data: &[Segment]) -> Status {
     let mut id = [0; ID_BYTES];
     let len = name.len().min(ID_BYTES);
     id[..len].copy_from_slice(&name.as_bytes()[..len]);
     let mut left = &id[..];
     for segment in data {
         let (part, rest) = left.split_at(left.len().min(segment.len_bytes as usize));
-        memory.write_slice(part, segment.address).map_err(|_| Status::IoError)?;
+        if memory.write_slice(part, segment.address).is_err() {
+            return Status::IoError;
+        }
         left = rest;
     }
-    Ok(Status::Ok)
+    Status::Ok
 }
 
 fn observed(op: Op) -> Option<RequestOp> {

@@ -11,12 +11,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What the service can be told.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct VhostUserOptions {
     /// Who may open the sockets. Whoever does hands over memory, and reads and writes the volume.
     pub access: SocketAccess,
     /// Threads for the queues of each client, 1 to 64.
     pub threads: usize,
+    /// Processors that those threads are bound to, in turns; none: they go where the system puts them.
+    pub cpus: Arc<[usize]>,
 }
 
 /// Why a volume cannot be exported.
@@ -53,7 +55,7 @@ impl VhostUserService {
         let mut exports = self.exports.lock().unwrap_or_else(PoisonError::into_inner);
         let exports = exports.as_mut().ok_or(ExportError::ShuttingDown)?;
         let name = volume.name.clone();
-        let export = Export { volume, metrics, access, threads: self.options.threads };
+        let export = Export { volume, metrics, access, threads: self.options.threads, cpus: self.options.cpus.clone() };
         let listener = Listener::bind(path, self.options.access, export)?;
         exports.insert(path.to_owned(), Exported { name, listener });
         Ok(())

@@ -1,22 +1,27 @@
-//! Transfers between guest memory and an image by io_uring.
+//! Transfers between guest memory and an image by io_uring, and everything else that a worker waits for.
 //!
 //! A [`Ring`] owns everything that the kernel works on, from submission to completion: the vectors, the bounce buffer or the mapping of guest
-//! memory, and the image's descriptor. It is not dropped before the kernel is done. All unsafe code of the front end is here.
+//! memory, and the image's descriptor. It is not dropped before the kernel is done. One thread makes it, uses it and drops it, so the kernel
+//! needs no lock for it and does its part of a completion when that thread asks. All unsafe code of the front end is here.
 
 use super::chain::Segment;
 use crate::store::{AlignedBuf, Image};
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{Builder, EnterFlags, IoUring, cqueue, opcode, squeue, types};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex, PoisonError};
-use vhost::vhost_user::Listener;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
-use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
 /// Submissions that a ring collects before it tells the kernel.
 const SUBMISSIONS: u32 = 256;
 /// Most pieces of memory in one transfer: the kernel's `UIO_MAXIOV`.
 const MAX_VECTORS: usize = 1024;
+/// Lists of vectors that are kept for later, and their length at most.
+const MAX_SPARE: usize = 256;
+/// In the user data of what is not a transfer: a descriptor is watched.
+const WATCH: u64 = 1 << 63;
+/// The user data of what nobody waits for.
+const NOBODY: u64 = u64::MAX;
 
 /// What a transfer reads into or writes from.
 enum Memory {
@@ -29,15 +34,12 @@ enum Memory {
 /// Memory and a place on the disk.
 pub(super) struct Transfer {
     memory: Memory,
-    vectors: Vec<libc::iovec>,
+    vectors: Vectors,
     /// Those before it are done.
     first: usize,
     offset: u64,
     left_bytes: u64,
 }
-
-// SAFETY: the pointers in `vectors` lead into `memory`, which may be used from any thread and is owned by the same value.
-unsafe impl Send for Transfer {}
 
 /// What a ring is asked to do.
 pub(super) enum Work {
@@ -48,6 +50,10 @@ pub(super) enum Work {
     /// Make it durable.
     Sync,
 }
+
+/// Room for the places of a transfer, used again and again.
+#[derive(Default)]
+pub(super) struct Vectors(Vec<libc::iovec>);
 
 /// The address or length of a segment is not the guest's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +66,8 @@ impl Transfer {
         segments: &[Segment],
         offset: u64,
         align_bytes: u64,
+        mut vectors: Vectors,
     ) -> Result<Option<Self>, OutsideMemory> {
-        let mut vectors = Vec::with_capacity(segments.len());
         let (mut aligned, mut left_bytes) = (true, 0);
         for segment in segments {
             for slice in mapping.get_slices(segment.address, segment.len_bytes as usize) {
@@ -69,10 +75,10 @@ impl Transfer {
                 let base = slice.ptr_guard_mut().as_ptr();
                 aligned &= (base as u64 | slice.len() as u64).is_multiple_of(align_bytes);
                 left_bytes += slice.len() as u64;
-                vectors.push(libc::iovec { iov_base: base.cast(), iov_len: slice.len() });
+                vectors.0.push(libc::iovec { iov_base: base.cast(), iov_len: slice.len() });
             }
         }
-        if !aligned || vectors.len() > MAX_VECTORS {
+        if !aligned || vectors.0.len() > MAX_VECTORS {
             return Ok(None);
         }
         let memory = Memory::Guest { _mapping: mapping.clone() };
@@ -82,23 +88,28 @@ impl Transfer {
     /// A transfer of a whole buffer.
     pub(super) fn bounce(mut buf: AlignedBuf, offset: u64) -> Self {
         let left_bytes = buf.len() as u64;
-        let vectors = vec![libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() }];
+        let vectors = Vectors(vec![libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() }]);
         Self { memory: Memory::Bounce(buf), vectors, first: 0, offset, left_bytes }
     }
 
-    /// The buffer of [`Self::bounce`].
-    pub(super) fn into_buf(self) -> Option<AlignedBuf> {
+    /// Takes it apart: room for another one, and the buffer of [`Self::bounce`].
+    pub(super) fn into_parts(self) -> (Vectors, Option<AlignedBuf>) {
         match self.memory {
-            Memory::Guest { .. } => None,
-            Memory::Bounce(buf) => Some(buf),
+            Memory::Guest { .. } => (self.vectors, None),
+            Memory::Bounce(buf) => (self.vectors, Some(buf)),
         }
+    }
+
+    /// What is left to do.
+    fn rest(&self) -> &[libc::iovec] {
+        &self.vectors.0[self.first..]
     }
 
     /// The kernel moved `bytes` of what was left.
     fn advance(&mut self, mut bytes: u64) {
         self.offset += bytes;
         self.left_bytes = self.left_bytes.saturating_sub(bytes);
-        while let Some(vector) = self.vectors.get_mut(self.first)
+        while let Some(vector) = self.vectors.0.get_mut(self.first)
             && bytes > 0
         {
             let part = bytes.min(vector.iov_len as u64);
@@ -147,23 +158,44 @@ pub(super) struct Finished {
     pub(super) result: io::Result<()>,
 }
 
+/// What a ring reports.
+pub(super) enum Completion {
+    /// A work is done.
+    Finished(Finished),
+    /// The descriptor that is watched under this token was made readable.
+    Readable(u64),
+    /// The descriptor under this token is not watched any more.
+    Unwatched(u64),
+}
+
 /// See the module's documentation.
 pub(super) struct Ring {
     ring: IoUring,
     /// By the submission's user data. A slot is free again when its completion was seen.
     slots: Vec<Option<Slot>>,
     free: Vec<usize>,
+    spare: Vec<Vectors>,
     /// Keeps the registered descriptor's lock and size.
     _image: Image,
 }
 
 impl Ring {
-    /// A ring with room for `max_in_flight` works.
+    /// A ring with room for `max_in_flight` works, for this thread only.
     pub(super) fn new(image: Image, max_in_flight: usize) -> io::Result<Self> {
         let completions = u32::try_from(max_in_flight).map_err(io::Error::other)?.max(2 * SUBMISSIONS);
-        let ring: IoUring = IoUring::builder().dontfork().setup_cqsize(completions).build(SUBMISSIONS)?;
+        let builder = || -> Builder {
+            let mut builder = IoUring::builder();
+            builder.dontfork().setup_cqsize(completions);
+            builder
+        };
+        // Kernels before 6.1 do not know them.
+        let single = builder().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().build(SUBMISSIONS);
+        let ring = match single {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => builder().build(SUBMISSIONS)?,
+            single => single?,
+        };
         ring.submitter().register_files(&[image.as_raw_fd()])?;
-        Ok(Self { ring, slots: Vec::new(), free: Vec::new(), _image: image })
+        Ok(Self { ring, slots: Vec::new(), free: Vec::new(), spare: Vec::new(), _image: image })
     }
 
     /// Works that were started and have not been reaped.
@@ -171,7 +203,20 @@ impl Ring {
         self.slots.len() - self.free.len()
     }
 
-    /// Adds a work to the batch. [`Self::submit`] starts it, if it did not start before.
+    /// Room for a transfer.
+    pub(super) fn vectors(&mut self) -> Vectors {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    /// Gives it back.
+    pub(super) fn give(&mut self, mut vectors: Vectors) {
+        vectors.0.clear();
+        if self.spare.len() < MAX_SPARE && vectors.0.capacity() <= MAX_SPARE {
+            self.spare.push(vectors);
+        }
+    }
+
+    /// Adds a work to the batch. [`Self::wait`] or [`Self::submit`] starts it, if it did not start before.
     pub(super) fn start(&mut self, tag: usize, work: Work) -> io::Result<()> {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
@@ -184,30 +229,92 @@ impl Ring {
         })
     }
 
+    /// Reports, until [`Self::unwatch`], when the descriptor is made readable: at once if it is, and then at each change.
+    pub(super) fn watch(&mut self, token: u64, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let readable = libc::POLLIN as u32;
+        self.queue(&opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), readable).multi(true).build().user_data(WATCH | token))?;
+        // The kernel takes a hold of the descriptor now, while it is open.
+        self.submit()
+    }
+
+    /// Ends [`Self::watch`]. Reports that are under way may still come.
+    pub(super) fn unwatch(&mut self, token: u64) -> io::Result<()> {
+        self.queue(&opcode::PollRemove::new(WATCH | token).build().user_data(NOBODY))
+    }
+
     /// Tells the kernel of all that was started.
     pub(super) fn submit(&mut self) -> io::Result<()> {
-        if self.ring.submission().is_empty() {
-            return Ok(());
-        }
-        loop {
+        while !self.ring.submission().is_empty() {
             match self.ring.submit() {
-                Ok(_) if self.ring.submission().is_empty() => return Ok(()),
-                Ok(0) => return Err(io::ErrorKind::WouldBlock.into()),
+                Ok(0) if !self.ring.submission().is_empty() => return Err(io::ErrorKind::WouldBlock.into()),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
+        Ok(())
     }
 
-    /// The next finished work. What the kernel did in part is started anew, for [`Self::submit`].
-    pub(super) fn reap(&mut self) -> Option<Finished> {
+    /// Tells the kernel of all that was started, and returns when there is something to reap.
+    pub(super) fn wait(&mut self) -> io::Result<()> {
+        match self.ring.submit_and_wait(1) {
+            Ok(_) => Ok(()),
+            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ResourceBusy) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits until the kernel is done with everything, and forgets it.
+    pub(super) fn drain(&mut self) {
+        while self.in_flight() > 0 {
+            match self.ring.submit_and_wait(1) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    tracing::error!(%error, "vhost-user: a ring cannot be drained: its buffers are leaked");
+                    std::mem::forget(std::mem::take(&mut self.slots));
+                    self.free.clear();
+                }
+            }
+            while let Some(completion) = self.ring.completion().next() {
+                let index = completion.user_data() as usize;
+                if self.slots.get_mut(index).and_then(Option::take).is_some() {
+                    self.free.push(index);
+                }
+            }
+        }
+    }
+
+    /// Whether there may be something to reap; costs no system call unless there is.
+    pub(super) fn look(&mut self) -> bool {
+        if !self.ring.completion().is_empty() {
+            return true;
+        }
+        if !self.ring.submission().taskrun() {
+            return false;
+        }
+        // SAFETY: nothing is submitted and nothing waited for, and there is no argument: the kernel only does what it has put off.
+        let _ = unsafe { self.ring.submitter().enter::<libc::sigset_t>(0, 0, EnterFlags::GETEVENTS.bits(), None) };
+        !self.ring.completion().is_empty()
+    }
+
+    /// The next report. What the kernel did in part is started anew.
+    pub(super) fn reap(&mut self) -> Option<Completion> {
         loop {
             let completion = self.ring.completion().next()?;
+            let data = completion.user_data();
+            if data == NOBODY {
+                continue;
+            }
+            if data & WATCH != 0 {
+                let token = data & !WATCH;
+                let goes_on = cqueue::more(completion.flags());
+                return Some(if goes_on { Completion::Readable(token) } else { Completion::Unwatched(token) });
+            }
             let Some((index, result)) = self.judge(&completion) else { continue };
             let slot = self.slots[index].take()?;
             self.free.push(index);
-            return Some(Finished { tag: slot.tag, work: slot.work, result });
+            return Some(Completion::Finished(Finished { tag: slot.tag, work: slot.work, result }));
         }
     }
 
@@ -223,94 +330,34 @@ impl Ring {
         let Some(slot) = &mut self.slots[index] else { return Err(io::ErrorKind::NotFound.into()) };
         let image = types::Fixed(0);
         let entry = match &mut slot.work {
-            Work::Read(transfer) => {
-                let (vectors, offset) = (&transfer.vectors[transfer.first..], transfer.offset);
-                opcode::Readv::new(image, vectors.as_ptr(), vectors.len() as u32).offset(offset).build()
-            }
-            Work::Write(transfer) => {
-                let (vectors, offset) = (&transfer.vectors[transfer.first..], transfer.offset);
-                opcode::Writev::new(image, vectors.as_ptr(), vectors.len() as u32).offset(offset).build()
-            }
+            Work::Read(transfer) => match transfer.rest() {
+                [one] => opcode::Read::new(image, one.iov_base.cast(), one.iov_len as u32).offset(transfer.offset).build(),
+                all => opcode::Readv::new(image, all.as_ptr(), all.len() as u32).offset(transfer.offset).build(),
+            },
+            Work::Write(transfer) => match transfer.rest() {
+                [one] => opcode::Write::new(image, one.iov_base.cast(), one.iov_len as u32).offset(transfer.offset).build(),
+                all => opcode::Writev::new(image, all.as_ptr(), all.len() as u32).offset(transfer.offset).build(),
+            },
             Work::Sync => opcode::Fsync::new(image).flags(types::FsyncFlags::DATASYNC).build(),
         };
         let entry = entry.user_data(index as u64);
-        if self.ring.submission().is_full() {
-            self.submit()?;
-        }
         self.queue(&entry)
     }
 
     fn queue(&mut self, entry: &squeue::Entry) -> io::Result<()> {
-        // SAFETY: the entry's vectors and what they point to belong to the slot that its user data names. The slot is emptied only when
-        // the completion was seen, or right away if the entry did not get into the queue; `drop` waits for the rest. Moving the slot
-        // moves neither: vectors, buffers and mappings live on the heap or in mappings of their own.
+        if self.ring.submission().is_full() {
+            self.submit()?;
+        }
+        // SAFETY: a transfer's vectors and what they point to belong to the slot that the entry's user data names. The slot is emptied only
+        // when the completion was seen, or right away if the entry did not get into the queue; `drop` waits for the rest. Moving the slot
+        // moves neither: vectors, buffers and mappings live on the heap or in mappings of their own. Other entries point nowhere.
         let queued = unsafe { self.ring.submission().push(entry) };
         queued.map_err(|_| io::ErrorKind::WouldBlock.into())
     }
 }
 
-impl AsFd for Ring {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the ring's descriptor is open as long as the ring is, which is borrowed.
-        unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
-    }
-}
-
-impl AsRawFd for Ring {
-    /// Is readable while there is something to reap.
-    fn as_raw_fd(&self) -> RawFd {
-        self.ring.as_raw_fd()
-    }
-}
-
 impl Drop for Ring {
     fn drop(&mut self) {
-        while self.in_flight() > 0 {
-            match self.ring.submit_and_wait(1) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    tracing::error!(%error, "vhost-user: a ring cannot be drained: its buffers are leaked");
-                    std::mem::forget(std::mem::take(&mut self.slots));
-                    return;
-                }
-            }
-            let done: Vec<_> = self.ring.completion().map(|completion| completion.user_data() as usize).collect();
-            for index in done {
-                if self.slots.get_mut(index).and_then(Option::take).is_some() {
-                    self.free.push(index);
-                }
-            }
-        }
+        self.drain();
     }
-}
-
-/// The descriptors that end the crate's threads.
-///
-/// The crate turns each consumer into a bare descriptor and never closes it: a client that comes and goes would use up all that there are.
-#[derive(Default)]
-pub(super) struct ExitEvents(Mutex<Vec<RawFd>>);
-
-impl ExitEvents {
-    /// A pair for one thread.
-    pub(super) fn make(&self) -> io::Result<(EventConsumer, EventNotifier)> {
-        let pair = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)?;
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(pair.0.as_raw_fd());
-        Ok(pair)
-    }
-
-    /// Closes the consumers. The threads are gone.
-    pub(super) fn close(&self) {
-        for fd in std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner)) {
-            // SAFETY: the descriptor came from a consumer that was handed to the crate, which released it from its owner
-            // (`VringEpollHandler::new` of vhost-user-backend 0.24) and has no other use for it than its thread's epoll.
-            drop(unsafe { OwnedFd::from_raw_fd(fd) });
-        }
-    }
-}
-
-/// The descriptor of something that lends only its number.
-pub(super) fn borrow(owner: &Listener) -> BorrowedFd<'_> {
-    // SAFETY: the listener owns its descriptor and is borrowed as long as the result.
-    unsafe { BorrowedFd::borrow_raw(owner.as_raw_fd()) }
 }

@@ -42,4 +42,10 @@ impl<T> Table<T> {
         self.free.push(key);
         Some(value)
     }
+
+    /// Takes all values out.
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = T> + use<T> {
+        self.free.clear();
+        std::mem::take(&mut self.entries).into_iter().flatten()
+    }
 }

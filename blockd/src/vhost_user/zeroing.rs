@@ -1,6 +1,6 @@
 //! A thread that makes holes and zeroes: file systems do that in the foreground.
 
-use super::mailbox::{Answer, Mailbox};
+use super::mailbox::{Mailbox, Message};
 use crate::request::Space;
 use crate::store::Image;
 use std::io;
@@ -31,6 +31,6 @@ fn serve(image: &Image, jobs: &Receiver<Job>) {
             Space::MayFree => image.punch(job.offset, job.len_bytes),
             Space::Keep => image.zero(job.offset, job.len_bytes),
         };
-        job.mailbox.send(Answer::Zeroed(job.key, result));
+        job.mailbox.send(Message::Zeroed(job.key, result));
     }
 }

@@ -3,8 +3,8 @@
 //! A volume serves only while it is primary (or stands alone). Front ends enter for each request and leave when it completed; the
 //! daemon shuts the gate, waits until the last one left, and knows then that the image stands still.
 
+use crate::bells::Bells;
 use std::io;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use tokio::sync::Notify;
 
@@ -25,19 +25,13 @@ pub struct Gate {
     state: AtomicU32,
     inside: AtomicU64,
     changed: Notify,
-    /// Called at each change of state; front ends that cannot await put an eventfd's write here.
-    bells: Mutex<Vec<Bell>>,
-}
-
-struct Bell {
-    id: u64,
-    ring: Box<dyn Fn() + Send>,
+    bells: Bells,
 }
 
 impl Gate {
     /// A gate in `state`.
     pub fn new(state: GateState) -> Self {
-        Self { state: AtomicU32::new(state as u32), inside: AtomicU64::new(0), changed: Notify::new(), bells: Mutex::default() }
+        Self { state: AtomicU32::new(state as u32), inside: AtomicU64::new(0), changed: Notify::new(), bells: Bells::default() }
     }
 
     /// The state now.
@@ -77,9 +71,7 @@ impl Gate {
 
     fn tell(&self) {
         self.changed.notify_waiters();
-        for bell in self.bells.lock().expect("no panic under this lock").iter() {
-            (bell.ring)();
-        }
+        self.bells.ring();
     }
 
     /// Enters, if the gate is open.
@@ -126,14 +118,9 @@ impl Gate {
         }
     }
 
-    /// Has `ring` called at each change of state, until [`Self::remove_bell`] with the same id.
-    pub fn add_bell(&self, id: u64, ring: Box<dyn Fn() + Send>) {
-        self.bells.lock().expect("no panic under this lock").push(Bell { id, ring });
-    }
-
-    /// Forgets a bell.
-    pub fn remove_bell(&self, id: u64) {
-        self.bells.lock().expect("no panic under this lock").retain(|bell| bell.id != id);
+    /// What rings at each change of state.
+    pub fn bells(&self) -> &Bells {
+        &self.bells
     }
 }
 

@@ -146,8 +146,10 @@ fn writes_are_durable_when_the_guest_wants_no_cache() {
 
 #[test]
 fn a_guest_that_cannot_flush_has_no_cache() {
-    let (site, mut raw) = started(1 << 20);
+    let site = Site::serve(1 << 20, Access::ReadWrite);
+    let mut raw = Raw::connect(&site.socket());
     raw.negotiate(1 << 32 | 1 << 30);
+    raw.start(0);
     assert_eq!(raw.writeback(), 0);
     let _ = site.volume.image.note_sync(Err(std::io::Error::other("a fault of the test")));
     assert_eq!(raw.request(WRITE, 0, 4096), IO_ERROR);

@@ -1,15 +1,14 @@
 //! Chains as a well-behaved guest makes them, and as a hostile one does.
 
 use super::*;
+use crate::vhost_user::descriptors::Descriptors;
 use proptest::prelude::*;
 use std::sync::Arc;
 use virtio_queue::desc::split::Descriptor;
-use virtio_queue::{Queue, QueueT};
 
 const MEMORY_BYTES: usize = 1 << 20;
 const QUEUE_SIZE: u16 = 16;
 const TABLE: u64 = 0;
-const AVAILABLE: u64 = 0x1000;
 const INDIRECT: u64 = 0x2000;
 /// Header, data and status of the chains that are put together here.
 const HEADER: u64 = 0x8000;
@@ -26,14 +25,7 @@ const OUT: u32 = blk::VIRTIO_BLK_T_OUT;
 /// Parses the chain that begins with descriptor 0 of the table.
 fn parse_table(memory: &Arc<GuestMemoryMmap>, table: &[Descriptor]) -> Result<Parsed, NoStatus> {
     put_table(memory, TABLE, table);
-    let mut queue = Queue::new(QUEUE_SIZE).unwrap();
-    queue.try_set_desc_table_address(GuestAddress(TABLE)).unwrap();
-    queue.try_set_avail_ring_address(GuestAddress(AVAILABLE)).unwrap();
-    queue.try_set_used_ring_address(GuestAddress(AVAILABLE + 0x800)).unwrap();
-    queue.set_ready(true);
-    // One entry, with descriptor 0 as its head.
-    memory.write_obj(1_u16, GuestAddress(AVAILABLE + 2)).unwrap();
-    parse(memory, queue.pop_descriptor_chain(memory.clone()).unwrap())
+    parse(memory, Descriptors::of(memory, GuestAddress(TABLE), QUEUE_SIZE, 0), &mut Spares::default())
 }
 
 fn put_table(memory: &GuestMemoryMmap, at: u64, table: &[Descriptor]) {
@@ -112,8 +104,7 @@ fn what_is_not_known_is_unsupported() {
 
 #[test]
 fn flushes_and_identification_need_no_data() {
-    let flush = Request { op: Op::Flush, offset: 0, len_bytes: 0 };
-    assert_eq!(command(blk::VIRTIO_BLK_T_FLUSH, 99, &[]), Ok(Command::Change(vec![flush])));
+    assert_eq!(command(blk::VIRTIO_BLK_T_FLUSH, 99, &[]), Ok(Command::Flush));
     assert_eq!(command(blk::VIRTIO_BLK_T_GET_ID, 0, &[(DATA, 20, WRITE)]), Ok(Command::Identify(vec![segment(DATA, 20)])));
 }
 
@@ -247,7 +238,7 @@ proptest! {
                     prop_assert!(request.len_bytes > 0 && request.is_aligned() && segments.len() <= MAX_SEGMENTS);
                 }
                 Ok(Command::Change(requests)) => prop_assert!((1..=MAX_DISCARD_SEGMENTS).contains(&requests.len())),
-                Ok(Command::Identify(_)) | Err(_) => {}
+                Ok(Command::Flush | Command::Identify(_)) | Err(_) => {}
             }
         }
     }
