@@ -224,6 +224,22 @@ fn imports_hold_what_the_source_held_whatever_its_format() {
     }
 }
 
+/// Lesson: image format guessed (Cloud Hypervisor 2026-27211): a guest wrote a qcow2 header into its raw disk.
+#[test]
+fn a_raw_disk_that_looks_like_qcow2_is_imported_as_it_is() {
+    let directory = directory();
+    let (disguised, secret) = (directory.path().join("guest.raw"), directory.path().join("secret.raw"));
+    fs::write(&secret, vec![7; MIB as usize]).unwrap();
+    let create = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).args([&secret, &disguised]).status();
+    let Ok(status) = create else { return eprintln!("left out: qemu-img is not installed") };
+    assert!(status.success());
+    File::options().write(true).open(&disguised).unwrap().set_len(MIB).unwrap();
+    let source = Source::open(&disguised, ImportFormat::of(&disguised).unwrap()).unwrap();
+    let image = Image::create(&directory.path().join("image"), MIB).unwrap();
+    source.import(&image, |_| ControlFlow::Continue(())).unwrap();
+    assert!(read(&image, 0, MIB as usize) == fs::read(&disguised).unwrap(), "every byte of it, and none of the secret");
+}
+
 #[test]
 fn imports_that_cannot_be_are_refused_with_the_reason() {
     let directory = directory();

@@ -100,17 +100,22 @@ impl Raw {
         self.memory.address() as u64 + at
     }
 
-    /// Sets the ring up and starts it, with the next chain at `base`.
-    pub fn start(&mut self, base: u16) {
-        let addresses = VringConfigData {
+    /// Where the parts of the ring are, `further` on from where they should be.
+    pub fn rings_at(&self, further: u64) -> VringConfigData {
+        VringConfigData {
             queue_max_size: QUEUE_SIZE,
             queue_size: QUEUE_SIZE,
             flags: 0,
-            desc_table_addr: self.host(TABLE),
-            used_ring_addr: self.host(USED),
-            avail_ring_addr: self.host(AVAILABLE),
+            desc_table_addr: self.host(TABLE + further),
+            used_ring_addr: self.host(USED + further),
+            avail_ring_addr: self.host(AVAILABLE + further),
             log_addr: None,
-        };
+        }
+    }
+
+    /// Sets the ring up and starts it, with the next chain at `base`.
+    pub fn start(&mut self, base: u16) {
+        let addresses = self.rings_at(0);
         self.frontend.set_vring_num(0, QUEUE_SIZE).unwrap();
         self.frontend.set_vring_base(0, base).unwrap();
         self.frontend.set_vring_addr(0, &addresses).unwrap();
@@ -150,6 +155,16 @@ impl Raw {
         HEADERS + u64::from(self.available % SLOTS) * 32
     }
 
+    /// Where the headers of all requests are.
+    pub fn headers(&self) -> impl Iterator<Item = usize> + Clone + Send + use<> {
+        (HEADERS as usize..).step_by(32).take(usize::from(SLOTS))
+    }
+
+    /// The first descriptor of the next request.
+    pub fn next_head(&self) -> u16 {
+        self.available % SLOTS * 4
+    }
+
     /// Makes a well-formed request available.
     pub fn offer(&mut self, kind: u32, sector: u64, len_bytes: u32) {
         let direction = if kind == READ { WRITABLE } else { 0 };
@@ -166,7 +181,7 @@ impl Raw {
 
     /// Makes a chain of at most four parts available: address, length and flags, linked in their order.
     pub fn offer_chain(&mut self, parts: &[(u64, u32, u16)]) {
-        let first = self.available % SLOTS * 4;
+        let first = self.next_head();
         for (at, (address, len, flags)) in (first..).zip(parts) {
             let last = at + 1 == first + parts.len() as u16;
             self.put_descriptor(at, *address, *len, flags | if last { 0 } else { NEXT }, at + 1);
