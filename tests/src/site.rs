@@ -111,6 +111,13 @@ impl Site {
         }
     }
 
+    /// `SIGTERM`, and its end.
+    pub fn stop(&mut self) {
+        let mut daemon = self.daemon.take().expect("a daemon that runs");
+        Command::new("kill").arg(daemon.id().to_string()).status().expect("kill runs");
+        assert!(daemon.wait().expect("its end").success(), "{}", self.log());
+    }
+
     /// Runs `tern --json`; an error is its exit code and what it said.
     pub fn try_tern(&self, arguments: &[&str]) -> Result<Value, (i32, String)> {
         let run = Command::new("timeout")

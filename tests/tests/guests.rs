@@ -67,3 +67,38 @@ fn a_guest_boots_from_nbd_and_from_vhost_user_and_what_it_made_durable_is_there(
     check_from_outside(&uri, &copy, &files);
     site.assert_no_panic();
 }
+
+/// `RESTARTS=50 cargo test -p tern-tests --test guests` is the long run.
+#[test]
+fn a_guest_attached_by_nbd_as_tern_says_sees_a_pause_and_no_error_when_the_daemon_dies_or_restarts() {
+    if guest().is_none() {
+        return;
+    }
+    let restarts = std::env::var("RESTARTS").ok().and_then(|count| count.parse().ok()).unwrap_or(4);
+    let directory = tempfile::tempdir().unwrap();
+    let mut site = Site::start("osaka", directory.path());
+    site.tern(&["volume", "create", "vm1", "--size", "1G"]);
+    site.tern(&["volume", "export", "vm1", "--nbd", &format!("unix:{}", site.socket("nbd").display())]);
+    let printed = site.tern(&["volume", "show", "vm1", "--qemu", "--memory", "256M"])["qemu"].clone();
+    let disk: Vec<String> = serde_json::from_value(printed).unwrap();
+
+    let guest = Guest::boot("tern.job=write tern.files=0 tern.kib=16", &disk);
+    for round in 0..restarts {
+        guest.wait_for_more(3);
+        if round % 2 == 0 {
+            site.kill();
+        } else {
+            site.stop();
+        }
+        site.restart();
+    }
+    guest.wait_for_more(3);
+    let files = guest.synced();
+    let said = guest.pull_the_plug();
+    assert!(!said.contains("I/O error") && !said.contains("tern: error"), "{said}");
+    let said = boot(&site, "tern.job=check", &disk);
+    assert!(said.contains("tern: fsck clean") && said.contains(" ok 0 bad"), "{said}");
+    let checked = said.matches(" ok\n").count() as u64;
+    assert!(checked >= files, "{checked} of {files} files: {said}");
+    site.assert_no_panic();
+}

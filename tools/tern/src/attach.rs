@@ -1,9 +1,14 @@
 //! How a VM gets a volume: QEMU's arguments and libvirt's XML.
 //!
 //! vhost-user needs the guest's memory to be shared with the daemon, hence the memory backend next to the disk. Of several exports the
-//! vhost-user one is preferred.
+//! vhost-user one is preferred. With what is printed a restart of the daemon is a pause to the guest.
 
+use crate::qemu_version::QemuVersion;
 use blockd_api::{ApiError, ErrorCode, Export, NbdAddress, Size, VolumeInfo, VolumeName};
+
+/// How long QEMU keeps requests back while an NBD server is away; then the guest sees errors. Longer than any restart or upgrade, but QEMU
+/// itself cannot end in an orderly way for as long.
+const NBD_RECONNECT_SECONDS: u32 = 300;
 
 /// The export that a VM should use.
 pub fn preferred(volume: &VolumeInfo) -> Result<&Export, ApiError> {
@@ -16,7 +21,7 @@ pub fn preferred(volume: &VolumeInfo) -> Result<&Export, ApiError> {
 }
 
 /// QEMU's arguments, one a string.
-pub fn qemu(volume: &VolumeName, export: &Export, memory: Size) -> Vec<String> {
+pub fn qemu(volume: &VolumeName, export: &Export, memory: Size, version: QemuVersion) -> Vec<String> {
     let mut arguments = Vec::new();
     let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
     match export {
@@ -25,7 +30,8 @@ pub fn qemu(volume: &VolumeName, export: &Export, memory: Size) -> Vec<String> {
             add("-m", format!("{mib}M"));
             add("-object", format!("memory-backend-memfd,id=tern-memory,size={mib}M,share=on"));
             add("-machine", "memory-backend=tern-memory".to_owned());
-            add("-chardev", format!("socket,id=tern-{volume},path={},reconnect=1", escaped(path.as_str())));
+            let reconnect = if version < QemuVersion::RECONNECT_MS { "reconnect=1" } else { "reconnect-ms=200" };
+            add("-chardev", format!("socket,id=tern-{volume},path={},{reconnect}", escaped(path.as_str())));
             add("-device", format!("vhost-user-blk-pci,chardev=tern-{volume}"));
         }
         Export::Nbd { address } => {
@@ -33,7 +39,8 @@ pub fn qemu(volume: &VolumeName, export: &Export, memory: Size) -> Vec<String> {
                 NbdAddress::Unix(path) => format!("server.type=unix,server.path={}", escaped(path.as_str())),
                 NbdAddress::Tcp(address) => format!("server.type=inet,server.host={},server.port={}", address.ip(), address.port()),
             };
-            add("-drive", format!("driver=nbd,{server},export={volume},if=virtio,discard=unmap,reconnect-delay=10"));
+            let reconnect = format!("reconnect-delay={NBD_RECONNECT_SECONDS}");
+            add("-drive", format!("driver=nbd,{server},export={volume},if=virtio,discard=unmap,{reconnect}"));
         }
     }
     arguments
@@ -88,6 +95,7 @@ pub fn libvirt(export: &Export, volume: &VolumeName) -> String {
       <driver name='qemu' type='raw' cache='none' discard='unmap'/>
       <source protocol='nbd' name='{volume}'>
         {host}
+        <reconnect delay='{NBD_RECONNECT_SECONDS}'/>
       </source>
       <target dev='vda' bus='virtio'/>
     </disk>
@@ -108,7 +116,11 @@ mod tests {
     use super::*;
 
     fn arguments(export: &str) -> String {
-        for_shell(&qemu(&"vm1".parse().unwrap(), &export.parse().unwrap(), Size::gib(2)))
+        arguments_for("7.2", export)
+    }
+
+    fn arguments_for(version: &str, export: &str) -> String {
+        for_shell(&qemu(&"vm1".parse().unwrap(), &export.parse().unwrap(), Size::gib(2), version.parse().unwrap()))
     }
 
     #[test]
@@ -117,6 +129,17 @@ mod tests {
             -machine memory-backend=tern-memory \\\n-chardev socket,id=tern-vm1,path=/run/vm1.sock,reconnect=1 \\\n\
             -device vhost-user-blk-pci,chardev=tern-vm1";
         assert_eq!(arguments("vhost-user:/run/vm1.sock"), expected);
+    }
+
+    #[test]
+    fn each_version_of_qemu_is_told_to_reconnect_in_words_that_it_knows() {
+        for (version, expected) in
+            [("7.2", ",reconnect=1 "), ("9.1", ",reconnect=1 "), ("9.2", ",reconnect-ms=200 "), ("11.0", ",reconnect-ms=200 ")]
+        {
+            let printed = arguments_for(version, "vhost-user:/run/vm1.sock");
+            assert!(printed.contains(expected), "{version}: {printed}");
+            assert!(arguments_for(version, "nbd:unix:/run/vm1.nbd").ends_with(",reconnect-delay=300"), "{version}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod client;
 mod console;
 mod meter;
 mod pages;
+mod qemu_version;
 mod report;
 mod table;
 mod verbs;

@@ -1,6 +1,7 @@
 //! Verbs about volumes.
 
 use super::values;
+use crate::qemu_version::QemuVersion;
 use blockd_api::{NbdAddress, Size, SocketPath, VolumeName};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
@@ -61,9 +62,9 @@ pub struct ShowArgs {
     /// Which volume
     #[arg(value_name = "NAME")]
     pub volume: VolumeName,
-    /// Print the QEMU arguments that attach it
-    #[arg(long, conflicts_with = "libvirt")]
-    pub qemu: bool,
+    /// Print the QEMU arguments that attach it [default version: that of the QEMU on this host]
+    #[arg(long, value_name = "VERSION", require_equals = true, conflicts_with = "libvirt")]
+    pub qemu: Option<Option<QemuVersion>>,
     /// Print the libvirt domain XML that attaches it
     #[arg(long)]
     pub libvirt: bool,

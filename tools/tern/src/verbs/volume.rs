@@ -6,6 +6,7 @@ use crate::{
     attach,
     cli::{CreateArgs, ExportArgs, ShowArgs, VolumeVerb},
     client::decode,
+    qemu_version::QemuVersion,
     report::Report,
     table::{Align, Table},
 };
@@ -37,16 +38,17 @@ async fn create(context: &Context<'_>, arguments: CreateArgs) -> Result<Report, 
 
 async fn show(context: &Context<'_>, arguments: ShowArgs) -> Result<Report, ApiError> {
     let document = context.client.get(&routes::volume(&arguments.volume)).await?;
-    if !arguments.qemu && !arguments.libvirt {
+    if arguments.qemu.is_none() && !arguments.libvirt {
         return Report::of(document, context.format, |volume: VolumeInfo| details(&volume));
     }
     let volume: VolumeInfo = decode(document)?;
     let export = attach::preferred(&volume)?;
-    let (key, value, text) = if arguments.qemu {
+    let (key, value, text) = if let Some(version) = arguments.qemu {
         if arguments.memory.bytes() >> 20 == 0 || !arguments.memory.bytes().is_multiple_of(1 << 20) {
             return Err(ApiError::new(ErrorCode::InvalidRequest, "--memory: give a whole number of MiB, such as 2GiB"));
         }
-        let words = attach::qemu(&volume.name, export, arguments.memory);
+        let version = version.or_else(QemuVersion::installed).unwrap_or(QemuVersion::OLDEST);
+        let words = attach::qemu(&volume.name, export, arguments.memory, version);
         ("qemu", serde_json::json!(words), attach::for_shell(&words))
     } else {
         let xml = attach::libvirt(export, &volume.name);
