@@ -13,6 +13,7 @@ mod tests;
 pub use options::{Congestion, LogFormat};
 
 use crate::nbd::{TlsFiles, TlsPolicy};
+use crate::sandbox::RunAs;
 use crate::unix_socket::SocketAccess;
 use blockd_api::{DEFAULT_ADMIN_PATH, MAX_SOCKET_PATH_BYTES, Rate, SiteName, Size, Span};
 use clap::Parser;
@@ -64,6 +65,10 @@ pub struct Config {
     pub nbd: NbdConfig,
     /// Clients of vhost-user-blk.
     pub vhost_user: VhostUserConfig,
+    /// Whom the daemon becomes; `None`: it stays who started it.
+    pub user: Option<RunAs>,
+    /// Where backings, imports and sockets lie; `None`: anywhere but in the system's directories.
+    pub sandbox_paths: Option<Vec<PathBuf>>,
     /// What is insecure.
     pub danger_zone: DangerZone,
 }
@@ -110,6 +115,8 @@ pub struct VhostUserConfig {
 pub struct DangerZone {
     /// Plain NBD on TCP addresses that other hosts can reach.
     pub plain_nbd_anywhere: bool,
+    /// Nothing is given up at the start.
+    pub no_sandbox: bool,
 }
 
 /// What is wrong with the configuration.
@@ -160,7 +167,8 @@ impl Config {
 
     /// Checks everything and fills in what was left open.
     fn resolve(options: Options) -> Result<Self, ConfigError> {
-        let (export_access, admin_access) = access(&options.sockets)?;
+        let user = options.user.as_deref().map(run_as).transpose()?;
+        let (export_access, admin_access) = access(&options.sockets, user.as_ref())?;
         let listen = options.listen.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, DEFAULT_PORT)));
         Ok(Self {
             site: options.site.map_or_else(site_of_host, Ok)?,
@@ -184,7 +192,16 @@ impl Config {
                 tls: tls(options.nbd)?,
             },
             vhost_user: VhostUserConfig { cpus: cpus(options.vhost_user.cpus.as_deref().unwrap_or_default())? },
-            danger_zone: DangerZone { plain_nbd_anywhere: options.danger_zone.plain_nbd_anywhere.unwrap_or(false) },
+            sandbox_paths: options
+                .sandbox
+                .paths
+                .map(|paths| paths.into_iter().map(|path| absolute("sandbox.paths", path)).collect())
+                .transpose()?,
+            user,
+            danger_zone: DangerZone {
+                plain_nbd_anywhere: options.danger_zone.plain_nbd_anywhere.unwrap_or(false),
+                no_sandbox: options.danger_zone.no_sandbox.unwrap_or(false),
+            },
         })
     }
 }
@@ -291,7 +308,7 @@ fn cpus(list: &str) -> Result<Vec<usize>, ConfigError> {
 }
 
 /// Who may open the sockets of exports, and who the admin socket.
-fn access(sockets: &SocketOptions) -> Result<(SocketAccess, SocketAccess), ConfigError> {
+fn access(sockets: &SocketOptions, daemon: Option<&RunAs>) -> Result<(SocketAccess, SocketAccess), ConfigError> {
     let exports = SocketAccess {
         owner: sockets.owner.as_deref().map(|name| user("sockets.owner", name)).transpose()?,
         group: sockets.group.as_deref().map(|name| group("sockets.group", name)).transpose()?,
@@ -302,6 +319,13 @@ fn access(sockets: &SocketOptions) -> Result<(SocketAccess, SocketAccess), Confi
         group: sockets.admin_group.as_deref().map(|name| group("sockets.admin_group", name)).transpose()?,
         mode: mode("sockets.admin_mode", sockets.admin_mode.as_deref(), 0o660)?,
     };
+    for (key, access) in [("sockets.owner", exports), ("sockets.admin_owner", admin)] {
+        if let (Some(daemon), Some(owner)) = (daemon, access.owner)
+            && daemon.uid != owner
+        {
+            return Err(wrong(key, format_args!("blockd runs as {} and can give a socket to nobody else: use the group", daemon.name)));
+        }
+    }
     if admin.mode & 0o007 != 0 {
         return Err(wrong(
             "sockets.admin_mode",
@@ -319,15 +343,22 @@ fn mode(key: &'static str, given: Option<&str>, default: u32) -> Result<u32, Con
     bits.ok_or_else(|| wrong(key, format_args!("{text:?} is no mode: write it in octal, as in \"0660\"")))
 }
 
+fn run_as(name: &str) -> Result<RunAs, ConfigError> {
+    let unknown = |why: &dyn fmt::Display| wrong("user", format_args!("{name:?}: {why}: make the user, or name another one"));
+    let (uid, gid) = sys::user(name).map_err(|error| unknown(&error))?.ok_or_else(|| unknown(&"there is no such user"))?;
+    let groups = sys::groups(name, gid).map_err(|error| unknown(&error))?;
+    Ok(RunAs { name: name.to_owned(), uid, gid, groups })
+}
+
 fn user(key: &'static str, name: &str) -> Result<u32, ConfigError> {
-    known(key, name, "user", sys::user_id)
+    known(key, name, "user", |name| Ok(sys::user(name)?.map(|(uid, _)| uid)))
 }
 
 fn group(key: &'static str, name: &str) -> Result<u32, ConfigError> {
     known(key, name, "group", sys::group_id)
 }
 
-fn known(key: &'static str, name: &str, kind: &str, look_up: fn(&str) -> io::Result<Option<u32>>) -> Result<u32, ConfigError> {
+fn known(key: &'static str, name: &str, kind: &str, look_up: impl FnOnce(&str) -> io::Result<Option<u32>>) -> Result<u32, ConfigError> {
     if let Ok(id) = name.parse() {
         return Ok(id);
     }

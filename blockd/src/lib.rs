@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod metrics;
 pub mod nbd;
 pub mod request;
+pub mod sandbox;
 pub mod store;
 pub mod unix_socket;
 pub mod vhost_user;

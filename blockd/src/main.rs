@@ -1,6 +1,7 @@
 //! `blockd`: serves volumes to virtual machines.
 
 use blockd::config::{Config, ConfigError, LogFormat};
+use blockd::sandbox;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -16,11 +17,16 @@ fn main() -> ExitCode {
         Err(error) => return setup_failed(&error),
     };
     log_to_stderr(config.log_format);
+    // Before the first thread: what is given up later would be given up by one thread only.
+    let roots = match sandbox::enter(&config) {
+        Ok(roots) => roots,
+        Err(error) => return setup_failed(&error),
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return setup_failed(&error),
     };
-    match runtime.block_on(blockd::daemon::run(config)) {
+    match runtime.block_on(blockd::daemon::run(config, roots)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => setup_failed(&format!("{error:#}")),
     }

@@ -14,6 +14,7 @@ pub struct Site {
     pub name: &'static str,
     directory: PathBuf,
     listen: String,
+    flags: Vec<String>,
     daemon: Option<Child>,
 }
 
@@ -29,8 +30,14 @@ pub fn program(name: &str) -> PathBuf {
 impl Site {
     /// Starts a site whose state lies in `parent`.
     pub fn start(name: &'static str, parent: &Path) -> Self {
+        Self::start_with(name, parent, &[])
+    }
+
+    /// The same with more flags for the daemon.
+    pub fn start_with(name: &'static str, parent: &Path, flags: &[&str]) -> Self {
         let free = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port");
-        let mut site = Self { name, directory: parent.join(name), listen: free.to_string(), daemon: None };
+        let mut site = Self { name, directory: parent.join(name), listen: free.to_string(), flags: Vec::new(), daemon: None };
+        site.set_flags(flags);
         std::fs::create_dir_all(&site.directory).expect("a temporary directory");
         site.restart();
         site
@@ -49,6 +56,11 @@ impl Site {
     /// Where other sites connect.
     pub fn listen(&self) -> &str {
         &self.listen
+    }
+
+    /// Other flags for the daemon, from its next start on.
+    pub fn set_flags(&mut self, flags: &[&str]) {
+        self.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
     }
 
     /// Its daemon's process id.
@@ -92,6 +104,7 @@ impl Site {
             .arg(self.state_dir())
             .arg("--admin")
             .arg(self.socket("admin"))
+            .args(&self.flags)
             .stderr(log)
             .stdout(Stdio::null())
             .spawn();

@@ -84,6 +84,9 @@ options! {
         #[arg(long, value_name = "FORMAT")]
         #[serde(alias = "log-format")]
         log_format: LogFormat,
+        /// User to become once started by root: it owns the state directory [default: whoever starts it]
+        #[arg(long, value_name = "NAME")]
+        user: String,
     }
     sections {
         sockets: SocketOptions,
@@ -92,6 +95,7 @@ options! {
         transport: TransportOptions,
         nbd: NbdOptions,
         vhost_user: VhostUserOptions,
+        sandbox: SandboxOptions,
         danger_zone: DangerOptions,
     }
 }
@@ -191,11 +195,24 @@ options! {
 }
 
 options! {
+    /// `[sandbox]`.
+    SandboxOptions {
+        /// Directories that backings, imports and sockets of exports lie in; nothing else can be touched. /dev for block devices
+        /// [default: everything but the system's own directories]
+        #[arg(id = "sandbox-paths", long = "sandbox-paths", value_name = "DIR,…", value_delimiter = ',')]
+        paths: Vec<PathBuf>,
+    }
+}
+
+options! {
     /// `[danger_zone]`: what is insecure.
     DangerOptions {
         /// INSECURE: allow plain NBD on TCP addresses that other hosts can reach
         #[arg(long = "danger-zone-plain-nbd-anywhere", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
         plain_nbd_anywhere: bool,
+        /// INSECURE: keep every capability, system call and file in reach
+        #[arg(long = "danger-zone-no-sandbox", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+        no_sandbox: bool,
     }
 }
 

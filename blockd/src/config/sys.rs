@@ -5,8 +5,11 @@ use std::{ffi::CString, io, mem::MaybeUninit, ptr};
 /// Enough for any entry that is asked for by name; a group's members are what takes space.
 const ENTRY_BYTES: usize = 256 << 10;
 
-/// A user's number; `None` if there is no such user.
-pub fn user_id(name: &str) -> io::Result<Option<u32>> {
+/// Most groups of one user.
+const MAX_GROUPS: usize = 65_536;
+
+/// A user's number and that of its first group; `None` if there is no such user.
+pub fn user(name: &str) -> io::Result<Option<(u32, u32)>> {
     let name = CString::new(name)?;
     let mut entry = MaybeUninit::<libc::passwd>::uninit();
     let mut buffer = vec![0; ENTRY_BYTES];
@@ -17,7 +20,22 @@ pub fn user_id(name: &str) -> io::Result<Option<u32>> {
         return absent(code);
     }
     // SAFETY: a result that is not null points to the entry, which the call has filled.
-    Ok(Some(unsafe { entry.assume_init() }.pw_uid))
+    let entry = unsafe { entry.assume_init() };
+    Ok(Some((entry.pw_uid, entry.pw_gid)))
+}
+
+/// All groups of a user, its first one among them.
+pub fn groups(name: &str, first: u32) -> io::Result<Vec<u32>> {
+    let name = CString::new(name)?;
+    let mut groups = vec![0; MAX_GROUPS];
+    let mut count = MAX_GROUPS as libc::c_int;
+    // SAFETY: the name ends with a NUL; the buffer holds as many groups as the count says, and the call writes no more than that.
+    let code = unsafe { libc::getgrouplist(name.as_ptr(), first, groups.as_mut_ptr(), &mut count) };
+    if code < 0 {
+        return Err(io::Error::other("it is in too many groups"));
+    }
+    groups.truncate(usize::try_from(count).unwrap_or(0));
+    Ok(groups)
 }
 
 /// A group's number; `None` if there is no such group.
@@ -36,7 +54,7 @@ pub fn group_id(name: &str) -> io::Result<Option<u32>> {
 }
 
 /// No entry: an error, or there is none. Some systems report the latter as one of these errors (getpwnam_r(3), "ERRORS").
-fn absent(code: libc::c_int) -> io::Result<Option<u32>> {
+fn absent<T>(code: libc::c_int) -> io::Result<Option<T>> {
     match code {
         0 | libc::ENOENT | libc::ESRCH => Ok(None),
         code => Err(io::Error::from_raw_os_error(code)),
@@ -49,10 +67,11 @@ mod tests {
 
     #[test]
     fn root_is_found_and_nobody_else_is_made_up() {
-        assert_eq!(user_id("root").unwrap(), Some(0));
+        assert_eq!(user("root").unwrap(), Some((0, 0)));
+        assert!(groups("root", 0).unwrap().contains(&0));
         assert_eq!(group_id("root").unwrap(), Some(0));
-        assert_eq!(user_id("no such user").unwrap(), None);
+        assert_eq!(user("no such user").unwrap(), None);
         assert_eq!(group_id("no such group").unwrap(), None);
-        assert!(user_id("a\0b").is_err());
+        assert!(user("a\0b").is_err());
     }
 }

@@ -44,6 +44,7 @@ fn a_file_sets_every_key_and_flags_win() {
         admin = "/run/a.sock"
         metrics = "127.0.0.1:9447"
         log_format = "json"
+        user = "root"
         [sockets]
         owner = "root"
         group = 36
@@ -68,8 +69,11 @@ fn a_file_sets_every_key_and_flags_win() {
         tls_required = false
         [vhost_user]
         cpus = "0,2-3"
+        [sandbox]
+        paths = ["/srv", "/dev"]
         [danger_zone]
         plain_nbd_anywhere = true
+        no_sandbox = false
     "#;
     let config =
         with_file(file, &["--listen", "[::1]:7001", "--nbd-max-connections", "8", "--danger-zone-plain-nbd-anywhere=false"]).unwrap();
@@ -93,7 +97,9 @@ fn a_file_sets_every_key_and_flags_win() {
         },
         nbd: NbdConfig { max_connections: 8, handshake_timeout: Duration::from_secs(3), tls: Some((files, TlsPolicy::Offered)) },
         vhost_user: VhostUserConfig { cpus: vec![0, 2, 3] },
-        danger_zone: DangerZone { plain_nbd_anywhere: false },
+        danger_zone: DangerZone { plain_nbd_anywhere: false, no_sandbox: false },
+        user: Some(RunAs { name: "root".into(), uid: 0, gid: 0, groups: sys::groups("root", 0).unwrap() }),
+        sandbox_paths: Some(vec!["/srv".into(), "/dev".into()]),
     };
     assert_eq!(config, expected);
 }
@@ -106,14 +112,22 @@ fn every_flag_is_a_key_of_the_file() {
     assert!(flags.len() > 15, "{flags:?}");
     for flag in flags {
         let key = flag.replace('-', "_");
-        let sections = ["sockets", "journal", "spill", "transport", "nbd", "vhost_user", "danger_zone"];
+        let sections = ["sockets", "journal", "spill", "transport", "nbd", "vhost_user", "sandbox", "danger_zone"];
         let line = match sections.iter().find_map(|section| Some((section, key.strip_prefix(&format!("{section}_"))?))) {
-            Some((section, key)) => format!("[{section}]\n{key} = []"),
-            None => format!("{key} = []"),
+            Some((section, key)) => format!("[{section}]\n{key} = {{}}"),
+            None => format!("{key} = {{}}"),
         };
         let error = error_of(&line);
         assert!(!error.contains("unknown"), "--{flag}: {error}");
     }
+}
+
+#[test]
+fn a_daemon_that_is_somebody_gives_its_sockets_to_nobody_else() {
+    let error = error_of("user = \"nobody\"\n[sockets]\nowner = \"root\"");
+    assert!(error.starts_with("sockets.owner: blockd runs as nobody") && error.contains("use the group"), "{error}");
+    let error = error_of("user = \"no such user\"");
+    assert!(error.starts_with("user: ") && error.contains("make the user"), "{error}");
 }
 
 #[test]

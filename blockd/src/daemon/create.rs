@@ -18,6 +18,8 @@ pub(super) fn create(volumes: &Mutex<Volumes>, request: &CreateVolume, progress:
     let id = random_id()?.to_string();
     let default_path = {
         let mut volumes = volumes.blocking_lock();
+        request.backing.as_deref().map_or(Ok(()), |path| volumes.roots.admit(path))?;
+        request.import.as_deref().map_or(Ok(()), |path| volumes.roots.admit_reading(path))?;
         volumes.reserve(&request.name)?;
         volumes.state_dir.image(&id)
     };

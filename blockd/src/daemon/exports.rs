@@ -6,7 +6,8 @@ use crate::admin::Outcome;
 use crate::nbd::NbdService;
 use crate::request::Access;
 use crate::vhost_user::VhostUserService;
-use blockd_api::{ApiError, ErrorCode, Export, VolumeName};
+use blockd_api::{ApiError, ErrorCode, Export, NbdAddress, VolumeName};
+use std::path::Path;
 
 /// By which protocols volumes are served.
 pub(super) struct FrontEnds {
@@ -45,6 +46,9 @@ impl Volumes {
         let metrics = self.metrics.volume(&open.record.name);
         let volume = open.volume.clone();
         let failed = |error: &dyn std::fmt::Display| ApiError::new(ErrorCode::Io, error.to_string());
+        if let Some(path) = socket_of(export) {
+            self.roots.admit(path)?;
+        }
         match export {
             Export::Nbd { address } => self.front_ends.nbd.export(volume, metrics, address).await.map(drop).map_err(|error| failed(&error)),
             Export::VhostUser { path } => {
@@ -62,6 +66,13 @@ impl Volumes {
         }
         self.serve(open, &export).await?;
         self.change(name, |record| record.exports.push(export))
+    }
+}
+
+fn socket_of(export: &Export) -> Option<&Path> {
+    match export {
+        Export::Nbd { address: NbdAddress::Tcp(_) } => None,
+        Export::Nbd { address: NbdAddress::Unix(path) } | Export::VhostUser { path } => Some(path.as_path()),
     }
 }
 

@@ -13,7 +13,7 @@ mod part;
 mod promotion;
 mod replication;
 mod sites;
-mod state_dir;
+pub(crate) mod state_dir;
 mod status;
 mod volumes;
 
@@ -22,6 +22,7 @@ use crate::catalogue::RocksCatalogue;
 use crate::config::Config;
 use crate::metrics::{self, Metrics};
 use crate::nbd::{NbdOptions, NbdService, Reach, Tls};
+use crate::sandbox::Roots;
 use crate::vhost_user::{VhostUserOptions, VhostUserService};
 use anyhow::{Context, Result};
 use blockd_api::SiteName;
@@ -50,7 +51,7 @@ pub struct Daemon {
 }
 
 /// Runs until a signal ends it. An error is one line that names what is wrong and the cure.
-pub async fn run(config: Config) -> Result<()> {
+pub async fn run(config: Config, roots: Roots) -> Result<()> {
     let state_dir = StateDir::open(&config.state_dir)?;
     let identity = Identity::load_or_create(state_dir.path())?;
     let cure = || format!("state_dir {}: the catalogue cannot be opened", config.state_dir.display());
@@ -68,6 +69,7 @@ pub async fn run(config: Config) -> Result<()> {
     let (overtaken, news) = mpsc::unbounded_channel();
     let volumes = Arc::new(Mutex::new(Volumes {
         state_dir,
+        roots,
         catalogue,
         front_ends: Arc::new(FrontEnds { nbd, vhost_user }),
         sites: sites.clone(),

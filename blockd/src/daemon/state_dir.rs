@@ -41,6 +41,13 @@ pub enum StateDirError {
 }
 
 impl StateDir {
+    /// Makes the directory if it is not there; says whether it was not.
+    pub fn make(path: &Path) -> Result<bool, StateDirError> {
+        let new = !path.exists();
+        make_private_dir(path).map_err(|source| StateDirError::Io { path: path.into(), source })?;
+        Ok(new)
+    }
+
     /// Makes the directory if it is not there, and locks it.
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
         let failed = |source: io::Error| StateDirError::Io { path: path.into(), source };

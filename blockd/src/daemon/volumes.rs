@@ -6,6 +6,7 @@ use super::sites::Sites;
 use super::state_dir::StateDir;
 use crate::catalogue::{MadeBy, RecordedRole, RocksCatalogue, VolumeRecord};
 use crate::metrics::Metrics;
+use crate::sandbox::Roots;
 use crate::store::Image;
 use crate::volume::{Clients, Gate, GateState, Volume};
 use blockd_api::{ApiError, ErrorCode, VolumeName};
@@ -31,6 +32,8 @@ const KEPT_MEMORY_BYTES: u64 = 64 << 20;
 /// See the module's documentation.
 pub(super) struct Volumes {
     pub state_dir: StateDir,
+    /// Where backings and sockets may lie.
+    pub roots: Roots,
     pub catalogue: Arc<RocksCatalogue>,
     pub front_ends: Arc<FrontEnds>,
     pub sites: Arc<Sites>,
@@ -66,7 +69,8 @@ impl Volumes {
     pub async fn open_all(&mut self) -> io::Result<()> {
         for record in self.catalogue.volumes()? {
             let name = record.name.clone();
-            let image = Image::open(&record.backing, Some(record.size_bytes)).map_err(image_error);
+            let admitted = self.roots.admit(&record.backing).map_err(ApiError::from);
+            let image = admitted.and_then(|()| Image::open(&record.backing, Some(record.size_bytes)).map_err(image_error));
             match image.and_then(|image| self.attach(record.clone(), image)) {
                 Ok(()) => self.serve_all(&name).await,
                 Err(error) => {

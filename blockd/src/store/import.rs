@@ -60,8 +60,11 @@ pub enum ImportError {
         size_bytes: u64,
     },
     /// No qemu-img.
-    #[error("qemu-img is not installed: install the package qemu-utils (Debian) or qemu-img (Fedora), then try again")]
+    #[error("qemu-img is not installed: install the package qemu-utils (Debian) or qemu-img (Fedora), restart blockd, then try again")]
     NoQemuImg,
+    /// It came after the daemon had given up to execute anything new.
+    #[error("qemu-img may not be executed: if it was installed or upgraded since blockd was started, restart blockd, then try again")]
+    NewQemuImg,
     /// It could not be run, or the image could not be prepared.
     #[error("importing: {0}")]
     Io(#[from] io::Error),
@@ -140,6 +143,7 @@ impl Source {
         }
         let child = self.command(image).spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => ImportError::NoQemuImg,
+            io::ErrorKind::PermissionDenied => ImportError::NewQemuImg,
             _ => ImportError::Io(error),
         })?;
         follow(child, &mut progress)?;
