@@ -13,6 +13,7 @@ pub mod nbd;
 pub mod request;
 pub mod sandbox;
 pub mod store;
+pub mod supervisor;
 pub mod unix_socket;
 pub mod vhost_user;
 pub mod volume;

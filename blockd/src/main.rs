@@ -2,6 +2,7 @@
 
 use blockd::config::{Config, ConfigError, LogFormat};
 use blockd::sandbox;
+use blockd::supervisor::Inherited;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -17,6 +18,11 @@ fn main() -> ExitCode {
         Err(error) => return setup_failed(&error),
     };
     log_to_stderr(config.log_format);
+    // Before anything else opens files.
+    let inherited = match Inherited::take() {
+        Ok(inherited) => inherited,
+        Err(error) => return setup_failed(&error),
+    };
     // Before the first thread: what is given up later would be given up by one thread only.
     let roots = match sandbox::enter(&config) {
         Ok(roots) => roots,
@@ -26,7 +32,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return setup_failed(&error),
     };
-    match runtime.block_on(blockd::daemon::run(config, roots)) {
+    match runtime.block_on(blockd::daemon::run(config, inherited, roots)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => setup_failed(&format!("{error:#}")),
     }

@@ -194,9 +194,10 @@ impl Site {
         log[from..].to_owned()
     }
 
-    /// Panics if the daemon ever did.
+    /// Panics if the daemon ever did, or made a system call that its sandbox does not know.
     pub fn assert_no_panic(&self) {
         assert!(self.logged(&["panicked"]).is_empty(), "{}", self.log());
+        assert!(self.logged(&["sandbox refused"]).is_empty(), "{}", self.log());
     }
 }
 

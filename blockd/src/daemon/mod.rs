@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::metrics::{self, Metrics};
 use crate::nbd::{NbdOptions, NbdService, Reach, Tls};
 use crate::sandbox::Roots;
+use crate::supervisor::{self, Inherited};
 use crate::vhost_user::{VhostUserOptions, VhostUserService};
 use anyhow::{Context, Result};
 use blockd_api::SiteName;
@@ -31,6 +32,7 @@ use replicator::identity::Identity;
 use sites::Sites;
 use state_dir::StateDir;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -51,7 +53,7 @@ pub struct Daemon {
 }
 
 /// Runs until a signal ends it. An error is one line that names what is wrong and the cure.
-pub async fn run(config: Config, roots: Roots) -> Result<()> {
+pub async fn run(config: Config, inherited: Inherited, roots: Roots) -> Result<()> {
     let state_dir = StateDir::open(&config.state_dir)?;
     let identity = Identity::load_or_create(state_dir.path())?;
     let cure = || format!("state_dir {}: the catalogue cannot be opened", config.state_dir.display());
@@ -83,32 +85,43 @@ pub async fn run(config: Config, roots: Roots) -> Result<()> {
     }));
     let daemon = Arc::new(Daemon { site: config.site.clone(), id: id.clone(), sites: sites.clone(), volumes: volumes.clone() });
 
-    let socket = AdminSocket::bind(&config.admin, config.admin_access).context("admin")?;
+    let socket = match inherited.admin {
+        Some(listener) => AdminSocket::inherited(listener).context("socket activation: admin")?,
+        None => AdminSocket::bind(&config.admin, config.admin_access).context("admin")?,
+    };
     volumes.lock().await.open_all().await.context("catalogue: the volumes cannot be read")?;
     let (stop, stopped) = watch::channel(());
     let wait = |mut stopped: watch::Receiver<()>| async move { drop(stopped.changed().await) };
     let admin = tokio::spawn(admin::serve(socket, daemon.clone(), wait(stopped.clone())));
-    if let Some(address) = config.metrics {
-        let listener = TcpListener::bind(address).await.with_context(|| format!("metrics {address}: choose an address that is free"))?;
+    if let Some(listener) = metrics_listener(inherited.metrics, config.metrics).await? {
         tokio::spawn(metrics::serve(listener, registry, daemon.clone(), wait(stopped)));
     }
     let incoming = tokio::spawn(daemon.clone().take_streams(streams, news));
 
     tracing::info!(site = %config.site, %id, admin = %config.admin.display(), "ready");
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    supervisor::ready();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = supervisor::keep_alive() => {}
     }
     tracing::info!("stopping");
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    supervisor::stopping();
     drop(stop);
     let _ = admin.await;
     incoming.abort();
     volumes.lock().await.stop().await;
     sites.stop().await;
     Ok(())
+}
+
+async fn metrics_listener(inherited: Option<std::net::TcpListener>, address: Option<SocketAddr>) -> Result<Option<TcpListener>> {
+    if let Some(listener) = inherited {
+        return TcpListener::from_std(listener).map(Some).context("socket activation: metrics");
+    }
+    let Some(address) = address else { return Ok(None) };
+    TcpListener::bind(address).await.map(Some).with_context(|| format!("metrics {address}: choose an address that is free"))
 }
 
 fn nbd_options(config: &Config) -> Result<NbdOptions> {
