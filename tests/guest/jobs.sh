@@ -74,6 +74,17 @@ check_file_system() {
     fi
 }
 
+# Keeps readers busy with the whole disk, past the page cache.
+read_disk() {
+    readers=$(parameter readers 0)
+    while [ "$readers" -gt 0 ]; do
+        readers=$((readers - 1))
+        while :; do
+            dd if="$disk" of=/dev/null bs=64k iflag=direct 2>/dev/null || stop "no-read"
+        done &
+    done
+}
+
 # Writes files of data that looks random until there are enough, and a checksum of each. A file is durable before the
 # manifest names it, so that a manifest never promises too much; "synced N" says that both are.
 write_files() {
@@ -81,6 +92,7 @@ write_files() {
     kib=$(parameter kib 256)
     seed=$(parameter seed 0)
     pause_ms=$(parameter pause_ms 0)
+    read_disk
     cd "$1" || stop "no-directory"
     touch "$manifest"
     number=$(wc -l <"$manifest")

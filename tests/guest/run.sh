@@ -13,6 +13,7 @@
 #   tern.job=write    make an ext4 on the disk if it has none, then write files and their checksums, durable one by one.
 #                     tern.files=N of them (0, the default, never ends), tern.kib=N each (256), tern.seed=N,
 #                     tern.pause_ms=N after each. A second run goes on where the first stopped.
+#                     tern.readers=N of the whole disk (0) besides, until the guest ends
 #   tern.job=check    replay the journal, check the file system, compare every file with its checksum
 #   tern.job=root     boot the system on the disk (build.sh root, or a copy of rootfs.img); then tern.after=write or
 #                     tern.after=check, as above but in /data of that system, or tern.after=shell
@@ -25,7 +26,7 @@
 #   tern: file NAME ok|bad|missing
 #   tern: checked N ok M bad                  missing ones are bad
 #   tern: error REASON                        the job could not go on: no-disk, no-mkfs, no-mount, no-system, no-manifest,
-#                                             no-directory, no-write NAME, unknown-job
+#                                             no-directory, no-write NAME, no-read, unknown-job
 #   tern: done                                the job went to its end
 set -euo pipefail
 

@@ -34,6 +34,11 @@ pub fn eventually(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
+/// How often a test does its worst: `KILLS=200 cargo test -p tern-tests --release whatever_dies` is a long run.
+pub fn rounds(variable: &str, default: u32) -> u32 {
+    std::env::var(variable).ok().and_then(|count| count.parse().ok()).unwrap_or(default)
+}
+
 /// Another dice each time; its seed is in the test's output. What the programs do at that moment no seed repeats.
 pub fn dice() -> StdRng {
     let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);

@@ -5,12 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
-use tern_tests::{History, NbdClient, Pair, dice};
-
-/// `KILLS=200 cargo test -p tern-tests --release whatever_dies` is the long run.
-fn rounds(variable: &str, default: u32) -> u32 {
-    std::env::var(variable).ok().and_then(|count| count.parse().ok()).unwrap_or(default)
-}
+use tern_tests::{History, NbdClient, Pair, dice, rounds};
 
 #[test]
 fn a_handover_loses_nothing_and_replication_turns_round() {

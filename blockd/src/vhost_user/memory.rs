@@ -46,7 +46,7 @@ impl MemoryTable {
         if self.slots.len() >= MAX_SLOTS || self.slots.iter().any(|other| other.overlaps(slot)) {
             return Err(Error::InvalidParam);
         }
-        // Refused if the file is shorter.
+        check_length(region, &file)?;
         let mapped = GuestRegionMmap::new(region.mmap_region(file)?, GuestAddress(slot.guest)).ok_or(Error::InvalidParam)?;
         // Refused if the guest sees it where it sees another one.
         self.memory = Arc::new(self.memory.insert_region(Arc::new(mapped)).map_err(|_| Error::InvalidParam)?);
@@ -69,6 +69,13 @@ impl MemoryTable {
         let slot = self.slots.iter().find(|slot| (slot.front_end..slot.front_end + slot.len_bytes).contains(&address))?;
         Some(GuestAddress(slot.guest + (address - slot.front_end)))
     }
+}
+
+/// Beyond the end of a file lies no memory, but the end of this process. What is no plain file has no length.
+fn check_length(region: &Description, file: &File) -> Result<()> {
+    let metadata = file.metadata().map_err(Error::ReqHandlerError)?;
+    let is_whole = region.mmap_offset.checked_add(region.memory_size).is_some_and(|end| end <= metadata.len());
+    if is_whole || !metadata.is_file() { Ok(()) } else { Err(Error::InvalidParam) }
 }
 
 impl Slot {

@@ -2,6 +2,7 @@
 
 mod chains;
 mod driver;
+mod front_end;
 mod hostile;
 mod lifecycle;
 mod messages;

@@ -145,6 +145,11 @@ impl Raw {
         self.frontend.set_config(32, VhostUserConfigFlags::WRITABLE, &[writeback]).unwrap();
     }
 
+    pub fn capacity_sectors(&mut self) -> u64 {
+        let (_, content) = self.frontend.get_config(0, 8, VhostUserConfigFlags::empty(), &[0; 8]).unwrap();
+        content.try_into().map(u64::from_le_bytes).unwrap()
+    }
+
     /// Where the data of the next request is.
     pub fn next_data(&self) -> u64 {
         DATA + u64::from(self.available % SLOTS) * SLOT_BYTES as u64
@@ -225,6 +230,21 @@ impl Raw {
     pub fn used_len(&self, index: u16) -> u32 {
         let entry = self.memory.get((USED + 4 + u64::from(index % QUEUE_SIZE) * 8) as usize, 8);
         u32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]])
+    }
+
+    /// The head of the used chain number `index`.
+    pub fn used_head(&self, index: u16) -> u16 {
+        let entry = self.memory.get((USED + 4 + u64::from(index % QUEUE_SIZE) * 8) as usize, 2);
+        u16::from_le_bytes([entry[0], entry[1]])
+    }
+
+    /// Does the device's part: a chain was used.
+    pub fn put_used(&self, index: u16, head: u16) {
+        self.memory.put((USED + 4 + u64::from(index % QUEUE_SIZE) * 8) as usize, &u32::from(head).to_le_bytes());
+    }
+
+    pub fn set_used(&self, index: u16) {
+        self.memory.put(USED as usize + 2, &index.to_le_bytes());
     }
 
     pub fn wait_used(&self, index: u16) {
