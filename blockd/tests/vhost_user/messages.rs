@@ -119,7 +119,6 @@ fn what_is_set_up_again_replaces_what_was_there() {
 
 /// Lesson: vhost-user messages, offset + size overflow (CVE-2020-10722).
 #[test]
-#[ignore = "the handler of vhost-user-backend takes some of them"]
 fn memory_whose_numbers_wrap_is_refused() {
     let mut scene = Scene::new();
     let guest = memory("tern-wraps", MIB);
@@ -147,7 +146,6 @@ fn memory_whose_numbers_wrap_is_refused() {
 
 /// Lesson: vhost-user messages, lengths used before they are checked; those of the configuration space are its own.
 #[test]
-#[ignore = "the handler of vhost-user-backend takes some of them"]
 fn lengths_and_rings_that_do_not_exist_are_refused() {
     let mut scene = Scene::new();
     let config = |offset: u32, len: u32, body: usize| [[offset, len, 0].map(u32::to_ne_bytes).concat(), vec![0; body]].concat();
@@ -194,7 +192,6 @@ fn dirty_logging_is_not_offered_and_refused() {
 
 /// Lesson: vhost-user messages, a queue set up after its start (Firecracker 2026-5747).
 #[test]
-#[ignore = "the handler of vhost-user-backend takes some of them"]
 fn a_ring_that_runs_keeps_its_set_up() {
     let scene = Scene::new();
     let other = |change: &dyn Fn(&Raw) -> bool, what: &str| {
