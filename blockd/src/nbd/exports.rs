@@ -1,5 +1,6 @@
 //! What an address serves, and who is connected to it.
 
+use super::edges::Edges;
 use super::handshake::{self, ExportInfo, MAX_LISTED_EXPORTS};
 use crate::metrics::VolumeMetrics;
 use crate::request::Access;
@@ -9,15 +10,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::{Notify, RwLock};
+use tokio::sync::Notify;
 
 /// A volume that NBD clients can reach, at however many addresses.
 pub(super) struct Served {
     pub(super) volume: Arc<Volume>,
     pub(super) metrics: Arc<VolumeMetrics>,
-    /// Held exclusively by a write that reads the sectors at its ends and writes them back, and shared by every other change. Taken after
-    /// admission: a request that waits for admission must not hold up one that an epoch waits for.
-    pub(super) edges: RwLock<()>,
+    /// Held exclusively by a write that reads the sectors at its ends and writes them back, and shared by every other change.
+    pub(super) edges: Edges,
 }
 
 /// Number of a connection, unique in the process.

@@ -1,9 +1,8 @@
 //! NBD: volumes for anything that speaks it, over unix sockets and TCP.
 //!
 //! ```text
-//!   listener (tokio) ──► one of a few threads, each a tokio-uring runtime ──► connection: a reader, and a task per request
-//!                                                                             │ handshake, transmission: pure
-//!                                                                             └ disk: admission, io_uring, completion
+//!   listener (tokio) ──► handshake (tokio-uring, one thread) ──► transmission: a worker, one of a few threads with an io_uring each
+//!                          └ pure: `handshake`                      └ pure: `transmission`
 //!   a client that wants TLS: a tunnel (tokio) between its socket and the connection
 //! ```
 //!
@@ -11,7 +10,7 @@
 //! is ever dropped before it is complete: its runtime would free the buffer under the kernel's hands.
 
 mod connection;
-mod disk;
+mod edges;
 mod exports;
 pub mod handshake;
 mod listener;
@@ -22,6 +21,7 @@ mod tls;
 pub mod transmission;
 mod tunnel;
 pub mod wire;
+mod worker;
 
 pub use listener::ExportError;
 pub use service::{NbdOptions, NbdService, Reach};

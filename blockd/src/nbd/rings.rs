@@ -1,16 +1,14 @@
-//! The threads that serve connections, each with an io_uring runtime of its own.
+//! The thread that greets clients, on a tokio-uring runtime.
 
 use super::connection;
 use super::exports::{ConnectionId, ExportTable};
 use super::handshake::Security;
 use super::log_limit::LogLimit;
 use super::tls::{Tls, TlsPolicy};
-use crate::store::BufferPool;
-use std::cell::RefCell;
+use super::worker::Workers;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -22,15 +20,11 @@ use tokio::task::JoinSet;
 const SUBMISSIONS: u32 = 256;
 /// Completions that wait in a ring; more of them wait in the kernel.
 const COMPLETIONS: u32 = 4096;
-/// Threads of a ring that do what would block it: holes, and looking for them.
-const HELPERS: usize = 16;
-/// Most memory for the data of requests, over all connections, in KiB.
-const BUFFER_KIB: usize = 1 << 20;
 
 /// A client that was accepted.
 pub(super) struct Newcomer {
     pub(super) id: ConnectionId,
-    /// To hang up with; the ring has a descriptor of its own.
+    /// To hang up with; whoever serves it has a descriptor of its own.
     pub(super) socket: Arc<OwnedFd>,
     pub(super) table: Arc<ExportTable>,
     /// What it may secure the connection with, and where that runs.
@@ -53,29 +47,19 @@ impl Newcomer {
     }
 }
 
-/// What the connections of all rings share.
+/// What all connections share.
 pub(super) struct Shared {
     pub(super) handshake_timeout: Duration,
     pub(super) log_limit: LogLimit,
-    /// Permits are KiB.
-    pub(super) buffers: Arc<Semaphore>,
-}
-
-/// What the connections of one ring share.
-pub(super) struct Ring {
-    pub(super) shared: Arc<Shared>,
-    pub(super) pool: RefCell<BufferPool>,
-    /// Permits to block another thread.
-    pub(super) helpers: Semaphore,
+    pub(super) workers: Workers,
 }
 
 /// See the module's documentation.
 pub(super) struct Rings {
     shared: Arc<Shared>,
     connections: Arc<Semaphore>,
-    /// Each holds no more than the number of connections allows. Empty once the rings are to end.
-    queues: Mutex<Vec<mpsc::UnboundedSender<Admitted>>>,
-    next: AtomicUsize,
+    /// It holds no more than the number of connections allows. `None` once the threads are to end.
+    queue: Mutex<Option<mpsc::UnboundedSender<Admitted>>>,
 }
 
 struct Admitted {
@@ -91,29 +75,26 @@ impl Rings {
         max_connections: usize,
         handshake_timeout: Duration,
     ) -> io::Result<(Arc<Self>, Vec<JoinHandle<()>>)> {
-        let buffers = Arc::new(Semaphore::new(BUFFER_KIB));
-        let shared = Arc::new(Shared { handshake_timeout, log_limit: LogLimit::default(), buffers });
-        let mut queues = Vec::new();
-        let mut handles = Vec::new();
-        for number in 0..threads.max(1) {
-            let (queue, newcomers) = mpsc::unbounded_channel();
+        let (workers, mut handles) = Workers::start(threads.max(1), max_connections)?;
+        let shared = Arc::new(Shared { handshake_timeout, log_limit: LogLimit::default(), workers });
+        let (queue, newcomers) = mpsc::unbounded_channel();
+        // Whether there is io_uring here is known only on the thread that uses it.
+        let (started, start) = std::sync::mpsc::sync_channel(1);
+        let greet = {
             let shared = shared.clone();
-            // Whether there is io_uring here is known only on the thread that uses it.
-            let (started, start) = std::sync::mpsc::sync_channel(1);
-            let run = move || run(shared, newcomers, &started);
-            handles.push(std::thread::Builder::new().name(format!("tern-nbd-{number}")).spawn(run)?);
-            start.recv().unwrap_or_else(|_| Err(io::Error::other("a thread of the NBD service ended at its start")))?;
-            queues.push(queue);
-        }
+            move || run(shared, newcomers, &started)
+        };
+        handles.push(std::thread::Builder::new().name("tern-nbd-greet".into()).spawn(greet)?);
+        start.recv().unwrap_or_else(|_| Err(io::Error::other("a thread of the NBD service ended at its start")))?;
         let connections = Arc::new(Semaphore::new(max_connections));
-        Ok((Arc::new(Self { shared, connections, queues: Mutex::new(queues), next: AtomicUsize::new(0) }), handles))
+        Ok((Arc::new(Self { shared, connections, queue: Mutex::new(Some(queue)) }), handles))
     }
 
     pub(super) fn log_limit(&self) -> &LogLimit {
         &self.shared.log_limit
     }
 
-    /// Hands a client to a ring, or closes its connection if there are too many.
+    /// Has a client greeted, or closes its connection if there are too many.
     pub(super) fn welcome(&self, newcomer: Newcomer) {
         let Ok(permit) = self.connections.clone().try_acquire_owned() else {
             if let Some(suppressed) = self.log_limit().admit(Instant::now()) {
@@ -121,17 +102,14 @@ impl Rings {
             }
             return;
         };
-        let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        if queues.is_empty() {
-            return;
-        }
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(queue) = &*queue else { return };
         let stream = match newcomer.socket.try_clone() {
             Ok(stream) => stream,
             Err(error) => return tracing::warn!(%error, "nbd: no descriptor is left for a client"),
         };
         let (id, table) = (newcomer.id, newcomer.table.clone());
         table.enter(id, newcomer.socket.clone());
-        let queue = &queues[self.next.fetch_add(1, Relaxed) % queues.len()];
         if queue.send(Admitted { newcomer, stream, _permit: permit }).is_err() {
             table.leave(id);
         }
@@ -139,11 +117,12 @@ impl Rings {
 
     /// The threads end once their last connection is over.
     pub(super) fn close(&self) {
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.shared.workers.close();
     }
 }
 
-/// A thread of the service. Its runtime is dropped only when no operation is in flight any more.
+/// The thread that greets. Its runtime is dropped only when no operation is in flight any more.
 fn run(shared: Arc<Shared>, mut newcomers: mpsc::UnboundedReceiver<Admitted>, started: &std::sync::mpsc::SyncSender<io::Result<()>>) {
     let mut builder = tokio_uring::builder();
     builder.entries(SUBMISSIONS).uring_builder(tokio_uring::uring_builder().setup_cqsize(COMPLETIONS));
@@ -152,13 +131,12 @@ fn run(shared: Arc<Shared>, mut newcomers: mpsc::UnboundedReceiver<Admitted>, st
         Err(error) => return drop(started.send(Err(error))),
     };
     let _ = started.send(Ok(()));
-    let ring = Rc::new(Ring { shared, pool: RefCell::default(), helpers: Semaphore::new(HELPERS) });
     runtime.block_on(async {
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
                 newcomer = newcomers.recv() => match newcomer {
-                    Some(admitted) => drop(connections.spawn_local(serve(admitted, ring.clone()))),
+                    Some(admitted) => drop(connections.spawn_local(serve(admitted, shared.clone()))),
                     None => break,
                 },
                 Some(ended) = connections.join_next() => report(ended),
@@ -170,11 +148,11 @@ fn run(shared: Arc<Shared>, mut newcomers: mpsc::UnboundedReceiver<Admitted>, st
     });
 }
 
-async fn serve(admitted: Admitted, ring: Rc<Ring>) {
+async fn serve(admitted: Admitted, shared: Arc<Shared>) {
     let (id, table) = (admitted.newcomer.id, admitted.newcomer.table.clone());
     // Also if the task panics: who waits for the connection to end must not wait for ever.
     let _leave = Leave { id, table };
-    connection::serve(admitted.newcomer, admitted.stream, ring).await;
+    connection::serve(admitted.newcomer, admitted.stream, shared).await;
 }
 
 struct Leave {

@@ -1,5 +1,6 @@
 //! The NBD service as the daemon sees it.
 
+use super::edges::Edges;
 use super::exports::{ExportTable, Served, Which};
 use super::listener::{ExportError, Listener};
 use super::rings::Rings;
@@ -14,7 +15,7 @@ use std::net::Shutdown;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::sync::{Mutex, RwLock};
+use tokio::sync::Mutex;
 
 /// How long connections may take to send the answers that are due, when they are to end.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -146,7 +147,7 @@ impl State {
         if let Some(served) = known.filter(|served| Arc::ptr_eq(&served.volume, &volume)) {
             return served;
         }
-        let served = Arc::new(Served { volume, metrics, edges: RwLock::new(()) });
+        let served = Arc::new(Served { volume, metrics, edges: Edges::default() });
         self.served.insert(served.volume.name.clone(), Arc::downgrade(&served));
         served
     }

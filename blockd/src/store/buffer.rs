@@ -58,16 +58,14 @@ impl AlignedBuf {
         self.bytes[end - header.len()..end].copy_from_slice(header);
     }
 
-    /// Takes the buffer apart for an owner of plain vectors, such as an io_uring runtime. The shape puts it together again.
-    pub fn into_parts(self) -> (Vec<u8>, Shape) {
-        (self.bytes, Shape { start: self.start, len_bytes: self.len_bytes, capacity: self.capacity })
+    /// Where a header of `header_bytes`, put in front of the data's byte `range.start`, and the data's bytes `range` lie in the frame.
+    pub fn framed(&self, header_bytes: usize, range: Range<usize>) -> Range<usize> {
+        self.start + range.start - header_bytes..self.start + range.end
     }
 
-    /// The inverse of [`Self::into_parts`]: the vector must be the same one.
-    pub fn from_parts(bytes: Vec<u8>, shape: Shape) -> Self {
-        let aligned = bytes.as_ptr().wrapping_add(shape.start).align_offset(PAGE_BYTES as usize) == 0;
-        assert!(aligned && bytes.len() >= shape.start + shape.capacity, "the vector belongs to the shape");
-        Self { bytes, start: shape.start, len_bytes: shape.len_bytes, capacity: shape.capacity }
+    /// A part of the frame: headroom and data.
+    pub fn frame(&self, part: Range<usize>) -> &[u8] {
+        &self.bytes[part]
     }
 }
 
@@ -82,26 +80,6 @@ impl Deref for AlignedBuf {
 impl DerefMut for AlignedBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
         &mut self.bytes[self.start..self.start + self.len_bytes]
-    }
-}
-
-/// Where the data of a taken-apart [`AlignedBuf`] lies in its vector.
-#[derive(Clone, Copy, Debug)]
-pub struct Shape {
-    start: usize,
-    len_bytes: usize,
-    capacity: usize,
-}
-
-impl Shape {
-    /// The part of the vector that holds the data's bytes `range`.
-    pub fn data(self, range: Range<usize>) -> Range<usize> {
-        self.start + range.start..self.start + range.end
-    }
-
-    /// The part that holds a header of `header_bytes`, put in front of the data's byte `range.start`, and the data's bytes `range`.
-    pub fn framed(self, header_bytes: usize, range: Range<usize>) -> Range<usize> {
-        self.start + range.start - header_bytes..self.start + range.end
     }
 }
 
@@ -158,10 +136,8 @@ mod tests {
             assert_eq!(buf.len(), len_bytes);
             buf.fill(7);
             buf.put_header(0, b"header");
-            let (bytes, shape) = buf.into_parts();
-            let framed = &bytes[shape.framed(6, 0..len_bytes)];
+            let framed = buf.frame(buf.framed(6, 0..len_bytes));
             assert_eq!((&framed[..6], &framed[6..]), (&b"header"[..], &vec![7; len_bytes][..]));
-            assert_eq!(AlignedBuf::from_parts(bytes, shape).len(), len_bytes);
         }
     }
 

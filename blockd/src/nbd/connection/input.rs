@@ -1,7 +1,6 @@
-//! What the client sends: headers through a buffer, large data directly to where it is wanted.
+//! What the client sends during the handshake, through a buffer that transmission goes on with.
 
 use super::or_hang_up;
-use crate::store::AlignedBuf;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
@@ -10,14 +9,12 @@ use tokio_uring::net::UnixStream;
 
 /// The largest thing that is wanted at once is an option's data.
 const BUFFER_BYTES: usize = 128 << 10;
-/// Data of which more than this is still to come is not worth a copy.
-const DIRECT_BYTES: usize = 16 << 10;
 /// How long a client that has begun to send something may say nothing.
 const STALL: Duration = Duration::from_secs(30);
 
 /// Why there is no more input.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum InputError {
+pub(in crate::nbd) enum InputError {
     /// Half-sent.
     #[error("the client vanished in the middle of what it sent")]
     Vanished,
@@ -74,38 +71,9 @@ impl Input {
         !self.filled.is_empty()
     }
 
-    /// Receives the data of a request into its place.
-    pub(super) async fn receive(&mut self, (mut buf, data): (AlignedBuf, Range<usize>)) -> Result<(AlignedBuf, Range<usize>), InputError> {
-        let mut at = data.start;
-        let buffered = self.filled.len().min(data.len());
-        buf[at..at + buffered].copy_from_slice(self.take(buffered));
-        at += buffered;
-        if data.end - at > DIRECT_BYTES {
-            let (mut bytes, shape) = buf.into_parts();
-            while at < data.end {
-                let received;
-                (received, bytes) = self.receive_some(bytes, shape.data(at..data.end), Silence::Limited).await;
-                at += received?;
-            }
-            buf = AlignedBuf::from_parts(bytes, shape);
-        } else if at < data.end {
-            self.need(data.end - at).await?;
-            let rest = data.end - at;
-            buf[at..data.end].copy_from_slice(self.take(rest));
-        }
-        Ok((buf, data))
-    }
-
-    /// Throws away the data of a refused request.
-    pub(super) async fn skip(&mut self, len_bytes: u32) -> Result<(), InputError> {
-        let mut left = len_bytes as usize;
-        while left > 0 {
-            self.need(1).await?;
-            let part = left.min(self.filled.len());
-            self.take(part);
-            left -= part;
-        }
-        Ok(())
+    /// The buffer, and what of it was received and not taken.
+    pub(super) fn into_parts(self) -> (Vec<u8>, Range<usize>) {
+        (self.buffer, self.filled)
     }
 
     /// As [`Self::fill`], in the middle of something: an end is always too early.

@@ -1,41 +1,30 @@
-//! The life of a connection: handshake, transmission, and an end that leaves nothing under way.
-//!
-//! ```text
-//!   reader: header ──► plan ──► room in the window ──► data ──► task: disk ──► output ──► room is free again
-//! ```
-//!
-//! Requests run concurrently, each in a task, and are answered as they complete. Whatever ends the reader (DISC, a client that is gone, a
-//! fault, the service), what has begun is completed before the connection is over; what still waits for its volume does not begin.
+//! The life of a connection: the handshake here, in TLS if it is wanted, then transmission at a [worker](super::worker).
 
 mod input;
-mod output;
-mod window;
 
-use super::disk::{Disk, Undone};
 use super::exports::Served;
 use super::handshake::{Agreement, Handshake, HandshakeError, Progress};
-use super::rings::{Newcomer, Ring, Shared};
-use super::transmission::{self, Command, Failure, Fault, HEADER_BYTES, Order, Plan, Session};
+use super::rings::{Newcomer, Shared};
+use super::transmission::Session;
 use super::tunnel::Tunnel;
-use crate::metrics::RequestOp;
-use crate::request::{Access, Op, Request};
-use crate::store::AlignedBuf;
-use input::{Input, InputError};
-use output::{Output, Reply};
+use super::worker::{Client, CutOff, sys};
+use crate::request::Access;
+use input::Input;
+pub(super) use input::InputError;
 use std::future::Future;
 use std::io;
 use std::net::Shutdown;
-use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tokio_uring::net::UnixStream;
-use window::{Slot, Window};
 
-/// How long the answers that are due may take to be sent once the client sends no more.
+/// How long a tunnel may take to send what is due once the connection is over.
 const FAREWELL: Duration = Duration::from_secs(10);
 
 /// Why a connection was ended by us.
@@ -46,8 +35,6 @@ enum Ended {
     #[error("the client did not choose an export in time")]
     Deadline,
     #[error(transparent)]
-    Fault(#[from] Fault),
-    #[error(transparent)]
     Input(#[from] InputError),
     /// CVE-2021-3716: it would be taken for something that came in TLS.
     #[error("the client sent something between STARTTLS and TLS")]
@@ -56,21 +43,11 @@ enum Ended {
     Tls(rustls::Error),
     #[error("TLS cannot begin: {0}")]
     Tunnel(io::Error),
-    #[error("the volume cannot be used: {0}")]
-    Volume(io::Error),
+    #[error("no descriptor is left for it: {0}")]
+    Descriptor(io::Error),
+    #[error(transparent)]
+    Transmission(#[from] CutOff),
 }
-
-/// A connection in transmission.
-struct Connection {
-    served: Arc<Served>,
-    disk: Disk,
-    session: Session,
-    output: Output,
-    window: Rc<Window>,
-}
-
-/// Data of a write, and where it lies in the buffer.
-type Payload = (AlignedBuf, Range<usize>);
 
 /// Where a client is heard.
 struct Line {
@@ -81,12 +58,15 @@ struct Line {
 }
 
 /// Serves a client until the connection is over.
-pub(super) async fn serve(newcomer: Newcomer, stream: OwnedFd, ring: Rc<Ring>) {
-    let shared = ring.shared.clone();
+pub(super) async fn serve(newcomer: Newcomer, stream: OwnedFd, shared: Arc<Shared>) {
     let mut line = Line::new(stream);
-    let mut result = converse(&mut line, &newcomer, ring).await;
-    let tunnel = line.tunnel.take();
-    drop(line);
+    let choice = choose(&mut line, &newcomer, shared.handshake_timeout).await;
+    let Line { stream, input, tunnel } = line;
+    let mut result = match choice {
+        Ok(Some((agreement, served))) => transmit(input, stream, &shared, served, &agreement).await,
+        // Closes the line, too.
+        other => other.map(|_| drop((input, stream))),
+    };
     if let Some(mut tunnel) = tunnel {
         let secured = within(FAREWELL, || hang_up(&newcomer), tunnel.ended()).await;
         result = result.and(secured.unwrap_or(Ok(())).map_err(Ended::Tls));
@@ -96,13 +76,13 @@ pub(super) async fn serve(newcomer: Newcomer, stream: OwnedFd, ring: Rc<Ring>) {
     }
 }
 
-async fn converse(line: &mut Line, newcomer: &Newcomer, ring: Rc<Ring>) -> Result<(), Ended> {
-    let limit = ring.shared.handshake_timeout;
+/// The handshake, and what came of it; `None` if the client has left.
+async fn choose(line: &mut Line, newcomer: &Newcomer, limit: Duration) -> Result<Option<(Agreement, Arc<Served>)>, Ended> {
     let greeted = within(limit, || hang_up(newcomer), line.greet(newcomer)).await;
-    let Some(agreement) = greeted.unwrap_or(Err(Ended::Deadline))? else { return Ok(()) };
+    let Some(agreement) = greeted.unwrap_or(Err(Ended::Deadline))? else { return Ok(None) };
     // It may be gone since it was agreed on: then so is the client's reason to be here.
-    let Some(served) = newcomer.table.choose(newcomer.id, &agreement.export) else { return Ok(()) };
-    transmit(&mut line.input, newcomer, line.stream.clone(), ring, served, &agreement).await
+    let served = newcomer.table.choose(newcomer.id, &agreement.export);
+    Ok(served.map(|served| (agreement, served)))
 }
 
 /// Ends whatever waits for the client, the tunnel too.
@@ -193,120 +173,15 @@ impl Drop for Attached {
     }
 }
 
-async fn transmit(
-    input: &mut Input,
-    newcomer: &Newcomer,
-    stream: Rc<UnixStream>,
-    ring: Rc<Ring>,
-    served: Arc<Served>,
-    agreement: &Agreement,
-) -> Result<(), Ended> {
+/// Hands the client over to a worker, until the connection is over.
+async fn transmit(input: Input, stream: Rc<UnixStream>, shared: &Shared, served: Arc<Served>, agreement: &Agreement) -> Result<(), Ended> {
     let _attached = Attached::new(served.clone());
     let session = Session { replies: agreement.replies, contexts: agreement.contexts, access: Access::ReadWrite };
-    let window = Rc::new(Window::new(newcomer.socket.clone(), ring.shared.buffers.clone()));
-    let disk = Disk::open(served.clone(), ring.clone()).map_err(Ended::Volume)?;
-    let output = Output::new(stream.clone(), ring);
-    let connection = Rc::new(Connection { served, disk, session, output, window });
-    let result = connection.clone().read_requests(input).await;
-    connection.disk.gone.set();
-    // The window is empty when everything has been answered, or has failed to be.
-    or_hang_up(&stream, FAREWELL, connection.window.drained()).await;
-    result
-}
-
-impl Connection {
-    async fn read_requests(self: Rc<Self>, input: &mut Input) -> Result<(), Ended> {
-        loop {
-            if !input.fill(HEADER_BYTES).await? {
-                return Ok(());
-            }
-            let header = input.take(HEADER_BYTES).first_chunk().expect("as many bytes as asked for");
-            let (command, begun) = (Command::decode(header)?, Instant::now());
-            let plan = command.plan(self.session, self.served.volume.size_bytes())?;
-            let Some(slot) = self.window.enter(data_bytes(&plan)).await else { return Ok(()) };
-            match plan {
-                Plan::Disconnect => return Ok(()),
-                Plan::Refuse(refusal) => {
-                    input.skip(refusal.skip_bytes).await?;
-                    let reply = self.failure(&command, refusal.failure);
-                    let connection = self.clone();
-                    tokio_uring::spawn(async move { connection.output.send(reply, slot).await });
-                }
-                Plan::Serve(order) => {
-                    let payload = match order.request.op {
-                        Op::Write(_) => Some(input.receive(self.disk.buffer(order.request)).await?),
-                        _ => None,
-                    };
-                    tokio_uring::spawn(self.clone().carry_out(command, order, payload, slot, begun));
-                }
-                Plan::Describe { request, max_extents } => {
-                    tokio_uring::spawn(self.clone().describe(command, request, max_extents, slot));
-                }
-            }
-        }
-    }
-
-    async fn carry_out(self: Rc<Self>, command: Command, order: Order, payload: Option<Payload>, slot: Slot, begun: Instant) {
-        let result = match (order.request.op, payload) {
-            (Op::Read, _) => self.read(&command, order.request).await,
-            (_, Some((buf, _))) => self.disk.write(order, buf).await.map(|()| Reply::Header(transmission::done(command.cookie))),
-            (_, None) => self.disk.change(order).await.map(|()| Reply::Header(transmission::done(command.cookie))),
-        };
-        if result.is_ok()
-            && let Some(op) = observed(order.request.op)
-        {
-            self.served.metrics.observe_request(op, begun.elapsed());
-        }
-        self.answer(&command, result, slot).await;
-    }
-
-    async fn read(&self, command: &Command, request: Request) -> Result<Reply, Undone> {
-        let (buf, data) = self.disk.buffer(request);
-        let mut buf = self.disk.read(request, buf).await?;
-        let header = transmission::read(command.cookie, request.offset, command.len_bytes, self.session.replies);
-        buf.put_header(data.start, header.as_bytes());
-        Ok(Reply::Data { buf, header_bytes: header.as_bytes().len(), data })
-    }
-
-    async fn describe(self: Rc<Self>, command: Command, request: Request, max_extents: usize, slot: Slot) {
-        let result = self.disk.describe(request, max_extents).await;
-        let reply = result.map(|extents| Reply::Bytes(transmission::block_status(command.cookie, &extents)));
-        self.answer(&command, reply, slot).await;
-    }
-
-    async fn answer(&self, command: &Command, result: Result<Reply, Undone>, slot: Slot) {
-        let reply = match result {
-            Ok(reply) => reply,
-            Err(Undone::Gone) => return,
-            Err(Undone::Failed(error)) => {
-                tracing::debug!(volume = self.served.volume.name, kind = command.kind, offset = command.offset, %error, "nbd: a request failed");
-                self.failure(command, Failure::from(&error))
-            }
-        };
-        self.output.send(reply, slot).await;
-    }
-
-    fn failure(&self, command: &Command, failure: Failure) -> Reply {
-        let data_expected = command.wants_data().then_some(self.session.replies);
-        Reply::Header(transmission::failure(command.cookie, failure, data_expected))
-    }
-}
-
-/// Memory that the data of a request takes.
-fn data_bytes(plan: &Plan) -> u64 {
-    match plan {
-        Plan::Serve(order) if order.request.op.moves_data() => order.request.len_bytes,
-        _ => 0,
-    }
-}
-
-fn observed(op: Op) -> Option<RequestOp> {
-    match op {
-        Op::Read => Some(RequestOp::Read),
-        Op::Write(_) => Some(RequestOp::Write),
-        Op::Flush => Some(RequestOp::Flush),
-        Op::Discard => Some(RequestOp::Discard),
-        Op::WriteZeroes(..) => Some(RequestOp::WriteZeroes),
-        Op::Cache => None,
-    }
+    let socket = sys::borrow(&*stream).try_clone_to_owned().map_err(Ended::Descriptor)?;
+    let input = input.into_parts();
+    // From now on the worker alone holds the line: it ends with the worker's descriptor.
+    drop(stream);
+    let (over, end) = oneshot::channel();
+    shared.workers.serve(Client { socket, input, served, session, runtime: Handle::current(), over });
+    end.await.unwrap_or(Err(CutOff::Abandoned)).map_err(Ended::from)
 }

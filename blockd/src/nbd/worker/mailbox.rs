@@ -1,0 +1,108 @@
+//! Where other threads leave what a worker waits for.
+
+use super::Client;
+use crate::nbd::edges::Hold;
+use crate::nbd::transmission::Extent;
+use crate::volume::Pass;
+use rustix::event::{EventfdFlags, eventfd};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What a worker is told. Numbers are those of operations.
+pub(super) enum Message {
+    /// Serve this client.
+    Client(Box<Client>),
+    /// A write that had to wait may go on, or never will.
+    Admitted(usize, io::Result<Pass>),
+    /// Its turn at the edges has come.
+    Edges(usize, Hold),
+    /// Another thread has carried it out.
+    Helped(usize, io::Result<Vec<Extent>>),
+    /// End with the last connection.
+    Close,
+}
+
+/// Messages, and an eventfd that is readable when there may be some, or when a volume's gate has changed.
+pub(super) struct Mailbox {
+    /// As many as there are clients and operations, at most; `None` once nobody reads them.
+    messages: Mutex<Option<Vec<Message>>>,
+    bell: OwnedFd,
+}
+
+impl Mailbox {
+    pub(super) fn new() -> io::Result<Self> {
+        // It blocks: a ring waits by itself.
+        Ok(Self { messages: Mutex::new(Some(Vec::new())), bell: eventfd(0, EventfdFlags::CLOEXEC)? })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<Message>>> {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves a message and rings. Where nobody reads it, it is dropped.
+    pub(super) fn send(&self, message: Message) {
+        let unread = match &mut *self.lock() {
+            Some(messages) => {
+                messages.push(message);
+                None
+            }
+            None => Some(message),
+        };
+        if unread.is_none() {
+            self.ring();
+        }
+    }
+
+    /// Has the worker look around.
+    pub(super) fn ring(&self) {
+        // Neither 2^64 rings nor another end of it are to be expected.
+        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+    }
+
+    /// Takes what is there. Whatever comes later rings again.
+    pub(super) fn take(&self) -> Vec<Message> {
+        self.lock().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+}
+
+impl Mailbox {
+    /// Nobody reads it from now on.
+    pub(super) fn close(&self) {
+        // What a message owes is told to this mailbox again.
+        let unread = self.lock().take();
+        drop(unread);
+    }
+}
+
+impl AsRawFd for Mailbox {
+    fn as_raw_fd(&self) -> RawFd {
+        self.bell.as_raw_fd()
+    }
+}
+
+/// The duty to answer: whoever drops it has answered that it will not be.
+pub(super) struct Debt {
+    mailbox: Arc<Mailbox>,
+    failed: Option<Message>,
+}
+
+impl Debt {
+    /// `failed` is the answer unless there is another.
+    pub(super) fn new(mailbox: &Arc<Mailbox>, failed: Message) -> Self {
+        Self { mailbox: mailbox.clone(), failed: Some(failed) }
+    }
+
+    pub(super) fn answer(mut self, message: Message) {
+        self.failed = None;
+        self.mailbox.send(message);
+    }
+}
+
+impl Drop for Debt {
+    fn drop(&mut self) {
+        if let Some(failed) = self.failed.take() {
+            self.mailbox.send(failed);
+        }
+    }
+}
