@@ -151,6 +151,7 @@ mod tests {
         assert_eq!((blocks.encoding, blocks.payload.len()), (Encoding::Plain, BLOCK_BYTES));
     }
 
+    /// Lesson: our own use of libraries is bounded, too.
     #[test]
     fn a_decompression_bomb_and_a_damaged_payload_are_refused() {
         let mut decoder = Decoder::new().unwrap();

@@ -240,6 +240,7 @@ fn a_raw_disk_that_looks_like_qcow2_is_imported_as_it_is() {
     assert!(read(&image, 0, MIB as usize) == fs::read(&disguised).unwrap(), "every byte of it, and none of the secret");
 }
 
+/// Lesson: a copy tool that ignored errors (libnbd CVE-2022-0485).
 #[test]
 fn imports_that_cannot_be_are_refused_with_the_reason() {
     let directory = directory();

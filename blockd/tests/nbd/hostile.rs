@@ -32,7 +32,7 @@ impl Witness {
     }
 }
 
-/// CVE-2024-7409, CVE-2013-7441.
+/// Lesson: clients that say nothing or vanish (CVE-2024-7409, CVE-2013-7441).
 #[test]
 fn clients_that_say_nothing_are_cut_off_at_the_deadline_and_hold_no_place_after_it() {
     let site = Site::with(|options| {
@@ -89,6 +89,7 @@ fn nonsense_in_the_handshake_ends_the_connection() {
     witness.works();
 }
 
+/// Lesson: lengths used before they are checked; limit, limit − 1 and limit + 1 over the socket.
 #[test]
 fn an_option_may_have_64_kib_and_not_a_byte_more() {
     let site = Site::new();
@@ -133,6 +134,7 @@ fn requests_beyond_the_end_or_the_limits_are_errors_and_the_connection_goes_on()
     }
 }
 
+/// Lesson: one client cannot end another.
 #[test]
 fn nonsense_in_transmission_ends_that_connection_only() {
     let site = Site::new();

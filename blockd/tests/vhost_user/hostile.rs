@@ -155,6 +155,7 @@ fn a_guest_that_cannot_flush_has_no_cache() {
     assert_eq!(raw.request(WRITE, 0, 4096), IO_ERROR);
 }
 
+/// Lesson: one client cannot end another.
 #[test]
 fn wishes_that_were_not_offered_end_the_connection_and_nothing_else() {
     let site = Site::serve(1 << 20, Access::ReadWrite);

@@ -67,6 +67,7 @@ async fn make_point(link: &Connection, lineage: &Lineage, epoch: u64) {
     assert_eq!(stream.receive().await, Message::Committed(epoch));
 }
 
+/// Lesson: a migration stream is trusted (QEMU CVE-2014-7840): blocks lie within the size that the stream began with.
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_that_break_the_rules_are_refused_and_change_nothing() {
     let scene = Scene::start().await;

@@ -224,6 +224,7 @@ fn tls_does_not_begin_the_count_of_options_anew() {
 }
 
 /// CVE-2017-15118, CVE-2020-10761, CVE-2022-26495: lengths used before they are checked.
+/// Lesson: lengths used before they are checked (CVE-2017-15118, nbd-server CVE-2022-26496).
 #[test]
 fn option_lengths_are_checked_before_they_are_used() {
     let exports = exports(&["a"]);
@@ -241,6 +242,7 @@ fn option_lengths_are_checked_before_they_are_used() {
     }
 }
 
+/// Lesson: lengths used before they are checked (nbd-server CVE-2022-26495: 2³²−1 wraps).
 #[test]
 fn lengths_within_an_option_are_checked_against_it() {
     let exports = exports(&["a"]);
@@ -273,6 +275,7 @@ fn lengths_within_an_option_are_checked_against_it() {
     }
 }
 
+/// Lesson: lengths used before they are checked; names and error strings at the limit (CVE-2020-10761).
 #[test]
 fn names_have_a_limit() {
     let name = "x".repeat(MAX_NAME_BYTES as usize + 1);

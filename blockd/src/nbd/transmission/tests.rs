@@ -61,6 +61,7 @@ fn requests_become_operations() {
     assert_eq!(plan(DISC, 0, 0, 0), Ok(Plan::Disconnect));
 }
 
+/// Lesson: lengths used before they are checked (CVE-2017-15119).
 #[test]
 fn every_length_is_checked_at_its_limit() {
     use command::*;
@@ -146,6 +147,7 @@ fn status(range: Range<u64>, data: &[Range<u64>], max_extents: usize) -> Vec<(u3
 const HOLE: u32 = allocation_flag::HOLE | allocation_flag::ZERO;
 
 /// CVE-2025-47711: a block status longer than asked.
+/// Lesson: block status longer than asked (nbdkit CVE-2025-47711).
 #[test]
 fn block_status_never_reaches_beyond_what_was_asked() {
     assert_eq!(status(100..200, &[0..50, 60..300], 9), [(100, 0)]);

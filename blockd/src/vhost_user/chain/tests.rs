@@ -75,6 +75,7 @@ fn a_read_has_writable_data_and_a_write_readable_data() {
     assert_eq!(command(OUT, 7, &[(DATA, 512, WRITE)]), Err(Status::IoError));
 }
 
+/// Lesson: descriptor chains, zero length (DPDK CVE-2020-10725).
 #[test]
 fn descriptors_may_be_cut_anywhere() {
     let memory = memory_with_header(READ, 3);
@@ -158,6 +159,7 @@ fn a_readable_part_behind_a_writable_one_is_refused() {
     assert_eq!(command(READ, 0, &[(DATA, 512, WRITE), (DATA, 512, 0)]), Err(Status::IoError));
 }
 
+/// Lesson: descriptor chains, loops (SPDK CVE-2019-9547).
 #[test]
 fn without_a_place_for_the_status_there_is_no_answer() {
     let memory = memory_with_header(READ, 0);

@@ -85,6 +85,7 @@ fn a_write_while_its_block_is_under_way_leaves_it_dirty() {
     assert!(tracker.open().contains(10));
 }
 
+/// Lesson: an unacknowledged request failed (libnbd CVE-2022-0485).
 #[test]
 fn what_a_broken_stream_carried_is_dirty_again_unless_it_was_committed() {
     let (mut sender, tracker) = online();

@@ -122,6 +122,7 @@ async fn a_stream_without_a_kind_closes_the_connection() {
     }
 }
 
+/// Lesson: unbounded reassembly in a library (quinn-proto ≤ 0.11.14).
 #[tokio::test]
 async fn a_stranger_gets_no_more_than_a_small_window() {
     let site = Site::new();

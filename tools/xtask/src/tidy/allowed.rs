@@ -20,6 +20,9 @@ pub const LONG_FILES: &[LongFile] = &[];
 /// Module names that say nothing about what is inside.
 pub const NAMELESS_MODULES: [&str; 6] = ["common", "helper", "helpers", "misc", "util", "utils"];
 
+/// What vm-memory hands out pointers with. Everything else of it copies, and checks.
+pub const GUEST_POINTERS: [&str; 3] = ["get_host_address", "ptr_guard", "ptr_guard_mut"];
+
 /// Crates that must forbid unsafe code in their `lib.rs`.
 pub const PURE_CRATES: [&str; 1] = ["replicator/engine"];
 

@@ -1,6 +1,6 @@
 //! Rules about one file.
 
-use super::allowed::{FILE_LINES, FOREIGN_TEXT, GENERATED_FILES, LONG_FILES, NAMELESS_MODULES, UNFINISHED_MARKS};
+use super::allowed::{FILE_LINES, FOREIGN_TEXT, GENERATED_FILES, GUEST_POINTERS, LONG_FILES, NAMELESS_MODULES, UNFINISHED_MARKS};
 use super::source_text::code_only;
 use super::{SourceFile, Violation};
 
@@ -78,6 +78,10 @@ fn unsafe_outside_sys(file: &SourceFile, code: &str, violations: &mut Vec<Violat
         if words(line).any(|word| word == "unsafe") {
             violations.push(Violation::at_line(file, index, "unsafe outside a module file named `sys`"));
         }
+        if let Some(word) = words(line).find(|word| GUEST_POINTERS.contains(word)) {
+            let message = format!("{word} outside a module file named `sys`: guest memory is copied, or lent to the kernel");
+            violations.push(Violation::at_line(file, index, message));
+        }
     }
 }
 
@@ -104,6 +108,13 @@ mod tests {
         let of_lines = |lines: usize| format!("//! Long.\n{}", "\n".repeat(lines - 1));
         assert!(messages("a/src/a.rs", &of_lines(FILE_LINES)).is_empty());
         assert!(messages("a/src/a.rs", &of_lines(FILE_LINES + 1))[0].contains("the limit is"));
+    }
+
+    #[test]
+    fn pointers_into_guest_memory_are_for_the_kernel_alone() {
+        let text = "//! Vectors.\nfn f() { slice.ptr_guard_mut().as_ptr() }\n";
+        assert!(messages("a/src/queue.rs", text)[0].starts_with("a/src/queue.rs:2: ptr_guard_mut outside"));
+        assert!(messages("a/src/sys.rs", text).is_empty());
     }
 
     #[test]

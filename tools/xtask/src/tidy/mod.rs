@@ -5,6 +5,7 @@
 
 mod allowed;
 mod file_rules;
+mod lessons;
 mod source_text;
 mod tree;
 
@@ -56,6 +57,7 @@ pub fn run(root: &Path) -> Result<Vec<Violation>> {
     let files = read_files(root)?;
     let mut violations: Vec<_> = files.iter().flat_map(file_rules::check).collect();
     violations.extend(tree::check(&files));
+    violations.extend(lessons::check(&files));
     violations.sort_by(|a, b| (&a.path, a.line).cmp(&(&b.path, b.line)));
     Ok(violations)
 }
