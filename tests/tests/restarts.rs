@@ -28,9 +28,9 @@ fn a_guest_under_load_sees_a_pause_and_no_error_when_its_daemon_is_killed_or_end
     guest.wait_for_more(2);
     for round in 0..rounds("RESTARTS", 3) {
         if round % 2 == 0 {
-            site.kill()
+            site.kill();
         } else {
-            site.stop()
+            site.stop();
         }
         site.restart();
         guest.wait_for_more(2);

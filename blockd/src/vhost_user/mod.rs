@@ -19,7 +19,7 @@
 //! # When this process ends
 //!
 //! In order, it completes what it has taken and hangs up after that. Killed, it leaves behind what it has taken and not given back, in memory
-//! that the front end keeps ([`inflight`]). The next daemon takes these first, in the order in which they were taken, and the guest sees a
+//! that the front end keeps (`inflight`). The next daemon takes these first, in the order in which they were taken, and the guest sees a
 //! pause. Nothing is lost: a request is marked before anything is done about it. Nothing is done twice in effect: a request whose end the
 //! guest can see is not marked, or known to be marked wrongly. One that is marked may have reached the disk, but the guest still waits for it,
 //! so its buffers are as they were and nothing that depends on it has begun; reading, writing, discarding and flushing the same again changes
