@@ -35,6 +35,11 @@ fn our_daemon_and_others_take_turns() {
     measures(&["vhost-flush", "vhost-read-latency", "nbd-random-write"], 27);
 }
 
+#[test]
+fn the_disk_path_is_measured_with_many_volumes_and_with_a_standby() {
+    measures(&["span", "idle-memory"], 8);
+}
+
 mod privileged {
     use super::*;
 

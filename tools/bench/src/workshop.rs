@@ -131,8 +131,8 @@ impl Workshop {
     }
 
     /// A file of bytes that nothing compresses.
-    pub fn random_image(&self, len_bytes: u64) -> Result<PathBuf> {
-        let path = self.dir().join("random.raw");
+    pub fn random_image(&self, name: &str, len_bytes: u64) -> Result<PathBuf> {
+        let path = self.dir().join(format!("{name}.raw"));
         let mut file = File::create(&path)?;
         let mut rng = StdRng::seed_from_u64(len_bytes);
         let mut piece = vec![0; MIB as usize];

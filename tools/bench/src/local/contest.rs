@@ -9,8 +9,9 @@
 //! is gone before the next begins.
 
 use super::guest::Guest;
-use super::workload::{Latency, Op, Order, Turn, Workload};
-use crate::load::{Disk, Load, Transferred};
+use super::turn as turn_of;
+use super::workload::{Latency, Turn, Workload};
+use crate::load::{Disk, Transferred};
 use crate::machine;
 use crate::workshop::Workshop;
 use anyhow::{Context, Result};
@@ -91,7 +92,7 @@ impl Nbd {
 impl Contender for Nbd {
     fn turn(&mut self, workload: Workload, duration: Duration) -> Result<Turn> {
         let before = machine::cpu_seconds(self.process)?;
-        let done = fio(&self.disk, workload, duration)?;
+        let done = workload.fio(slice::from_ref(&self.disk), duration)?;
         let cpu_seconds = machine::cpu_seconds(self.process)? - before;
         turn(&done, cpu_seconds)
     }
@@ -106,29 +107,8 @@ impl Raw {
 
 impl Contender for Raw {
     fn turn(&mut self, workload: Workload, duration: Duration) -> Result<Turn> {
-        turn(&fio(&self.0, workload, duration)?, 0.0)
+        turn(&workload.fio(slice::from_ref(&self.0), duration)?, 0.0)
     }
-}
-
-/// Loads the disk.
-fn fio(disk: &Disk, workload: Workload, duration: Duration) -> Result<Transferred> {
-    let rw = match (workload.order, workload.op) {
-        (Order::Random, Op::Read) => "randread",
-        (Order::Random, _) => "randwrite",
-        (Order::Sequential, Op::Read) => "read",
-        (Order::Sequential, _) => "write",
-    };
-    let mut options = vec![format!("--rw={rw}"), format!("--bs={}", workload.block_bytes), format!("--iodepth={}", workload.depth)];
-    options.push(format!("--runtime={}ms", duration.as_millis()));
-    options.extend(["--time_based", "--norandommap", "--lat_percentiles=1", "--percentile_list=50:99:99.9"].map(str::to_owned));
-    let options: Vec<_> = options.iter().map(String::as_str).collect();
-    let load = if workload.op == Op::WriteFlush {
-        Load::run(&[disk.flushed()], &options, duration)?
-    } else {
-        Load::run(slice::from_ref(disk), &options, duration)?
-    };
-    let done = load.finish()?;
-    Ok(if workload.op == Op::Read { done.read } else { done.write })
 }
 
 fn turn(done: &Transferred, cpu_seconds: f64) -> Result<Turn> {
@@ -140,8 +120,14 @@ fn turn(done: &Transferred, cpu_seconds: f64) -> Result<Turn> {
 impl Contest {
     /// Between these two, with the disk's own speed beside.
     pub fn new(workshop: &Workshop, image: &Path, ours: Box<dyn Contender>, peer: Box<dyn Contender>) -> Result<Self> {
-        let turn = Duration::from_millis(workshop.size(2500, 300));
-        Ok(Self { image: File::open(image)?, turn, rounds: workshop.rounds(), ours, peer, others: vec![Raw::file(image)] })
+        Ok(Self {
+            image: File::open(image)?,
+            turn: turn_of(workshop),
+            rounds: workshop.rounds(),
+            ours,
+            peer,
+            others: vec![Raw::file(image)],
+        })
     }
 
     /// Carries out all rounds, after a turn of each that does not count.
@@ -170,5 +156,10 @@ fn settled(image: &File, contender: &mut Box<dyn Contender>, workload: Workload,
 
 /// A fresh image, all of it written.
 pub fn image(workshop: &Workshop) -> Result<PathBuf> {
-    workshop.random_image(workshop.size(2 << 30, 64 << 20))
+    workshop.random_image("image", workshop.size(2 << 30, 64 << 20))
+}
+
+/// Waits until the disk has nothing to do for what is in the workshop.
+pub fn settle_disk(workshop: &Workshop) -> Result<()> {
+    Ok(rustix::fs::syncfs(File::open(workshop.dir())?)?)
 }

@@ -1,6 +1,7 @@
 //! A guest without a VM: a virtio driver that speaks vhost-user, and keeps queues full.
 //!
-//! It waits for interrupts as a guest does, and asks the device whether it wants a kick. Each queue has a thread.
+//! It waits for interrupts as a guest does, and asks the device whether it wants a kick. Queues that run at once have a thread each; many
+//! devices under one load share one thread, as they would share a CPU.
 
 use super::sys::Shared;
 use super::workload::{Latency, Op, Order, Workload, sample_ns};
@@ -93,6 +94,12 @@ impl Guest {
         })?;
         Ok(Load::of(samples.concat(), duration))
     }
+}
+
+/// Loads many devices at once from one thread.
+pub fn run_all(guests: &mut [Guest], workload: Workload, duration: Duration) -> Result<Load> {
+    let mut lanes: Vec<_> = guests.iter_mut().flat_map(|guest| guest.lanes.iter_mut()).collect();
+    Ok(Load::of(run(&mut lanes, workload, Instant::now() + duration)?, duration))
 }
 
 impl Load {

@@ -1,7 +1,7 @@
 //! NBD: our daemon, `qemu-nbd` and `nbdkit file`, each with one connection, through `fio`.
 
 use super::contest::{self, Contest, Nbd, Round};
-use super::server::{Blockd, Peer};
+use super::server::{Blockd, Content, Peer};
 use super::workload::Workload;
 use super::{CPU_TARGET, LATENCY_TARGET, NBD_SPEED_TARGET};
 use crate::load::Disk;
@@ -109,7 +109,7 @@ fn latency(workshop: &Workshop, record: &mut Record, workload: Workload) -> Resu
 fn rounds(workshop: &Workshop, workload: Workload, each: impl FnMut(Round)) -> Result<()> {
     let image = contest::image(workshop)?;
     let blockd = Blockd::start(workshop.dir())?;
-    blockd.create("vm1", &image)?;
+    blockd.create("vm1", Content::Image(&image))?;
     let ours = Nbd::server(blockd.site.process(), Disk::volume("vm1", &blockd.nbd("vm1")?));
     let (qemu, nbdkit) = (Peer::qemu_nbd(&image)?, Peer::nbdkit(&image)?);
     let disk = |peer: &Peer| Disk::nbd(&format!("nbd+unix:///?socket={}", peer.socket().display()));

@@ -34,9 +34,13 @@ impl Blockd {
         Ok(Self { site, _dirs: dirs })
     }
 
-    /// Makes a volume of an image, which stays where it is.
-    pub fn create(&self, volume: &str, image: &Path) -> Result<()> {
-        self.site.tern::<Value>(&["volume", "create", volume, "--backing", &image.to_string_lossy()]).map(drop)
+    /// Makes a volume of an image, or a sparse one of so many bytes.
+    pub fn create(&self, volume: &str, content: Content<'_>) -> Result<()> {
+        let (option, value) = match content {
+            Content::Image(path) => ("--backing", path.to_string_lossy().into_owned()),
+            Content::Sparse(size_bytes) => ("--size", size_bytes.to_string()),
+        };
+        self.site.tern::<Value>(&["volume", "create", volume, option, &value]).map(drop)
     }
 
     /// Serves a volume; returns its socket.
@@ -52,6 +56,15 @@ impl Blockd {
         self.site.tern::<Value>(&["volume", "export", volume, "--nbd", &format!("unix:{}", socket.display())])?;
         Ok(socket)
     }
+}
+
+/// What a volume begins with.
+#[derive(Debug, Clone, Copy)]
+pub enum Content<'a> {
+    /// An image, which stays where it is.
+    Image(&'a Path),
+    /// Holes.
+    Sparse(u64),
 }
 
 /// Another's server. Dropped, it is killed.

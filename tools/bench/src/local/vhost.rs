@@ -1,7 +1,7 @@
 //! vhost-user-blk: our daemon and `qemu-storage-daemon`, each with one queue, through the same driver.
 
 use super::contest::{self, Contest, Round, VhostUser};
-use super::server::{Blockd, Peer};
+use super::server::{Blockd, Content, Peer};
 use super::workload::Workload;
 use super::{CPU_TARGET, LATENCY_TARGET, SPEED_TARGET};
 use crate::record::{Benchmark, Figure, Record, Target};
@@ -102,7 +102,7 @@ fn latency(workshop: &Workshop, record: &mut Record, workload: Workload) -> Resu
 fn rounds(workshop: &Workshop, workload: Workload, each: impl FnMut(Round)) -> Result<()> {
     let image = contest::image(workshop)?;
     let blockd = Blockd::start(workshop.dir())?;
-    blockd.create("vm1", &image)?;
+    blockd.create("vm1", Content::Image(&image))?;
     let ours = VhostUser::connect(blockd.site.process(), &blockd.vhost_user("vm1")?, 1)?;
     let qemu = Peer::qemu_storage_daemon(&image, 1)?;
     let peer = VhostUser::connect(qemu.process(), &qemu.socket(), 1)?;

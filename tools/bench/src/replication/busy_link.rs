@@ -46,7 +46,7 @@ struct Turns {
 }
 
 fn run(workshop: &Workshop, record: &mut Record) -> Result<()> {
-    let image = workshop.random_image(workshop.size(1024, 256) << 20)?;
+    let image = workshop.random_image("random", workshop.size(1024, 256) << 20)?;
     let wan = pair::wan()?;
     let pair = Pair::start([workshop.dir(), workshop.standby_dir()], Some(&wan))?;
     pair.import(&image)?;

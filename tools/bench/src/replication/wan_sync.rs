@@ -17,7 +17,7 @@ pub const BENCHMARK: Benchmark = Benchmark {
 };
 
 fn run(workshop: &Workshop, record: &mut Record) -> Result<()> {
-    let image = workshop.random_image(workshop.size(256, 16) << 20)?;
+    let image = workshop.random_image("random", workshop.size(256, 16) << 20)?;
     for _ in 0..workshop.rounds() {
         let mut wan = pair::wan()?;
         let pair = Pair::start([workshop.dir(); 2], Some(&wan))?;
