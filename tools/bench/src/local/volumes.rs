@@ -1,4 +1,5 @@
-//! A hundred volumes at once, each under as much load as one alone. The one is as large as the hundred together.
+//! A hundred volumes at once, against one that is as large as the hundred together: each under as much load as the one, and each with one
+//! request at a time, which is a small load on each and many wake-ups for few requests.
 
 use super::compare::{Side, compare};
 use super::guest::{self, Guest};
@@ -16,10 +17,11 @@ pub const MANY: usize = 100;
 
 pub const BENCHMARK: Benchmark = Benchmark {
     name: "volumes",
-    about: "4 KiB random writes to 100 volumes at once, at depth 32 each, against one volume",
+    about: "4 KiB random writes to 100 volumes at once, at depth 32 and at depth 1 each, against one volume at depth 32",
     figures: &[
         Figure { what: "sum of 100, against one, vhost-user", unit: "×", target: TARGET },
         Figure { what: "sum of 100, against one, NBD", unit: "×", target: TARGET },
+        Figure { what: "sum of 100 at depth 1, against one at 32, vhost-user", unit: "×", target: None },
         Figure { what: "sum of 100, vhost-user", unit: "/s", target: None },
         Figure { what: "one, vhost-user", unit: "/s", target: None },
         Figure { what: "sum of 100, NBD", unit: "/s", target: None },
@@ -43,10 +45,13 @@ fn run(workshop: &Workshop, record: &mut Record) -> Result<()> {
     for number in 0..MANY {
         many.push(attach(&blockd, &name(number))?);
     }
-    let vhost_user = compare(workshop.rounds(), |side| {
-        let guests = if side == Side::Reference { &mut one } else { &mut many };
-        Ok(guest::run_all(guests, workload, duration)?.per_second)
-    })?;
+    let mut with_depth = |depth| {
+        compare(workshop.rounds(), |side| match side {
+            Side::Reference => Ok(guest::run_all(&mut one, workload, duration)?.per_second),
+            Side::Subject => Ok(guest::run_all(&mut many, Workload { depth, ..workload }, duration)?.per_second),
+        })
+    };
+    let (vhost_user, shallow) = (with_depth(workload.depth)?, with_depth(1)?);
     drop((one, many));
 
     let disk = |volume: &str| Ok(Disk::volume(volume, &blockd.nbd(volume)?));
@@ -56,9 +61,10 @@ fn run(workshop: &Workshop, record: &mut Record) -> Result<()> {
         let disks = if side == Side::Reference { one.as_slice() } else { many.as_slice() };
         Ok(workload.fio(disks, duration)?.iops)
     })?;
-    for (vhost_user, nbd) in vhost_user.iter().zip(&nbd) {
+    for ((vhost_user, shallow), nbd) in vhost_user.iter().zip(&shallow).zip(&nbd) {
+        let ratios = [vhost_user.ratio(), nbd.ratio(), shallow.ratio()];
         let requests = [vhost_user.subject, vhost_user.reference, nbd.subject, nbd.reference];
-        record.add([vhost_user.ratio(), nbd.ratio(), requests[0], requests[1], requests[2], requests[3]]);
+        record.add([ratios[0], ratios[1], ratios[2], requests[0], requests[1], requests[2], requests[3]]);
     }
     Ok(())
 }
