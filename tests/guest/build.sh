@@ -6,6 +6,7 @@
 #                               vmlinuz, initrd.gz and rootfs.img
 #   build.sh disk FILE SIZE     make FILE a sparse raw image of SIZE (as mke2fs takes it: 64M, 1G) with an empty ext4
 #   build.sh root FILE SIZE     the same with an operating system in it: see tern.job=root in run.sh
+#   build.sh initrd FILE PROGRAM…  make FILE the guest's initrd.gz with programs of this host in it, and their libraries
 #
 # The cache is ${TERN_CACHE:-$HOME/.cache/tern}: guest-packages-KEY by the packages' versions, guest-KEY by the files here and
 # the release of Debian. So a guest that is cached needs no network, and keeps its packages until its directory is removed.
@@ -17,6 +18,8 @@ cache=${TERN_CACHE:-$HOME/.cache/tern}
 sources=(build.sh init jobs.sh rootfs-init)
 # In this order: each needs those before it.
 modules=(virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk)
+# For those jobs that need them: the network, and the kernel's NBD client.
+more_modules=(failover net_failover virtio_net nbd)
 # aespipe turns zeroes into a stream that looks random, fast and by a seed.
 tools=(mke2fs e2fsck aespipe)
 rootfs_size=64M
@@ -38,7 +41,11 @@ main() {
         guest=$(build)
         image "$guest/rootfs" "$2" "$3" "$guest/rootfs"
         ;;
-    *) fail "usage: build.sh [disk FILE SIZE | root FILE SIZE]" ;;
+    "initrd "?*" "?*)
+        guest=$(build)
+        initrd_with "$guest/initrd.gz" "${@:2}"
+        ;;
+    *) fail "usage: build.sh [disk FILE SIZE | root FILE SIZE | initrd FILE PROGRAM…]" ;;
     esac
 }
 
@@ -116,14 +123,35 @@ assemble() {
     cp "$here/init" "$work/initramfs/init"
     kernel_modules "$packages" "$work/initramfs/modules"
     chmod 755 "$work/initramfs/init"
-    (cd "$work/initramfs" && find . | LC_ALL=C sort | bin/busybox cpio -o -H newc -R 0:0 2>/dev/null | gzip -n -1) \
-        >"$work/guest/initrd.gz"
+    archive "$work/initramfs" "$work/initramfs/bin/busybox" >"$work/guest/initrd.gz"
     userland "$packages" "$work/guest/rootfs"
     cp "$here/rootfs-init" "$work/guest/rootfs/sbin/init"
     chmod 755 "$work/guest/rootfs/sbin/init"
     image "$work/guest/rootfs" "$work/guest/rootfs.img" "$rootfs_size" "$work/guest/rootfs"
     mv "$work/guest" "$guest"
     rm -r "$work"
+}
+
+# Prints a directory as an initramfs.
+archive() {
+    (cd "$1" && find . | LC_ALL=C sort | "$2" cpio -o -H newc -R 0:0 2>/dev/null | gzip -n -1)
+}
+
+# Archives one after the other are unpacked over each other.
+initrd_with() {
+    local base=$1 file=$2 root program library
+    root=$(mktemp -d)
+    mkdir -p "$root/sbin" "$root/lib64" "$root/lib/x86_64-linux-gnu"
+    for program in "${@:3}"; do
+        program=$(PATH=$PATH:/usr/sbin:/sbin type -P "$program") || fail "$program is not installed"
+        cp "$program" "$root/sbin/"
+        ldd "$program" | sed -n 's/.*=> \(\/.*\) (.*/\1/p' | while read -r library; do
+            cp -L "$library" "$root/lib/x86_64-linux-gnu/"
+        done
+    done
+    cp -L /lib64/ld-linux-x86-64.so.2 "$root/lib64/"
+    { cat "$base" && archive "$root" "${base%/*}/rootfs/bin/busybox"; } >"$file"
+    rm -r "$root"
 }
 
 # A root directory with busybox, the tools and their libraries, and the jobs.
@@ -153,10 +181,11 @@ userland() {
 kernel_modules() {
     local packages=$1 to=$2 module
     mkdir -p "$to"
-    for module in "${modules[@]}"; do
+    for module in "${modules[@]}" "${more_modules[@]}"; do
         cp "$(find "$packages" -name "$module.ko")" "$to/"
-        echo "$module" >>"$to/order"
     done
+    printf '%s\n' "${modules[@]}" >"$to/order"
+    printf '%s\n' "${more_modules[@]}" >"$to/more"
 }
 
 # image USERLAND FILE SIZE DIRECTORY: makes FILE an ext4 image of SIZE; the contents are those of DIRECTORY, or none for

@@ -35,6 +35,12 @@ stop() {
     poweroff -f
 }
 
+load_modules() {
+    while read -r module; do
+        insmod "/modules/$module.ko"
+    done <"$1"
+}
+
 interactive() {
     stty onlcr
     setsid cttyhack sh
@@ -47,6 +53,23 @@ wait_for_disk() {
         [ "$tries" -gt 0 ] || stop "no-disk"
         usleep 100000
     done
+}
+
+# The kernel's own NBD client takes the host's export for the guest's disk. The address is that of QEMU's user network.
+attach_nbd() {
+    ifconfig eth0 10.0.2.15 up
+    disk=/dev/nbd0
+    nbd-client 10.0.2.2 "$(parameter port 10809)" "$disk" -name vm1 -connections 2 >/tmp/nbd 2>&1 || {
+        sed 's/^/nbd-client: /' /tmp/nbd
+        stop "no-nbd"
+    }
+    wait_for_disk
+    say "nbd attached $(blockdev --getsize64 "$disk")"
+}
+
+detach_nbd() {
+    nbd-client -d "$disk" >/dev/null || stop "no-nbd"
+    say "nbd detached"
 }
 
 # An ext4 file system says so in two bytes of its superblock.

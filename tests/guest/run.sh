@@ -17,16 +17,20 @@
 #   tern.job=check    replay the journal, check the file system, compare every file with its checksum
 #   tern.job=root     boot the system on the disk (build.sh root, or a copy of rootfs.img); then tern.after=write or
 #                     tern.after=check, as above but in /data of that system, or tern.after=shell
+#   tern.job=nbd      write (tern.files=N), discard what is free, and check, on the export vm1 at tern.port=N of the host, by the
+#                     kernel's NBD client and over two connections. It needs an -initrd of its own, with nbd-client in it,
+#                     and -netdev user,id=net -device virtio-net-pci,netdev=net,romfile=
 #
 # All but the shell end by powering off. What a program may read, each at the beginning of a line:
 #   tern: guest up | tern: made file system | tern: booted from disk
 #   tern: wrote NAME BYTES SHA256             written and durable
 #   tern: synced N                            N files and their checksums are durable
 #   tern: fsck clean | tern: fsck dirty       dirty: e2fsck's words stand before it, each after "fsck: "
+#   tern: nbd attached BYTES | tern: nbd detached
 #   tern: file NAME ok|bad|missing
 #   tern: checked N ok M bad                  missing ones are bad
 #   tern: error REASON                        the job could not go on: no-disk, no-mkfs, no-mount, no-system, no-manifest,
-#                                             no-directory, no-write NAME, no-read, unknown-job
+#                                             no-directory, no-write NAME, no-read, no-nbd, no-trim, unknown-job
 #   tern: done                                the job went to its end
 set -euo pipefail
 

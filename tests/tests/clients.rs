@@ -4,7 +4,7 @@ use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use tern_tests::{Site, client, eventually, is_installed};
+use tern_tests::{Site, client, eventually, is_installed, try_client};
 
 const MIB: u64 = 1 << 20;
 
@@ -75,6 +75,96 @@ fn nbdinfo_lists_every_export_with_all_it_can_do() {
         }
         assert_eq!(export["is_read_only"], false, "{export}");
     }
+}
+
+#[test]
+fn nbdinfo_answers_for_each_thing_that_an_export_can_do() {
+    if !is_installed("nbdinfo") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let site = Site::start("osaka", directory.path());
+    serve(&site, "vm1", "64M");
+    let answer = |question: [&str; 2]| try_client("nbdinfo", &[question[0], question[1], &uri(&site, "vm1")]).status.code();
+    for can in ["connect", "read", "write", "flush", "fua", "zero", "trim", "cache", "df", "multi-conn", "structured-reply"] {
+        assert_eq!(answer(["--can", can]), Some(0), "{can}");
+    }
+    for is in ["read-only", "rotational", "tls"] {
+        assert_eq!(answer(["--is", is]), Some(2), "{is}");
+    }
+}
+
+#[test]
+fn nbdcopy_copies_one_volume_to_another_over_several_connections() {
+    if !["nbdcopy", "qemu-img"].iter().all(|program| is_installed(program)) {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let site = Site::start("osaka", directory.path());
+    let source = directory.path().join("source.raw");
+    file_system(&source);
+    serve(&site, "vm1", "64M");
+    serve(&site, "vm2", "64M");
+    let (vm1, vm2) = (uri(&site, "vm1"), uri(&site, "vm2"));
+    let many = ["--connections=4", "--requests=16", "--threads=2", "--flush"];
+    client("nbdcopy", &[&many[..], &[source.to_str().unwrap(), &vm1]].concat());
+    client("nbdcopy", &[&many[..], &[&vm1, &vm2]].concat());
+    client("qemu-img", &["compare", "-f", "raw", "-F", "raw", source.to_str().unwrap(), &vm2]);
+}
+
+#[test]
+fn a_file_system_is_made_and_filled_through_nbdfuse() {
+    if !["nbdfuse", "fusermount3", "mkfs.ext4", "debugfs", "e2fsck"].iter().all(|program| is_installed(program)) {
+        return;
+    }
+    if fs::File::options().read(true).write(true).open("/dev/fuse").is_err() {
+        eprintln!("left out: nbdfuse needs /dev/fuse");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let site = Site::start("osaka", directory.path());
+    serve(&site, "vm1", "64M");
+    let (mounted, ready, copy) = (directory.path().join("mounted"), directory.path().join("ready"), directory.path().join("copy.raw"));
+    fs::create_dir(&mounted).unwrap();
+    let mut nbdfuse = Command::new("nbdfuse").arg("-P").arg(&ready).arg(&mounted).arg(uri(&site, "vm1")).spawn().unwrap();
+    eventually("the volume is mounted", || ready.exists());
+    let disk = mounted.join("nbd");
+    let disk = disk.to_str().unwrap();
+    client("mkfs.ext4", &["-q", "-F", disk]);
+    client("debugfs", &["-w", "-R", concat!("write ", env!("CARGO_MANIFEST_DIR"), "/Cargo.toml file"), disk]);
+    client("fusermount3", &["-u", mounted.to_str().unwrap()]);
+    assert!(nbdfuse.wait().unwrap().success());
+
+    client("nbdcopy", &[&uri(&site, "vm1"), copy.to_str().unwrap()]);
+    client("e2fsck", &["-f", "-n", copy.to_str().unwrap()]);
+    let file = client("debugfs", &["-R", "cat file", copy.to_str().unwrap()]);
+    assert_eq!(file, fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).unwrap());
+}
+
+#[test]
+fn qemu_img_bench_and_fio_write_verify_and_trim_side_by_side() {
+    if !["qemu-img", "fio"].iter().all(|program| is_installed(program)) {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let site = Site::start("osaka", directory.path());
+    serve(&site, "vm1", "64M");
+    let uri = uri(&site, "vm1");
+    let bench = ["bench", "-f", "raw", "-t", "none", "-c", "2000", "-d", "32", "-s", "4k"];
+    for kind in [&["-w", "--pattern=85", "--flush-interval=200"][..], &[]] {
+        let said = client("qemu-img", &[&bench[..], kind, &[&uri]].concat());
+        assert!(said.contains("Run completed"), "{said}");
+    }
+    client("qemu-io", &["-f", "raw", "-c", "read -P 85 0 8192000", &uri]);
+
+    let from = format!("--uri={uri}");
+    let shared = ["--ioengine=nbd", &from, "--thread", "--iodepth=16"];
+    let verify = ["--name=verify", "--rw=randrw", "--bs=4k", "--size=32m", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0"];
+    let trim = ["--name=trim", "--rw=randtrim", "--bs=64k", "--offset=48m", "--size=16m"];
+    client("qemu-io", &["-f", "raw", "-c", "write -P 7 48M 16M", &uri]);
+    let said = client("fio", &[&shared[..], &verify, &trim].concat());
+    assert_eq!(said.matches("err= 0").count(), 2, "{said}");
+    client("qemu-io", &["-f", "raw", "-c", "read -P 0 48M 16M", &uri]);
 }
 
 #[test]

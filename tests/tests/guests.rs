@@ -1,8 +1,9 @@
 //! A Linux guest with its root on a disk of the daemon's, by NBD and by vhost-user-blk.
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use tern_tests::{Guest, Site, client, eventually, guest_parts, is_installed};
+use tern_tests::{Guest, Site, client, eventually, guest_parts, guest_script, is_installed};
 
 /// Where the guest's parts lie, if it and what looks at its disk are there.
 fn guest() -> Option<PathBuf> {
@@ -100,5 +101,29 @@ fn a_guest_attached_by_nbd_as_tern_says_sees_a_pause_and_no_error_when_the_daemo
     assert!(said.contains("tern: fsck clean") && said.contains(" ok 0 bad"), "{said}");
     let checked = said.matches(" ok\n").count() as u64;
     assert!(checked >= files, "{checked} of {files} files: {said}");
+    site.assert_no_panic();
+}
+
+#[test]
+fn the_kernels_nbd_client_in_a_guest_makes_a_file_system_fills_it_trims_it_and_finds_it_again() {
+    if guest().is_none() || !is_installed("nbd-client") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let initrd = directory.path().join("initrd");
+    client(guest_script("build.sh").to_str().unwrap(), &["initrd", initrd.to_str().unwrap(), "nbd-client"]);
+    let site = Site::start("osaka", directory.path());
+    site.tern(&["volume", "create", "vm1", "--size", "128M"]);
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).unwrap().port();
+    site.tern(&["volume", "export", "vm1", "--nbd", &format!("tcp:127.0.0.1:{port}")]);
+
+    let network = ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="].map(str::to_owned);
+    let arguments = [&["-initrd".to_owned(), initrd.display().to_string()], &network[..]].concat();
+    let said = boot(&site, &format!("tern.job=nbd tern.files=10 tern.port={port}"), &arguments);
+    for expected in ["tern: nbd attached 134217728", "tern: made file system", "tern: fsck clean", "tern: checked 10 ok 0 bad"] {
+        assert!(said.contains(expected), "{expected} is not in {said}");
+    }
+    assert_eq!(said.matches("tern: nbd detached").count(), 2, "{said}");
+    check_from_outside(&format!("nbd://127.0.0.1:{port}/vm1"), &directory.path().join("copy"), &[]);
     site.assert_no_panic();
 }
