@@ -4,7 +4,7 @@ use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use tern_tests::{Site, client, eventually, is_installed, try_client};
+use tern_tests::{NbdClient, Pair, Site, client, eventually, is_installed, try_client};
 
 const MIB: u64 = 1 << 20;
 
@@ -69,7 +69,7 @@ fn nbdinfo_lists_every_export_with_all_it_can_do() {
         exports.iter().map(|export| (export["export-name"].as_str().unwrap(), export["export-size"].as_u64().unwrap())).collect();
     assert_eq!(shown, [("vm1", 64 * MIB), ("vm2", 96 * MIB)]);
     for export in exports {
-        assert_eq!(export["contexts"], serde_json::json!(["base:allocation"]), "{export}");
+        assert_eq!(export["contexts"], serde_json::json!(["base:allocation", "tern:dirty"]), "{export}");
         for can in ["can_cache", "can_df", "can_flush", "can_fua", "can_multi_conn", "can_trim", "can_zero"] {
             assert_eq!(export[can], true, "{can}: {export}");
         }
@@ -165,6 +165,31 @@ fn qemu_img_bench_and_fio_write_verify_and_trim_side_by_side() {
     let said = client("fio", &[&shared[..], &verify, &trim].concat());
     assert_eq!(said.matches("err= 0").count(), 2, "{said}");
     client("qemu-io", &["-f", "raw", "-c", "read -P 0 48M 16M", &uri]);
+}
+
+#[test]
+fn the_dirty_map_is_what_the_standby_does_not_have() {
+    if !is_installed("nbdinfo") {
+        return;
+    }
+    let mut pair = Pair::start(16, "1s");
+    let dirty = |site: &Site| {
+        let map: Value = serde_json::from_str(&client("nbdinfo", &["--map=tern:dirty", "--json", &uri(site, "vm1")])).unwrap();
+        let is_dirty = |extent: &&Value| extent["type"] == 1;
+        let range = |extent: &Value| (extent["offset"].as_u64().unwrap(), extent["length"].as_u64().unwrap());
+        map.as_array().unwrap().iter().filter(is_dirty).map(range).collect::<Vec<_>>()
+    };
+    pair.a.wait_until("in sync", |volume| volume["state"] == "in-sync" && volume["dirty_blocks"] == 0);
+    assert_eq!(dirty(&pair.a), []);
+    pair.b.kill();
+    let mut disk = NbdClient::connect(&pair.a.socket("nbd")).unwrap();
+    for (offset, len) in [(MIB, 8192), (3 * MIB - 100, 200)] {
+        disk.write(offset, &vec![7; len]).unwrap();
+    }
+    assert_eq!(dirty(&pair.a), [(MIB, 8192), (3 * MIB - 4096, 8192)], "whole blocks");
+    pair.b.restart();
+    pair.a.wait_until("in sync", |volume| volume["state"] == "in-sync" && volume["dirty_blocks"] == 0);
+    assert_eq!(dirty(&pair.a), []);
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod listener;
 mod log_limit;
 mod rings;
 mod service;
+mod statuses;
 mod tls;
 pub mod transmission;
 mod tunnel;

@@ -8,10 +8,14 @@ pub const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 /// First word of a request.
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
+/// First word of a request with an extended header.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
 /// First word of a simple reply.
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// First word of a chunk of a structured reply.
 pub const CHUNK_MAGIC: u32 = 0x668e_33ef;
+/// First word of a chunk with an extended header.
+pub const EXTENDED_CHUNK_MAGIC: u32 = 0x6e8a_278c;
 
 /// Flags of the greeting and of the client's answer; both sides use the same bits.
 pub mod handshake_flag {
@@ -41,6 +45,8 @@ pub mod option {
     pub const LIST_META_CONTEXT: u32 = 9;
     /// Chooses metadata contexts.
     pub const SET_META_CONTEXT: u32 = 10;
+    /// Negotiates extended headers.
+    pub const EXTENDED_HEADERS: u32 = 11;
 }
 
 /// Answers to options.
@@ -63,6 +69,8 @@ pub mod option_reply {
     pub const ERR_UNKNOWN: u32 = 0x8000_0006;
     /// Too large.
     pub const ERR_TOO_BIG: u32 = 0x8000_0009;
+    /// Not beside extended headers.
+    pub const ERR_EXT_HEADER_REQD: u32 = 0x8000_000a;
 }
 
 /// Pieces of information about an export.
@@ -97,6 +105,8 @@ pub mod transmission_flag {
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
     /// CACHE.
     pub const SEND_CACHE: u16 = 1 << 10;
+    /// FAST_ZERO.
+    pub const SEND_FAST_ZERO: u16 = 1 << 11;
 }
 
 /// Types of requests.
@@ -129,6 +139,10 @@ pub mod command_flag {
     pub const DF: u16 = 1 << 2;
     /// One extent is enough.
     pub const REQ_ONE: u16 = 1 << 3;
+    /// Zeroes must cost less than writing them.
+    pub const FAST_ZERO: u16 = 1 << 4;
+    /// With extended headers: the length is that of data that follows.
+    pub const PAYLOAD_LEN: u16 = 1 << 5;
 }
 
 /// Chunks of structured replies.
@@ -141,6 +155,8 @@ pub mod chunk {
     pub const OFFSET_DATA: u16 = 1;
     /// Extents of a metadata context.
     pub const BLOCK_STATUS: u16 = 5;
+    /// The same, with extended headers.
+    pub const BLOCK_STATUS_EXT: u16 = 6;
     /// The request failed.
     pub const ERROR: u16 = (1 << 15) + 1;
 }
@@ -153,14 +169,20 @@ pub mod allocation_flag {
     pub const ZERO: u32 = 1 << 1;
 }
 
-/// The metadata context that we know.
-pub const BASE_ALLOCATION: &str = "base:allocation";
-/// The number by which replies refer to it.
-pub const BASE_ALLOCATION_ID: u32 = 1;
+/// Bits of an extent of `tern:dirty`.
+pub mod dirty_flag {
+    /// Not at the standby yet.
+    pub const DIRTY: u32 = 1;
+}
 
 /// Reads a big-endian number from the front of `bytes`.
 pub(super) fn take_u16(bytes: &mut &[u8]) -> Option<u16> {
     take(bytes).map(u16::from_be_bytes)
+}
+
+/// See [`take_u16`].
+pub(super) fn take_u64(bytes: &mut &[u8]) -> Option<u64> {
+    take(bytes).map(u64::from_be_bytes)
 }
 
 /// See [`take_u16`].

@@ -17,10 +17,15 @@ use crate::request::Request;
 use crate::store::Image;
 use replicator::counters::{self, Counters};
 use replicator::intake::{Intake, Intaken};
+use replicator_engine::block::{Run, runs};
 use replicator_engine::tracker::Write;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Longest range that is looked through for dirty blocks at once.
+const DIRTY_BYTES: u64 = 64 << 30;
 
 /// A volume that is open at this site.
 pub struct Volume {
@@ -89,6 +94,15 @@ impl Volume {
     /// The answer to a [`Waiter`] was an error: leaves the gate in place of [`Self::complete`].
     pub fn abandon(&self) {
         let _ = self.gate.exit();
+    }
+
+    /// The parts of a range, not empty, whose blocks are not at the standby yet, ascending; none without a standby. Blocks, shortly. Only the
+    /// first [`DIRTY_BYTES`] of the range are looked at: the second value says up to where the answer goes.
+    pub fn dirty(&self, range: Range<u64>) -> (Vec<Range<u64>>, u64) {
+        let end = range.end.min(range.start.saturating_add(DIRTY_BYTES));
+        let Some(run) = Run::covering(range.start, end - range.start) else { return (Vec::new(), end) };
+        let blocks = self.intake.behind().within(run);
+        (runs(&blocks).map(|run| run.offset()..run.offset() + run.len_bytes()).collect(), end)
     }
 
     /// Size in bytes.

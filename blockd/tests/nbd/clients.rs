@@ -26,6 +26,7 @@ fn nbdinfo_shows_what_an_export_can_do() {
         "description: Tern volume vm1",
         "export-size: 67108864 (64M)",
         "base:allocation",
+        "tern:dirty",
         "is_rotational: false",
         "is_read_only: false",
         "can_cache: true",
@@ -96,6 +97,29 @@ fn qemu_img_finds_the_holes_and_copies_only_data() {
     client("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &uri, copy.to_str().unwrap()]);
     assert!(fs::metadata(&copy).unwrap().len() < 3 * MIB);
     client("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", &uri, copy.to_str().unwrap()]);
+}
+
+/// What the thread that replicates would say is said here by the test.
+#[test]
+fn nbdinfo_maps_what_is_not_at_the_standby() {
+    let site = Site::new();
+    let (volume, uri) = site.serve("vm1", 64 * MIB);
+    let arguments = ["--map=tern:dirty", &uri];
+    let Some(map) = client("nbdinfo", &arguments) else { return };
+    let entries = |map: &str| {
+        let fields = |line: &str| line.split_whitespace().take(3).map(|field| field.parse().unwrap()).collect::<Vec<u64>>();
+        map.lines().map(fields).collect::<Vec<_>>()
+    };
+    assert_eq!(entries(&map), [[0, 64 * MIB, 0]], "without a standby nothing is dirty");
+    let dirty = roaring::RoaringBitmap::from_iter((0..3).chain(256..512));
+    volume.intake.behind().set(Box::new(move |run, reply| {
+        let asked = roaring::RoaringBitmap::from_iter(run.blocks());
+        reply.send(&dirty & asked).unwrap();
+    }));
+    let map = client("nbdinfo", &arguments).unwrap();
+    assert_eq!(entries(&map), [[0, 12288, 1], [12288, MIB - 12288, 0], [MIB, MIB, 1], [2 * MIB, 62 * MIB, 0]]);
+    let totals = client("nbdinfo", &["--map=tern:dirty", "--totals", &uri]).unwrap();
+    assert!(totals.lines().any(|line| line.contains("1060864")), "{totals}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The NBD service with the clients that people use, and with clients that nobody should use.
 
 mod clients;
+mod extended;
 mod hostile;
 mod lifecycle;
 mod raw;

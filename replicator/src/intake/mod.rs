@@ -10,9 +10,11 @@
 //! epoch waits for the one before to close, and that may hang on a write that is parked behind it.
 
 mod activity_log;
+mod behind;
 mod kept;
 
 pub use activity_log::{ActivityLog, EXTENT_BLOCKS, blocks as extent_blocks};
+pub use behind::{AskBehind, Behind};
 pub use kept::{KeptBlocks, KeptLimits};
 
 use crate::disk::{BlockDevice, Pages};
@@ -34,6 +36,7 @@ pub struct Intake {
     image: Arc<dyn BlockDevice>,
     log: ActivityLog,
     kept: KeptBlocks,
+    behind: Behind,
     /// Whether the volume has a standby: without one the activity log is not written.
     replicated: AtomicBool,
     /// Held while old content is kept and while an epoch is cut, so that both mean the same frozen epoch.
@@ -77,6 +80,7 @@ impl Intake {
             image,
             log,
             kept: KeptBlocks::new(limits),
+            behind: Behind::default(),
             replicated: AtomicBool::new(false),
             cutting: Mutex::new(Cutting::Frozen),
             lane: OnceLock::new(),
@@ -96,6 +100,11 @@ impl Intake {
     /// The old content of frozen blocks.
     pub fn kept(&self) -> &KeptBlocks {
         &self.kept
+    }
+
+    /// What the standby does not have.
+    pub fn behind(&self) -> &Behind {
+        &self.behind
     }
 
     /// From now on the activity log covers each write. What was written before is the caller's to mark.

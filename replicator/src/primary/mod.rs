@@ -27,6 +27,7 @@ use crate::disk::BlockDevice;
 use crate::intake::Intake;
 use bytes::Bytes;
 use memory::EpochNumbers;
+use replicator_engine::block::Run;
 use replicator_engine::generation::{Id, Lineage};
 use replicator_engine::sender::{Known, Settings};
 use replicator_engine::tracker::Epoch;
@@ -106,6 +107,8 @@ enum Input {
     Written(Session, u64),
     Snapshot(oneshot::Sender<Result<Epoch, ReplicaError>>),
     Verify(OnProgress, oneshot::Sender<Result<Verified, ReplicaError>>),
+    /// Which blocks of the run may differ from the standby.
+    Behind(Run, mpsc::SyncSender<RoaringBitmap>),
     Resized(u64),
     Settings(Settings),
     Stop,
@@ -132,8 +135,11 @@ impl Replica {
     pub fn start(setup: Setup) -> io::Result<Self> {
         let (inbox, inputs) = mpsc::channel();
         let (publish, status) = watch::channel(PrimaryStatus::default());
+        let (asked, intake) = (inbox.clone(), setup.intake.clone());
         let shell = shell::Shell::new(setup, publish)?;
         let thread = std::thread::Builder::new().name("tern-primary".into()).spawn(move || shell.run(&inputs))?;
+        // Nobody waits for an answer from a thread that is gone: with its inbox the question is dropped.
+        intake.behind().set(Box::new(move |run, reply| drop(asked.send(Input::Behind(run, reply)))));
         Ok(Self { inbox, status, sessions: AtomicU64::new(1), thread: Mutex::new(Some(thread)) })
     }
 

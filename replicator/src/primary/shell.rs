@@ -129,6 +129,8 @@ impl Shell {
                 self.snapshots.push(Snapshot { epoch: None, reply });
             }
             Input::Verify(progress, reply) => self.verification = Some(Verification::new(self.setup.image.size_bytes(), progress, reply)),
+            // Whoever asked may have left.
+            Input::Behind(run, reply) => drop(reply.try_send(self.sender.behind(self.setup.intake.tracker(), run))),
             Input::Resized(size_bytes) => self.sender.handle_resized(size_bytes),
             Input::Settings(settings) => self.sender.set_settings(settings),
             Input::Disconnected(_) | Input::Frame(..) | Input::Written(..) | Input::Stop => {}

@@ -3,15 +3,15 @@
 
 use libfuzzer_sys::fuzz_target;
 use tern_fuzz::Bytes;
-use tern_fuzz::nbd::handshake::{Contexts, Replies};
-use tern_fuzz::nbd::transmission::{self, Command, HEADER_BYTES, MAX_EXTENTS, MAX_HEADER_BYTES, Plan, Session};
+use tern_fuzz::nbd::handshake::{Context, Contexts, Replies};
+use tern_fuzz::nbd::transmission::{self, Command, MAX_EXTENTS, MAX_HEADER_BYTES, MAX_REQUEST_HEADER_BYTES, Meaning, Plan, Session};
 use tern_fuzz::nbd::wire;
 use tern_fuzz::request::{Access, MAX_TRANSFER_BYTES, Request};
 
 fn session(bits: u8) -> Session {
     Session {
-        replies: if bits & 1 == 0 { Replies::Simple } else { Replies::Structured },
-        contexts: if bits & 2 == 0 { Contexts::None } else { Contexts::Allocation },
+        replies: [Replies::Simple, Replies::Structured, Replies::Extended][usize::from(bits >> 3) % 3],
+        contexts: Context::ALL.into_iter().filter(|context| bits as u32 & context.id() != 0).collect::<Contexts>(),
         access: if bits & 4 == 0 { Access::ReadWrite } else { Access::ReadOnly },
     }
 }
@@ -22,7 +22,7 @@ fn check_request(request: Request, size_bytes: u64) {
     assert!(!request.op.moves_data() || request.len_bytes <= MAX_TRANSFER_BYTES);
 }
 
-fn check_extents(request: Request, max_extents: usize, bytes: &mut Bytes<'_>) {
+fn check_extents(command: &Command, request: Request, max_extents: usize, replies: Replies, bytes: &mut Bytes<'_>) {
     let mut at = request.offset.saturating_sub(u64::from(bytes.u16()));
     let data: Vec<_> = (0..bytes.u8())
         .map(|_| {
@@ -31,12 +31,13 @@ fn check_extents(request: Request, max_extents: usize, bytes: &mut Bytes<'_>) {
             Ok(start..at)
         })
         .collect();
-    let extents =
-        transmission::describe(request.offset..request.offset + request.len_bytes, data, max_extents).expect("no error was given");
+    let extents = transmission::describe(request.offset..request.offset + request.len_bytes, data, Meaning::DIRTY, max_extents)
+        .expect("no error was given");
     assert!(!extents.is_empty() && extents.len() <= max_extents && extents.len() <= MAX_EXTENTS);
     assert!(extents.iter().all(|extent| extent.len_bytes > 0));
-    assert!(extents.iter().map(|extent| u64::from(extent.len_bytes)).sum::<u64>() <= request.len_bytes);
-    assert_eq!(transmission::block_status(1, &extents).len(), 24 + 8 * extents.len());
+    assert!(extents.iter().map(|extent| extent.len_bytes).sum::<u64>() <= request.len_bytes);
+    let expected = if replies == Replies::Extended { 40 + 16 * extents.len() } else { 24 + 8 * extents.len() };
+    assert_eq!(transmission::block_status(command, &[(Context::Dirty, extents)], replies).len(), expected);
 }
 
 fuzz_target!(|data: &[u8]| {
@@ -45,9 +46,10 @@ fuzz_target!(|data: &[u8]| {
     let mut size_bytes = bytes.u64() >> 20;
     while !bytes.0.is_empty() {
         size_bytes = size_bytes.saturating_add(u64::from(bytes.u8()) * 4096);
-        let mut header: [u8; HEADER_BYTES] = bytes.array();
+        let mut header: [u8; MAX_REQUEST_HEADER_BYTES] = bytes.array();
         if !header[0].is_multiple_of(8) {
-            header[..4].copy_from_slice(&wire::REQUEST_MAGIC.to_be_bytes());
+            let magic = if session.replies == Replies::Extended { wire::EXTENDED_REQUEST_MAGIC } else { wire::REQUEST_MAGIC };
+            header[..4].copy_from_slice(&magic.to_be_bytes());
             header[4] = 0;
             header[6] = 0;
             header[7] %= 9;
@@ -55,16 +57,16 @@ fuzz_target!(|data: &[u8]| {
             let near = size_bytes.wrapping_sub(u64::from(header[23]) << 8);
             header[16..24].copy_from_slice(&near.to_be_bytes());
         }
-        let Ok(command) = Command::decode(&header) else { continue };
+        let Ok(command) = Command::decode(&header[..session.replies.request_header_bytes()], session.replies) else { continue };
         match command.plan(session, size_bytes) {
             Ok(Plan::Serve(order)) => check_request(order.request, size_bytes),
             Ok(Plan::Describe { request, max_extents }) => {
                 check_request(request, size_bytes);
-                check_extents(request, max_extents, &mut bytes);
+                check_extents(&command, request, max_extents, session.replies, &mut bytes);
             }
             Ok(Plan::Refuse(refusal)) => {
-                assert!(u64::from(refusal.skip_bytes) <= 2 * MAX_TRANSFER_BYTES);
-                let reply = transmission::failure(command.cookie, refusal.failure, command.wants_data().then_some(session.replies));
+                assert!(refusal.skip_bytes <= 2 * MAX_TRANSFER_BYTES);
+                let reply = transmission::failure(&command, refusal.failure, session.replies);
                 assert!(reply.as_bytes().len() <= MAX_HEADER_BYTES);
             }
             Ok(Plan::Disconnect) | Err(_) => {}

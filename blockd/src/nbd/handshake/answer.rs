@@ -50,6 +50,10 @@ impl Answers {
         self.reply(option, option_reply::ERR_TLS_REQD, &[b"begin with STARTTLS"]);
     }
 
+    pub(super) fn extended_headers_required(&mut self, option: u32) {
+        self.reply(option, option_reply::ERR_EXT_HEADER_REQD, &[b"extended headers were negotiated"]);
+    }
+
     pub(super) fn unknown(&mut self, option: u32) {
         self.reply(option, option_reply::ERR_UNKNOWN, &[b"no export of that name"]);
     }

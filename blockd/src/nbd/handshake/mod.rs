@@ -11,9 +11,12 @@
 //! limit is cut off. Deadlines are the caller's.
 
 mod answer;
+mod contexts;
 mod options;
 #[cfg(test)]
 mod tests;
+
+pub use contexts::{Context, Contexts};
 
 use super::wire::{NBD_MAGIC, OPTION_MAGIC, handshake_flag, option};
 use crate::request::Access;
@@ -49,24 +52,16 @@ pub trait Exports {
     fn list(&self) -> Vec<String>;
 }
 
-/// Whether structured replies were negotiated.
+/// Which form requests and replies have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Replies {
-    /// Simple ones only.
+    /// Replies are simple.
     #[default]
     Simple,
     /// Reads and block status are answered in chunks.
     Structured,
-}
-
-/// The metadata that was negotiated.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Contexts {
-    /// None.
-    #[default]
-    None,
-    /// `base:allocation`.
-    Allocation,
+    /// Everything is answered in chunks; lengths have 64 bits both ways.
+    Extended,
 }
 
 /// What TLS is to a connection.
@@ -88,9 +83,9 @@ pub enum Security {
 pub struct Agreement {
     /// The export's canonical name.
     pub export: String,
-    /// How reads are answered.
+    /// Which form requests and replies have.
     pub replies: Replies,
-    /// Which metadata may be asked for.
+    /// Which metadata is told when asked for.
     pub contexts: Contexts,
 }
 
@@ -129,6 +124,9 @@ pub enum HandshakeError {
     /// Nor has it here.
     #[error("the client wants an export without TLS")]
     TlsRequired,
+    /// Nor here: the protocol forbids it.
+    #[error("the client asks for an export by EXPORT_NAME after it has negotiated extended headers")]
+    OldStyle,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -148,8 +146,8 @@ pub struct Handshake {
     options: u32,
     security: Security,
     replies: Replies,
-    /// The export, by its canonical name, for which `base:allocation` was chosen.
-    allocation_of: Option<String>,
+    /// What metadata was chosen, and the canonical name of the export for which.
+    contexts: Option<(String, Contexts)>,
 }
 
 impl Default for Handshake {
@@ -170,7 +168,7 @@ impl Handshake {
         output.put_u64(NBD_MAGIC);
         output.put_u64(OPTION_MAGIC);
         output.put_u16(handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES);
-        Self { state: State::Flags, output, no_zeroes: false, options: 0, security, replies: Replies::Simple, allocation_of: None }
+        Self { state: State::Flags, output, no_zeroes: false, options: 0, security, replies: Replies::Simple, contexts: None }
     }
 
     /// The handshake goes on in TLS. Of what was said before, only the flags are left, and the count of options, which is a limit.

@@ -1,12 +1,10 @@
 //! What each option does.
 
 use super::{
-    Agreement, Contexts, ExportInfo, Exports, Handshake, HandshakeError, MAX_LISTED_EXPORTS, MAX_NAME_BYTES, Progress, Replies, Security,
+    Agreement, Context, Contexts, ExportInfo, Exports, Handshake, HandshakeError, MAX_LISTED_EXPORTS, MAX_NAME_BYTES, Progress, Replies,
+    Security,
 };
-use crate::nbd::wire::{BASE_ALLOCATION, BASE_ALLOCATION_ID, info, option, take_bytes, take_u16, take_u32};
-
-/// Queries that match `base:allocation` when contexts are listed.
-const LIST_QUERIES: [&str; 2] = ["base:", BASE_ALLOCATION];
+use crate::nbd::wire::{info, option, take_bytes, take_u16, take_u32};
 
 /// The data of `INFO` and `GO`.
 struct Wanted<'a> {
@@ -40,12 +38,8 @@ impl Handshake {
                 }
                 self.output.ack(option);
             }
-            option::STRUCTURED_REPLY if !data.is_empty() => self.output.invalid(option, "STRUCTURED_REPLY takes no data"),
-            option::STRUCTURED_REPLY if self.replies == Replies::Structured => self.output.invalid(option, "negotiated already"),
-            option::STRUCTURED_REPLY => {
-                self.replies = Replies::Structured;
-                self.output.ack(option);
-            }
+            option::STRUCTURED_REPLY => self.handle_replies(option, data, Replies::Structured),
+            option::EXTENDED_HEADERS => self.handle_replies(option, data, Replies::Extended),
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => self.handle_contexts(option, data, exports),
             _ => self.output.unsupported(option),
         }
@@ -76,6 +70,9 @@ impl Handshake {
     }
 
     fn handle_export_name(&mut self, name: &[u8], exports: &dyn Exports) -> Result<Progress, HandshakeError> {
+        if self.replies == Replies::Extended {
+            return Err(HandshakeError::OldStyle);
+        }
         let found = export_name(name).and_then(|name| exports.find(name));
         let export = found.ok_or(HandshakeError::NoSuchExport)?;
         self.output.export_name(&export, self.no_zeroes);
@@ -102,13 +99,27 @@ impl Handshake {
         if option == option::GO { self.agree(export) } else { Progress::More }
     }
 
+    /// Extended headers take the place of structured replies, never the other way round.
+    fn handle_replies(&mut self, option: u32, data: &[u8], wanted: Replies) {
+        if !data.is_empty() {
+            self.output.invalid(option, "this option takes no data");
+        } else if self.replies == wanted {
+            self.output.invalid(option, "negotiated already");
+        } else if self.replies == Replies::Extended {
+            self.output.extended_headers_required(option);
+        } else {
+            self.replies = wanted;
+            self.output.ack(option);
+        }
+    }
+
     fn handle_contexts(&mut self, option: u32, data: &[u8], exports: &dyn Exports) {
         if self.replies == Replies::Simple {
-            return self.output.invalid(option, "negotiate structured replies first");
+            return self.output.invalid(option, "negotiate structured replies or extended headers first");
         }
         if option == option::SET_META_CONTEXT {
-            // Whatever becomes of this one, it replaces the one before.
-            self.allocation_of = None;
+            // A choice replaces the one before, even if it fails.
+            self.contexts = None;
         }
         let Some(asked) = parse_queries(data) else {
             return self.output.invalid(option, "the lengths do not fit together");
@@ -117,20 +128,21 @@ impl Handshake {
             return self.output.unknown(option);
         };
         if option == option::LIST_META_CONTEXT {
-            let any = |query: &&[u8]| LIST_QUERIES.iter().any(|known| known.as_bytes() == *query);
-            if asked.queries.is_empty() || asked.queries.iter().any(any) {
-                self.output.context(option, 0, BASE_ALLOCATION);
-            }
-        } else if asked.queries.contains(&BASE_ALLOCATION.as_bytes()) {
-            self.allocation_of = Some(export.name);
-            self.output.context(option, BASE_ALLOCATION_ID, BASE_ALLOCATION);
+            let any = |context: Context| asked.queries.is_empty() || asked.queries.iter().any(|query| context.is_listed_by(query));
+            Context::ALL.into_iter().filter(|context| any(*context)).for_each(|context| self.output.context(option, 0, context.name()));
+        } else {
+            let chosen = |context: &Context| asked.queries.contains(&context.name().as_bytes());
+            let chosen: Contexts = Context::ALL.into_iter().filter(chosen).collect();
+            chosen.iter().for_each(|context| self.output.context(option, context.id(), context.name()));
+            self.contexts = Some((export.name, chosen));
         }
         self.output.ack(option);
     }
 
     /// Contexts are chosen for one export, and of no use with another.
     fn agree(&mut self, export: ExportInfo) -> Progress {
-        let contexts = if self.allocation_of.as_ref() == Some(&export.name) { Contexts::Allocation } else { Contexts::None };
+        let chosen = self.contexts.take().filter(|(name, _)| *name == export.name);
+        let contexts = chosen.map_or(Contexts::NONE, |(_, contexts)| contexts);
         Progress::Agreed(Agreement { export: export.name, replies: self.replies, contexts })
     }
 }

@@ -103,7 +103,7 @@ fn a_client_learns_what_an_export_is_and_goes() {
     assert_eq!(replies[0].1, [0, 0, 0, 0, 0, 0, 64, 0, 0, 0, 0x05, 0xed]);
     assert_eq!(replies[1].1, [0, 3, 0, 0, 0, 1, 0, 0, 0x10, 0, 2, 0, 0, 0]);
     let (progress, _) = send(&mut handshake, &exports, option::GO, &asked);
-    let agreement = Agreement { export: "vm2".into(), replies: Replies::Structured, contexts: Contexts::Allocation };
+    let agreement = Agreement { export: "vm2".into(), replies: Replies::Structured, contexts: Contexts::from_iter([Context::Allocation]) };
     assert_eq!(progress, Ok(Progress::Agreed(agreement)));
     assert_eq!((handshake.wanted_bytes(), handshake.handle_input(&[], &exports)), (0, Ok(Progress::Left)));
 }
@@ -139,14 +139,62 @@ fn contexts_of_another_export_or_without_structured_replies_are_of_no_use() {
     assert_eq!(types(&send(&mut handshake, &exports, option::SET_META_CONTEXT, &base("a")).1), [option_reply::ERR_INVALID]);
     let _ = send(&mut handshake, &exports, option::STRUCTURED_REPLY, &[]);
     assert_eq!(types(&send(&mut handshake, &exports, option::STRUCTURED_REPLY, &[]).1), [option_reply::ERR_INVALID]);
-    for (queries, found) in [(&[][..], 1), (&["base:"], 1), (&["base:allocation"], 1), (&["base:alloc"], 0), (&["qemu:"], 0)] {
+    for (queries, found) in [
+        (&[][..], 2),
+        (&["base:"], 1),
+        (&["base:allocation"], 1),
+        (&["base:alloc"], 0),
+        (&["tern:"], 1),
+        (&["tern:dirty", "base:"], 2),
+        (&["tern"], 0),
+        (&[":"], 0),
+        (&[""], 0),
+        (&["qemu:"], 0),
+    ] {
         let (_, replies) = send(&mut handshake, &exports, option::LIST_META_CONTEXT, &contexts_data("a", queries));
         assert_eq!(replies.len(), found + 1, "{queries:?}");
     }
     assert_eq!(types(&send(&mut handshake, &exports, option::SET_META_CONTEXT, &base("c")).1), [option_reply::ERR_UNKNOWN]);
     let _ = send(&mut handshake, &exports, option::SET_META_CONTEXT, &base("a"));
     let (progress, _) = send(&mut handshake, &exports, option::GO, &go_data("b", &[]));
-    assert!(matches!(progress, Ok(Progress::Agreed(Agreement { contexts: Contexts::None, .. }))));
+    assert!(matches!(progress, Ok(Progress::Agreed(Agreement { contexts: Contexts::NONE, .. }))));
+}
+
+#[test]
+fn contexts_are_chosen_by_their_whole_names() {
+    let exports = exports(&["a"]);
+    for (queries, chosen) in [
+        (&[][..], &[][..]),
+        (&["base:"], &[]),
+        (&["tern:"], &[]),
+        (&["tern:dirty", "x:y"], &[Context::Dirty]),
+        (&["tern:dirty", "base:allocation", "tern:dirty"], &[Context::Allocation, Context::Dirty]),
+    ] {
+        let mut handshake = after_flags(3);
+        let _ = send(&mut handshake, &exports, option::EXTENDED_HEADERS, &[]);
+        let (_, replies) = send(&mut handshake, &exports, option::SET_META_CONTEXT, &contexts_data("a", queries));
+        let names = |(_, data): &OptionReply| data.get(4..).map(<[u8]>::to_vec);
+        let expected: Vec<_> = chosen.iter().map(|context: &Context| Some(context.name().as_bytes().to_vec())).chain([None]).collect();
+        assert_eq!(replies.iter().map(names).collect::<Vec<_>>(), expected, "{queries:?}");
+        let (progress, _) = send(&mut handshake, &exports, option::GO, &go_data("a", &[]));
+        let contexts = Contexts::from_iter(chosen.iter().copied());
+        assert_eq!(progress, Ok(Progress::Agreed(Agreement { export: "a".into(), replies: Replies::Extended, contexts })));
+    }
+}
+
+#[test]
+fn extended_headers_take_the_place_of_structured_replies() {
+    let exports = exports(&["a"]);
+    let mut handshake = after_flags(3);
+    for (option, answer) in [
+        (option::STRUCTURED_REPLY, option_reply::ACK),
+        (option::EXTENDED_HEADERS, option_reply::ACK),
+        (option::EXTENDED_HEADERS, option_reply::ERR_INVALID),
+        (option::STRUCTURED_REPLY, option_reply::ERR_EXT_HEADER_REQD),
+    ] {
+        assert_eq!(types(&send(&mut handshake, &exports, option, &[]).1), [answer], "{option}");
+    }
+    assert_eq!(send(&mut handshake, &exports, option::EXPORT_NAME, b"a").0, Err(HandshakeError::OldStyle));
 }
 
 #[test]
@@ -157,14 +205,14 @@ fn a_failed_choice_of_contexts_drops_the_one_before() {
     let _ = send(&mut handshake, &exports, option::SET_META_CONTEXT, &contexts_data("a", &["base:allocation"]));
     let _ = send(&mut handshake, &exports, option::SET_META_CONTEXT, b"nonsense");
     let (progress, _) = send(&mut handshake, &exports, option::GO, &go_data("a", &[]));
-    assert!(matches!(progress, Ok(Progress::Agreed(Agreement { contexts: Contexts::None, .. }))));
+    assert!(matches!(progress, Ok(Progress::Agreed(Agreement { contexts: Contexts::NONE, .. }))));
 }
 
 #[test]
 fn unknown_options_are_refused_and_abort_is_answered() {
     let exports = exports(&["a"]);
     let mut handshake = after_flags(3);
-    for unknown in [option::STARTTLS, 4, 11, u32::MAX] {
+    for unknown in [option::STARTTLS, 4, 12, u32::MAX] {
         assert_eq!(types(&send(&mut handshake, &exports, unknown, b"whatever").1), [option_reply::ERR_UNSUP]);
     }
     assert_eq!(send(&mut handshake, &exports, option::ABORT, &[]), (Ok(Progress::Left), vec![(option_reply::ACK, vec![])]));
@@ -208,7 +256,7 @@ fn tls_resets_all_that_was_agreed_before() {
     assert_eq!((handshake.take_output(), handshake.wanted_bytes()), (vec![], 16), "no second greeting: options go on");
     assert_eq!(types(&send(&mut handshake, &exports, option::STARTTLS, &[]).1), [option_reply::ERR_INVALID], "never twice");
     let (progress, _) = send(&mut handshake, &exports, option::GO, &go_data("a", &[]));
-    let agreement = Agreement { export: "a".into(), replies: Replies::Simple, contexts: Contexts::None };
+    let agreement = Agreement { export: "a".into(), replies: Replies::Simple, contexts: Contexts::NONE };
     assert_eq!(progress, Ok(Progress::Agreed(agreement)));
 }
 
@@ -270,7 +318,7 @@ fn lengths_within_an_option_are_checked_against_it() {
     let at = many.len() - 4;
     many[at..].copy_from_slice(&u32::MAX.to_be_bytes());
     assert_eq!(types(&send(&mut handshake, &exports, option::SET_META_CONTEXT, &many).1), [option_reply::ERR_INVALID]);
-    for option in [option::LIST, option::STRUCTURED_REPLY] {
+    for option in [option::LIST, option::STRUCTURED_REPLY, option::EXTENDED_HEADERS] {
         assert_eq!(types(&send(&mut handshake, &exports, option, &[0]).1), [option_reply::ERR_INVALID]);
     }
 }

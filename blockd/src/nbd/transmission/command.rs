@@ -2,14 +2,14 @@
 
 use super::reply::Failure;
 use crate::nbd::handshake::{Contexts, Replies};
-use crate::nbd::wire::{REQUEST_MAGIC, command, command_flag};
+use crate::nbd::wire::{EXTENDED_REQUEST_MAGIC, REQUEST_MAGIC, command, command_flag, take_u16, take_u32, take_u64};
 use crate::request::{Access, Durability, MAX_TRANSFER_BYTES, Op, Request, RequestError, Space};
 
-/// Length of a request without its data.
-pub const HEADER_BYTES: usize = 28;
+/// Length of the longest request without its data.
+pub const MAX_REQUEST_HEADER_BYTES: usize = 32;
 
-/// Longest data of a refused write that is read and thrown away, so that the client learns why. One that announces more is cut off.
-const MAX_SKIP_BYTES: u32 = 2 * MAX_TRANSFER_BYTES as u32;
+/// Longest data of a refused request that is read and thrown away, so that the client learns why. One that announces more is cut off.
+const MAX_SKIP_BYTES: u64 = 2 * MAX_TRANSFER_BYTES;
 
 /// A request as it came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,15 +23,15 @@ pub struct Command {
     /// First byte.
     pub offset: u64,
     /// Number of bytes.
-    pub len_bytes: u32,
+    pub len_bytes: u64,
 }
 
 /// What a connection has agreed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Session {
-    /// How reads are answered.
+    /// Which form requests and replies have.
     pub replies: Replies,
-    /// Which metadata may be asked for.
+    /// Which metadata is told when asked for.
     pub contexts: Contexts,
     /// Whether changes are allowed.
     pub access: Access,
@@ -51,11 +51,11 @@ pub struct Order {
 pub enum Plan {
     /// Carry it out. Its data follows if it is a write.
     Serve(Order),
-    /// Tell what lies in the range.
+    /// Tell what lies in the range, in each context of the session.
     Describe {
         /// The range, checked.
         request: Request,
-        /// Most extents of the answer.
+        /// Most extents of a context.
         max_extents: usize,
     },
     /// Answer with an error after throwing away its data.
@@ -70,7 +70,7 @@ pub struct Refusal {
     /// Which.
     pub failure: Failure,
     /// Bytes of data to be thrown away.
-    pub skip_bytes: u32,
+    pub skip_bytes: u64,
 }
 
 /// After this the stream cannot be understood any more: the connection ends.
@@ -79,25 +79,44 @@ pub enum Fault {
     /// Wrong magic.
     #[error("a request does not begin with its magic number")]
     Magic,
-    /// A write above twice the limit.
-    #[error("a write announces {0} bytes of data")]
-    TooMuchData(u32),
+    /// Data above twice the limit.
+    #[error("a request announces {0} bytes of data")]
+    TooMuchData(u64),
+}
+
+impl Replies {
+    /// Length of a request without its data.
+    pub const fn request_header_bytes(self) -> usize {
+        match self {
+            Self::Simple | Self::Structured => 28,
+            Self::Extended => MAX_REQUEST_HEADER_BYTES,
+        }
+    }
 }
 
 impl Command {
-    /// Decodes a request.
-    pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, Fault> {
-        let field = |at: usize, len: usize| bytes[at..at + len].iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
-        if field(0, 4) != u64::from(REQUEST_MAGIC) {
+    /// Decodes a request from exactly [`Replies::request_header_bytes`] bytes.
+    pub fn decode(mut bytes: &[u8], replies: Replies) -> Result<Self, Fault> {
+        let magic = if replies == Replies::Extended { EXTENDED_REQUEST_MAGIC } else { REQUEST_MAGIC };
+        if take_u32(&mut bytes) != Some(magic) {
             return Err(Fault::Magic);
         }
-        let (flags, kind, len_bytes) = (field(4, 2) as u16, field(6, 2) as u16, field(24, 4) as u32);
-        Ok(Self { flags, kind, cookie: field(8, 8), offset: field(16, 8), len_bytes })
+        let mut fields = || {
+            let (flags, kind) = (take_u16(&mut bytes)?, take_u16(&mut bytes)?);
+            let (cookie, offset) = (take_u64(&mut bytes)?, take_u64(&mut bytes)?);
+            let len_bytes = if replies == Replies::Extended { take_u64(&mut bytes)? } else { take_u32(&mut bytes)?.into() };
+            Some(Self { flags, kind, cookie, offset, len_bytes })
+        };
+        Ok(fields().expect("the caller reads a whole header"))
     }
 
     /// Decides, for a volume of `size_bytes`.
     pub fn plan(&self, session: Session, size_bytes: u64) -> Result<Plan, Fault> {
-        let skip_bytes = if self.kind == command::WRITE { self.len_bytes } else { 0 };
+        let has_data = match session.replies {
+            Replies::Extended => self.flags & command_flag::PAYLOAD_LEN != 0,
+            Replies::Simple | Replies::Structured => self.kind == command::WRITE,
+        };
+        let skip_bytes = if has_data { self.len_bytes } else { 0 };
         if skip_bytes > MAX_SKIP_BYTES {
             return Err(Fault::TooMuchData(skip_bytes));
         }
@@ -112,6 +131,9 @@ impl Command {
             return Err(Failure::Invalid);
         }
         let has = |flag| self.flags & flag != 0;
+        if session.replies == Replies::Extended && self.kind == command::WRITE && !has(command_flag::PAYLOAD_LEN) {
+            return Err(Failure::Invalid);
+        }
         let durability = if has(command_flag::FUA) { Durability::Durable } else { Durability::Cached };
         let op = match self.kind {
             command::READ => Op::Read,
@@ -124,12 +146,12 @@ impl Command {
             command::CACHE | command::BLOCK_STATUS => Op::Cache,
             _ => return Err(Failure::Invalid),
         };
-        let request = Request { op, offset: self.offset, len_bytes: u64::from(self.len_bytes) };
+        let request = Request { op, offset: self.offset, len_bytes: self.len_bytes };
         let request = request.check(size_bytes, session.access).map_err(|error| self.failure(error))?;
         match self.kind {
             command::FLUSH => {}
             _ if self.len_bytes == 0 => return Err(Failure::Invalid),
-            command::BLOCK_STATUS if session.contexts == Contexts::None => return Err(Failure::Invalid),
+            command::BLOCK_STATUS if session.contexts.is_empty() => return Err(Failure::Invalid),
             command::BLOCK_STATUS => {
                 let max_extents = if has(command_flag::REQ_ONE) { 1 } else { super::MAX_EXTENTS };
                 return Ok(Plan::Describe { request, max_extents });
@@ -141,16 +163,12 @@ impl Command {
         Ok(Plan::Serve(Order { request, durability }))
     }
 
-    /// Whether its reply carries data, so that it has the negotiated form even if it is an error.
-    pub fn wants_data(&self) -> bool {
-        self.kind == command::READ || self.kind == command::BLOCK_STATUS
-    }
-
     /// FUA is allowed everywhere once it was offered, as the protocol has it.
     fn allowed_flags(&self, session: Session) -> u16 {
         command_flag::FUA
             | match self.kind {
-                command::READ if session.replies == Replies::Structured => command_flag::DF,
+                command::READ if session.replies != Replies::Simple => command_flag::DF,
+                command::WRITE if session.replies == Replies::Extended => command_flag::PAYLOAD_LEN,
                 command::WRITE_ZEROES => command_flag::NO_HOLE,
                 command::BLOCK_STATUS => command_flag::REQ_ONE,
                 _ => 0,

@@ -6,8 +6,8 @@ mod reply;
 #[cfg(test)]
 mod tests;
 
-pub use command::{Command, Fault, HEADER_BYTES, Order, Plan, Refusal, Session};
-pub use extents::{Extent, MAX_EXTENTS, describe};
+pub use command::{Command, Fault, MAX_REQUEST_HEADER_BYTES, Order, Plan, Refusal, Session};
+pub use extents::{Extent, MAX_EXTENTS, Meaning, Statuses, describe};
 pub use reply::{Failure, Header, MAX_HEADER_BYTES, block_status, done, failure, read};
 
 /// Smallest unit of offsets and lengths.

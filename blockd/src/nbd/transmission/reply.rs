@@ -1,12 +1,12 @@
 //! Encodes replies. A reply is a short header, encoded here, and for reads the data, which the caller sends from where it lies.
 
-use super::Extent;
-use crate::nbd::handshake::Replies;
-use crate::nbd::wire::{BASE_ALLOCATION_ID, CHUNK_MAGIC, SIMPLE_REPLY_MAGIC, chunk};
+use super::{Command, Extent};
+use crate::nbd::handshake::{Context, Replies};
+use crate::nbd::wire::{CHUNK_MAGIC, EXTENDED_CHUNK_MAGIC, SIMPLE_REPLY_MAGIC, chunk, command};
 use std::io;
 
 /// Longest header of a reply that is followed by data.
-pub const MAX_HEADER_BYTES: usize = 28;
+pub const MAX_HEADER_BYTES: usize = 40;
 
 /// The errors that the protocol knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,54 +64,77 @@ impl From<&io::Error> for Failure {
 }
 
 /// The whole reply to a request without data that was done.
-pub fn done(cookie: u64) -> Header {
-    simple(cookie, 0)
-}
-
-/// The whole reply to a request that failed. `data_expected` is how the connection's reads are answered if this was one, or a block status.
-pub fn failure(cookie: u64, failure: Failure, data_expected: Option<Replies>) -> Header {
-    match data_expected {
-        // An error chunk may carry a message; the number says it all.
-        Some(Replies::Structured) => {
-            let no_message = 0_u16.to_be_bytes();
-            let head = chunk_head(chunk::ERROR, cookie, 6);
-            Header::new(&[&head, &(failure as u32).to_be_bytes(), &no_message])
-        }
-        Some(Replies::Simple) | None => simple(cookie, failure as u32),
-    }
-}
-
-/// What precedes the data of a read at `offset`.
-pub fn read(cookie: u64, offset: u64, len_bytes: u32, replies: Replies) -> Header {
+pub fn done(command: &Command, replies: Replies) -> Header {
     match replies {
-        Replies::Simple => done(cookie),
-        Replies::Structured => Header::new(&[&chunk_head(chunk::OFFSET_DATA, cookie, len_bytes + 8), &offset.to_be_bytes()]),
+        Replies::Simple | Replies::Structured => simple(command, 0),
+        Replies::Extended => Chunk { kind: chunk::NONE, flags: chunk::DONE, len_bytes: 0 }.head(command, replies),
     }
 }
 
-/// The whole reply to a block status.
-pub fn block_status(cookie: u64, extents: &[Extent]) -> Vec<u8> {
-    let len_bytes = 4 + 8 * u32::try_from(extents.len()).expect("the number of extents is limited");
-    let mut reply = chunk_head(chunk::BLOCK_STATUS, cookie, len_bytes).to_vec();
-    reply.extend(BASE_ALLOCATION_ID.to_be_bytes());
-    for extent in extents {
-        reply.extend(extent.len_bytes.to_be_bytes());
-        reply.extend(extent.flags.to_be_bytes());
+/// The whole reply to a request that failed.
+pub fn failure(command: &Command, failure: Failure, replies: Replies) -> Header {
+    let wants_data = command.kind == command::READ || command.kind == command::BLOCK_STATUS;
+    if replies == Replies::Simple || (replies == Replies::Structured && !wants_data) {
+        return simple(command, failure as u32);
+    }
+    // An error chunk may carry a message; the number says it all.
+    let no_message = 0_u16.to_be_bytes();
+    let head = Chunk { kind: chunk::ERROR, flags: chunk::DONE, len_bytes: 6 }.head(command, replies);
+    Header::new(&[head.as_bytes(), &(failure as u32).to_be_bytes(), &no_message])
+}
+
+/// What precedes the data of a read.
+pub fn read(command: &Command, replies: Replies) -> Header {
+    if replies == Replies::Simple {
+        return simple(command, 0);
+    }
+    let head = Chunk { kind: chunk::OFFSET_DATA, flags: chunk::DONE, len_bytes: command.len_bytes + 8 }.head(command, replies);
+    Header::new(&[head.as_bytes(), &command.offset.to_be_bytes()])
+}
+
+/// The whole reply to a block status: a chunk for each context.
+pub fn block_status(command: &Command, statuses: &[(Context, Vec<Extent>)], replies: Replies) -> Vec<u8> {
+    let mut reply = Vec::new();
+    for (at, (context, extents)) in statuses.iter().enumerate() {
+        let flags = if at + 1 == statuses.len() { chunk::DONE } else { 0 };
+        let count = extents.len() as u64;
+        if replies == Replies::Extended {
+            let chunk = Chunk { kind: chunk::BLOCK_STATUS_EXT, flags, len_bytes: 8 + 16 * count };
+            reply.extend_from_slice(chunk.head(command, replies).as_bytes());
+            reply.extend(context.id().to_be_bytes());
+            reply.extend((count as u32).to_be_bytes());
+            extents.iter().for_each(|extent| reply.extend([extent.len_bytes, extent.flags.into()].map(u64::to_be_bytes).as_flattened()));
+        } else {
+            let chunk = Chunk { kind: chunk::BLOCK_STATUS, flags, len_bytes: 4 + 8 * count };
+            reply.extend_from_slice(chunk.head(command, replies).as_bytes());
+            reply.extend(context.id().to_be_bytes());
+            // A request without extended headers is below 4 GiB, and so is what describes it.
+            let len = |extent: &Extent| u32::try_from(extent.len_bytes).expect("no longer than the request");
+            extents.iter().for_each(|extent| reply.extend([len(extent), extent.flags].map(u32::to_be_bytes).as_flattened()));
+        }
     }
     reply
 }
 
-fn simple(cookie: u64, error: u32) -> Header {
-    Header::new(&[&SIMPLE_REPLY_MAGIC.to_be_bytes(), &error.to_be_bytes(), &cookie.to_be_bytes()])
+fn simple(command: &Command, error: u32) -> Header {
+    Header::new(&[&SIMPLE_REPLY_MAGIC.to_be_bytes(), &error.to_be_bytes(), &command.cookie.to_be_bytes()])
 }
 
-/// The head of the only chunk of a reply.
-fn chunk_head(kind: u16, cookie: u64, len_bytes: u32) -> [u8; 20] {
-    let mut head = [0; 20];
-    head[..4].copy_from_slice(&CHUNK_MAGIC.to_be_bytes());
-    head[4..6].copy_from_slice(&chunk::DONE.to_be_bytes());
-    head[6..8].copy_from_slice(&kind.to_be_bytes());
-    head[8..16].copy_from_slice(&cookie.to_be_bytes());
-    head[16..].copy_from_slice(&len_bytes.to_be_bytes());
-    head
+/// A chunk of a reply, without what it carries.
+struct Chunk {
+    kind: u16,
+    flags: u16,
+    len_bytes: u64,
+}
+
+impl Chunk {
+    fn head(&self, command: &Command, replies: Replies) -> Header {
+        let (flags, kind, cookie) = (self.flags.to_be_bytes(), self.kind.to_be_bytes(), command.cookie.to_be_bytes());
+        if replies == Replies::Extended {
+            let (magic, offset) = (EXTENDED_CHUNK_MAGIC.to_be_bytes(), command.offset.to_be_bytes());
+            return Header::new(&[&magic, &flags, &kind, &cookie, &offset, &self.len_bytes.to_be_bytes()]);
+        }
+        let len_bytes = u32::try_from(self.len_bytes).expect("our own chunks are short");
+        Header::new(&[&CHUNK_MAGIC.to_be_bytes(), &flags, &kind, &cookie, &len_bytes.to_be_bytes()])
+    }
 }

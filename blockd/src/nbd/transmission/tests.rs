@@ -1,33 +1,37 @@
 use super::*;
-use crate::nbd::handshake::{Contexts, Replies};
-use crate::nbd::wire::{REQUEST_MAGIC, allocation_flag, command, command_flag};
+use crate::nbd::handshake::{Context, Contexts, Replies};
+use crate::nbd::wire::{EXTENDED_REQUEST_MAGIC, REQUEST_MAGIC, allocation_flag, command, command_flag};
 use crate::request::{Access, Durability, MAX_TRANSFER_BYTES, Op, Space};
 use proptest::prelude::*;
 use std::ops::Range;
 
 const SIZE: u64 = 1 << 30;
-const SESSION: Session = Session { replies: Replies::Structured, contexts: Contexts::Allocation, access: Access::ReadWrite };
 
-fn encode(command: Command) -> [u8; HEADER_BYTES] {
-    let mut bytes = [0; HEADER_BYTES];
-    bytes[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
-    bytes[4..6].copy_from_slice(&command.flags.to_be_bytes());
-    bytes[6..8].copy_from_slice(&command.kind.to_be_bytes());
-    bytes[8..16].copy_from_slice(&command.cookie.to_be_bytes());
-    bytes[16..24].copy_from_slice(&command.offset.to_be_bytes());
-    bytes[24..].copy_from_slice(&command.len_bytes.to_be_bytes());
-    bytes
+fn session() -> Session {
+    Session { replies: Replies::Structured, contexts: Contexts::from_iter(Context::ALL), access: Access::ReadWrite }
 }
 
-fn plan_in(session: Session, kind: u16, flags: u16, offset: u64, len_bytes: u32) -> Result<Plan, Fault> {
+fn extended() -> Session {
+    Session { replies: Replies::Extended, ..session() }
+}
+
+fn encode(command: Command, replies: Replies) -> Vec<u8> {
+    let magic = if replies == Replies::Extended { EXTENDED_REQUEST_MAGIC } else { REQUEST_MAGIC };
+    let (magic, flags, kind) = (magic.to_be_bytes(), command.flags.to_be_bytes(), command.kind.to_be_bytes());
+    let front = [&magic[..], &flags, &kind, &command.cookie.to_be_bytes(), &command.offset.to_be_bytes()].concat();
+    let len_bytes = command.len_bytes.to_be_bytes();
+    [&front[..], if replies == Replies::Extended { &len_bytes } else { &len_bytes[4..] }].concat()
+}
+
+fn plan_in(session: Session, kind: u16, flags: u16, offset: u64, len_bytes: u64) -> Result<Plan, Fault> {
     Command { flags, kind, cookie: 7, offset, len_bytes }.plan(session, SIZE)
 }
 
-fn plan(kind: u16, flags: u16, offset: u64, len_bytes: u32) -> Result<Plan, Fault> {
-    plan_in(SESSION, kind, flags, offset, len_bytes)
+fn plan(kind: u16, flags: u16, offset: u64, len_bytes: u64) -> Result<Plan, Fault> {
+    plan_in(session(), kind, flags, offset, len_bytes)
 }
 
-fn refused(failure: Failure, skip_bytes: u32) -> Result<Plan, Fault> {
+fn refused(failure: Failure, skip_bytes: u64) -> Result<Plan, Fault> {
     Ok(Plan::Refuse(Refusal { failure, skip_bytes }))
 }
 
@@ -65,7 +69,7 @@ fn requests_become_operations() {
 #[test]
 fn every_length_is_checked_at_its_limit() {
     use command::*;
-    let max = MAX_TRANSFER_BYTES as u32;
+    let max = MAX_TRANSFER_BYTES;
     for len in [max - 1, max] {
         assert!(matches!(plan(READ, 0, 0, len), Ok(Plan::Serve(_))) && matches!(plan(WRITE, 0, 0, len), Ok(Plan::Serve(_))));
     }
@@ -74,7 +78,7 @@ fn every_length_is_checked_at_its_limit() {
     assert_eq!(plan(WRITE, 0, 0, max + 1), refused(Failure::Invalid, max + 1));
     assert_eq!(plan(WRITE, 0, 0, 2 * max), refused(Failure::Invalid, 2 * max));
     assert_eq!(plan(WRITE, 0, 0, 2 * max + 1), Err(Fault::TooMuchData(2 * max + 1)));
-    assert!(matches!(plan(TRIM, 0, 0, SIZE as u32), Ok(Plan::Serve(_))));
+    assert!(matches!(plan(TRIM, 0, 0, SIZE), Ok(Plan::Serve(_))));
     for kind in [READ, WRITE, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS] {
         assert_eq!(plan(kind, 0, 0, 0), refused(Failure::Invalid, 0), "{kind}");
     }
@@ -111,14 +115,14 @@ fn flags_that_were_not_offered_are_refused() {
             assert_eq!(!matches!(plan(kind, flag, 0, 512), Ok(Plan::Refuse(_))), allowed, "{kind} {flag:#x}");
         }
     }
-    let simple = Session { replies: Replies::Simple, contexts: Contexts::None, ..SESSION };
+    let simple = Session { replies: Replies::Simple, contexts: Contexts::NONE, ..session() };
     assert_eq!(plan_in(simple, command::READ, command_flag::DF, 0, 512), refused(Failure::Invalid, 0));
     assert_eq!(plan_in(simple, command::BLOCK_STATUS, 0, 0, 512), refused(Failure::Invalid, 0));
 }
 
 #[test]
 fn a_read_only_export_takes_no_change() {
-    let session = Session { access: Access::ReadOnly, ..SESSION };
+    let session = Session { access: Access::ReadOnly, ..session() };
     for kind in [command::WRITE, command::TRIM, command::WRITE_ZEROES] {
         let skip = if kind == command::WRITE { 512 } else { 0 };
         assert_eq!(plan_in(session, kind, 0, 0, 512), refused(Failure::NotPermitted, skip));
@@ -128,19 +132,81 @@ fn a_read_only_export_takes_no_change() {
 
 #[test]
 fn replies_are_encoded_as_the_protocol_says() {
-    assert_eq!(done(0x0102).as_bytes(), b"\x67\x44\x66\x98\0\0\0\0\0\0\0\0\0\0\x01\x02");
-    assert_eq!(failure(1, Failure::NoSpace, None).as_bytes(), b"\x67\x44\x66\x98\0\0\0\x1c\0\0\0\0\0\0\0\x01");
-    let chunk = failure(1, Failure::Io, Some(Replies::Structured));
-    assert_eq!(chunk.as_bytes(), b"\x66\x8e\x33\xef\0\x01\x80\x01\0\0\0\0\0\0\0\x01\0\0\0\x06\0\0\0\x05\0\0");
-    let head = read(1, 0x10, 0x200, Replies::Structured);
-    assert_eq!(head.as_bytes(), b"\x66\x8e\x33\xef\0\x01\0\x01\0\0\0\0\0\0\0\x01\0\0\x02\x08\0\0\0\0\0\0\0\x10");
-    assert_eq!(read(1, 0x10, 0x200, Replies::Simple), done(1));
-    let status = block_status(1, &[Extent { len_bytes: 0x1000, flags: 3 }]);
-    assert_eq!(status, b"\x66\x8e\x33\xef\0\x01\0\x05\0\0\0\0\0\0\0\x01\0\0\0\x0c\0\0\0\x01\0\0\x10\0\0\0\0\x03");
+    let command = |kind| Command { flags: 0, kind, cookie: 0x0102, offset: 0x10, len_bytes: 0x200 };
+    let (read_it, write, status) = (command(command::READ), command(command::WRITE), command(command::BLOCK_STATUS));
+    let (simple, structured) = (Replies::Simple, Replies::Structured);
+    assert_eq!(done(&write, structured).as_bytes(), b"\x67\x44\x66\x98\0\0\0\0\0\0\0\0\0\0\x01\x02");
+    let failed = b"\x67\x44\x66\x98\0\0\0\x1c\0\0\0\0\0\0\x01\x02";
+    assert_eq!(failure(&write, Failure::NoSpace, structured).as_bytes(), failed);
+    assert_eq!(failure(&read_it, Failure::NoSpace, simple).as_bytes(), failed);
+    let chunk = failure(&read_it, Failure::Io, structured);
+    assert_eq!(chunk.as_bytes(), b"\x66\x8e\x33\xef\0\x01\x80\x01\0\0\0\0\0\0\x01\x02\0\0\0\x06\0\0\0\x05\0\0");
+    let head = read(&read_it, structured);
+    assert_eq!(head.as_bytes(), b"\x66\x8e\x33\xef\0\x01\0\x01\0\0\0\0\0\0\x01\x02\0\0\x02\x08\0\0\0\0\0\0\0\x10");
+    assert_eq!(read(&read_it, simple), done(&read_it, simple));
+    let extents = vec![Extent { len_bytes: 0x1000, flags: 3 }];
+    let one = block_status(&status, &[(Context::Allocation, extents.clone())], structured);
+    assert_eq!(one, b"\x66\x8e\x33\xef\0\x01\0\x05\0\0\0\0\0\0\x01\x02\0\0\0\x0c\0\0\0\x01\0\0\x10\0\0\0\0\x03");
+    let two = block_status(&status, &[(Context::Allocation, extents.clone()), (Context::Dirty, extents)], structured);
+    assert_eq!((two.len(), &two[4..6], &two[36..38], two[55]), (2 * one.len(), &[0, 0][..], &[0, 1][..], 2), "the last chunk says so");
 }
 
-fn status(range: Range<u64>, data: &[Range<u64>], max_extents: usize) -> Vec<(u32, u32)> {
-    let extents = describe(range, data.iter().cloned().map(Ok), max_extents).unwrap();
+#[test]
+fn extended_replies_are_chunks_of_one_form() {
+    let command = |kind| Command { flags: 0, kind, cookie: 0x0102, offset: 0x10, len_bytes: 0x200 };
+    let head = |kind: &[u8; 2], len: u8| {
+        [&b"\x6e\x8a\x27\x8c\0\x01"[..], kind, b"\0\0\0\0\0\0\x01\x02\0\0\0\0\0\0\0\x10\0\0\0\0\0\0", &[len >> 7 << 1, len & 127]].concat()
+    };
+    let replies = Replies::Extended;
+    assert_eq!(done(&command(command::WRITE), replies).as_bytes(), head(b"\0\0", 0));
+    let error = [&head(b"\x80\x01", 6)[..], b"\0\0\0\x05\0\0"].concat();
+    for kind in [command::WRITE, command::READ] {
+        assert_eq!(failure(&command(kind), Failure::Io, replies).as_bytes(), error);
+    }
+    let data = read(&command(command::READ), replies);
+    assert_eq!((data.as_bytes().len(), &data.as_bytes()[24..32]), (40, &0x208_u64.to_be_bytes()[..]));
+    let extents = vec![Extent { len_bytes: 1 << 40, flags: 1 }];
+    let status = block_status(&command(command::BLOCK_STATUS), &[(Context::Dirty, extents)], replies);
+    assert_eq!(status, [&head(b"\0\x06", 24)[..], b"\0\0\0\x02\0\0\0\x01\0\0\x01\0\0\0\0\0\0\0\0\0\0\0\0\x01"].concat());
+}
+
+/// Lesson: lengths are checked before they are used; the flag says whether data follows, and that is thrown away if it is not wanted.
+#[test]
+fn with_extended_headers_a_flag_says_whether_data_follows() {
+    use command::*;
+    let (max, flag) = (MAX_TRANSFER_BYTES, command_flag::PAYLOAD_LEN);
+    let plan = |kind, flags, len_bytes| plan_in(extended(), kind, flags, 0, len_bytes);
+    for len in [max - 1, max] {
+        assert!(matches!(plan(WRITE, flag, len), Ok(Plan::Serve(_))));
+    }
+    assert_eq!(plan(WRITE, 0, 512), refused(Failure::Invalid, 0), "without the flag nothing follows");
+    assert_eq!(plan(WRITE, flag, 0), refused(Failure::Invalid, 0));
+    assert_eq!(plan(WRITE, flag, max + 1), refused(Failure::Invalid, max + 1));
+    for kind in [READ, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS, FLUSH, WRITE, 77] {
+        if kind != WRITE {
+            assert_eq!(plan(kind, flag, 12), refused(Failure::Invalid, 12), "{kind}");
+        }
+        assert_eq!(plan(kind, flag, 2 * max + 1), Err(Fault::TooMuchData(2 * max + 1)), "{kind}");
+        assert_eq!(plan(kind, flag, u64::MAX), Err(Fault::TooMuchData(u64::MAX)), "{kind}");
+    }
+    assert_eq!(plan_in(session(), WRITE, flag, 0, 512), refused(Failure::Invalid, 512), "the flag belongs to extended headers");
+}
+
+#[test]
+fn with_extended_headers_what_moves_no_data_has_64_bits() {
+    use command::*;
+    let len_bytes = 1 << 40;
+    for kind in [TRIM, WRITE_ZEROES, CACHE, BLOCK_STATUS] {
+        for (len_bytes, fits) in [(len_bytes - 1, true), (len_bytes, true), (len_bytes + 1, false), (u64::MAX, false)] {
+            let plan = Command { flags: 0, kind, cookie: 7, offset: 0, len_bytes }.plan(extended(), 1 << 40);
+            assert_eq!(matches!(plan, Ok(Plan::Serve(_) | Plan::Describe { .. })), fits, "{kind} {len_bytes}");
+        }
+    }
+    assert_eq!(plan_in(extended(), READ, 0, 0, MAX_TRANSFER_BYTES + 1), refused(Failure::Invalid, 0));
+}
+
+fn status(range: Range<u64>, data: &[Range<u64>], max_extents: usize) -> Vec<(u64, u32)> {
+    let extents = describe(range, data.iter().cloned().map(Ok), Meaning::ALLOCATION, max_extents).unwrap();
     extents.into_iter().map(|extent| (extent.len_bytes, extent.flags)).collect()
 }
 
@@ -161,28 +227,32 @@ fn block_status_has_a_limited_number_of_extents() {
     assert_eq!(status(0..100, &data, 1), [(10, HOLE)]);
     assert_eq!(status(10..100, &data, 1), [(10, 0)]);
     assert_eq!(status(0..100, &data, 4), [(10, HOLE), (10, 0), (10, HOLE), (15, 0)]);
-    assert!(describe(0..9, [Err(std::io::Error::other("x"))], 9).is_err());
+    assert!(describe(0..9, [Err(std::io::Error::other("x"))], Meaning::ALLOCATION, 9).is_err());
 }
 
 proptest! {
     #[test]
-    fn commands_decode_to_what_was_encoded(flags: u16, kind: u16, cookie: u64, offset: u64, len_bytes: u32) {
-        let command = Command { flags, kind, cookie, offset, len_bytes };
-        prop_assert_eq!(Command::decode(&encode(command)), Ok(command));
+    fn commands_decode_to_what_was_encoded(flags: u16, kind: u16, cookie: u64, offset: u64, len_bytes: u64) {
+        for (replies, len_bytes) in [(Replies::Structured, len_bytes >> 32), (Replies::Extended, len_bytes)] {
+            let command = Command { flags, kind, cookie, offset, len_bytes };
+            let bytes = encode(command, replies);
+            prop_assert_eq!(bytes.len(), replies.request_header_bytes());
+            prop_assert_eq!(Command::decode(&bytes, replies), Ok(command));
+        }
     }
 
     /// No header panics, and what is served lies within the volume and the limits.
     #[test]
-    fn what_is_served_was_checked(flags in 0_u16..32, kind in 0_u16..9, offset: u64, near in 0..4096_u64, len_bytes: u32, size in 0..1_u64 << 44) {
+    fn what_is_served_was_checked(flags in 0_u16..64, kind in 0_u16..9, offset: u64, near in 0..4096_u64, len_bytes: u64, size in 0..1_u64 << 44) {
         for offset in [offset, size.saturating_sub(near)] {
             for len_bytes in [len_bytes, len_bytes % 8192] {
                 let command = Command { flags, kind, cookie: 0, offset, len_bytes };
-                match command.plan(SESSION, size) {
+                match command.plan(extended(), size) {
                     Ok(Plan::Serve(Order { request, .. }) | Plan::Describe { request, .. }) => {
                         prop_assert!(request.offset.checked_add(request.len_bytes).unwrap() <= size);
                         prop_assert!(!request.op.moves_data() || request.len_bytes <= MAX_TRANSFER_BYTES);
                     }
-                    Ok(Plan::Refuse(refusal)) => prop_assert!(u64::from(refusal.skip_bytes) <= 2 * MAX_TRANSFER_BYTES),
+                    Ok(Plan::Refuse(refusal)) => prop_assert!(refusal.skip_bytes <= 2 * MAX_TRANSFER_BYTES),
                     Ok(Plan::Disconnect) | Err(_) => {}
                 }
             }
@@ -190,8 +260,10 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_break_the_decoder(bytes: [u8; HEADER_BYTES]) {
-        let _ = Command::decode(&bytes);
+    fn no_bytes_break_the_decoder(bytes: [u8; MAX_REQUEST_HEADER_BYTES]) {
+        for replies in [Replies::Simple, Replies::Extended] {
+            let _ = Command::decode(&bytes[..replies.request_header_bytes()], replies);
+        }
     }
 
     /// An answer covers a beginning of the range, and no data is called a hole.
@@ -204,10 +276,10 @@ proptest! {
         let mut at = start;
         for (len, flags) in extents {
             prop_assert!(len > 0);
-            for byte in at..at + u64::from(len) {
+            for byte in at..at + len {
                 prop_assert_eq!(data.iter().any(|data| data.contains(&byte)), flags == 0);
             }
-            at += u64::from(len);
+            at += len;
         }
         prop_assert!(at <= start + len);
         prop_assert!(at == start + len || max < 12);

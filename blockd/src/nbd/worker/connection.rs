@@ -29,7 +29,7 @@ pub(super) enum Reading {
     /// Data of the write that is this operation.
     Data(usize),
     /// Data of a refused write, which is thrown away. Then it is told so.
-    Skip(u32, Header),
+    Skip(u64, Header),
     /// Nothing is read any more.
     Over,
 }
@@ -126,10 +126,14 @@ impl Connection {
         }
     }
 
+    /// Length of a request without its data.
+    pub(super) fn header_bytes(&self) -> usize {
+        self.session.replies.request_header_bytes()
+    }
+
     /// The answer to a request that failed.
     pub(super) fn failure(&self, command: &Command, failure: Failure) -> Header {
-        let data_expected = command.wants_data().then_some(self.session.replies);
-        transmission::failure(command.cookie, failure, data_expected)
+        transmission::failure(command, failure, self.session.replies)
     }
 
     /// Nothing is read any more.

@@ -2,7 +2,7 @@
 
 use super::Client;
 use crate::nbd::edges::Hold;
-use crate::nbd::transmission::Extent;
+use crate::nbd::transmission::Statuses;
 use crate::volume::Pass;
 use rustix::event::{EventfdFlags, eventfd};
 use std::io;
@@ -18,7 +18,7 @@ pub(super) enum Message {
     /// Its turn at the edges has come.
     Edges(usize, Hold),
     /// Another thread has carried it out.
-    Helped(usize, io::Result<Vec<Extent>>),
+    Helped(usize, io::Result<Statuses>),
     /// End with the last connection.
     Close,
 }

@@ -5,7 +5,7 @@ use super::operation::{Operation, Task};
 use super::sys::{Expect, Transfer, Work};
 use super::{CutOff, Worker};
 use crate::nbd::connection::InputError;
-use crate::nbd::transmission::{Command, HEADER_BYTES, Order, Plan};
+use crate::nbd::transmission::{Command, Order, Plan};
 use crate::request::Op;
 use std::io;
 
@@ -26,7 +26,7 @@ impl Worker {
     fn step(&mut self, key: usize) -> bool {
         let connection = &self.connections[key];
         match connection.reading {
-            Reading::Header if connection.input.len() >= HEADER_BYTES => self.decode(key),
+            Reading::Header if connection.input.len() >= connection.header_bytes() => self.decode(key),
             Reading::Header => self.receive(key),
             Reading::Room(command, plan) => self.enter(key, command, plan),
             Reading::Data(operation) => self.take_data(key, operation),
@@ -37,9 +37,9 @@ impl Worker {
             Reading::Skip(..) if connection.input.len() == 0 => self.receive(key),
             Reading::Skip(left_bytes, reply) => {
                 let connection = &mut self.connections[key];
-                let part = connection.input.len().min(left_bytes as usize);
+                let part = (connection.input.len() as u64).min(left_bytes) as usize;
                 connection.input.take(part);
-                connection.reading = Reading::Skip(left_bytes - part as u32, reply);
+                connection.reading = Reading::Skip(left_bytes - part as u64, reply);
                 true
             }
             Reading::Over => false,
@@ -48,9 +48,10 @@ impl Worker {
 
     fn decode(&mut self, key: usize) -> bool {
         let connection = &mut self.connections[key];
-        let header = connection.input.take(HEADER_BYTES).first_chunk().expect("as many bytes as asked for");
+        let (header_bytes, session) = (connection.header_bytes(), connection.session);
+        let command = Command::decode(connection.input.take(header_bytes), session.replies);
         let size_bytes = connection.served.volume.size_bytes();
-        match Command::decode(header).and_then(|command| Ok((command, command.plan(connection.session, size_bytes)?))) {
+        match command.and_then(|command| Ok((command, command.plan(session, size_bytes)?))) {
             Ok((_, Plan::Disconnect)) => self.end(key, Ok(())),
             Ok((command, plan)) => connection.reading = Reading::Room(command, plan),
             Err(fault) => self.end(key, Err(fault.into())),

@@ -4,26 +4,26 @@ use super::Worker;
 use super::batch::{Batch, Reply};
 use super::operation::Task;
 use super::sys::Work;
-use crate::nbd::transmission::{self, Extent, Failure, Header};
+use crate::nbd::transmission::{self, Failure, Header, Statuses};
 use crate::request::Op;
 use std::io;
 
 impl Worker {
     /// The operation is done.
-    pub(super) fn succeed(&mut self, number: usize, extents: Vec<Extent>) {
+    pub(super) fn succeed(&mut self, number: usize, statuses: Statuses) {
         let operation = &mut self.operations[number];
         let connection = &self.connections[operation.connection];
-        let command = &operation.command;
+        let (command, replies) = (&operation.command, connection.session.replies);
         if let Some(op) = operation.observed() {
             connection.served.metrics.observe_request(op, self.now.duration_since(operation.begun));
         }
         let reply = match operation.task {
-            Task::Describe(_) => Reply::Bytes(transmission::block_status(command.cookie, &extents)),
+            Task::Describe(_) => Reply::Bytes(transmission::block_status(command, &statuses, replies)),
             Task::Serve(order) => match operation.buf.take_if(|_| order.request.op == Op::Read) {
-                None => Reply::Header(transmission::done(command.cookie)),
+                None => Reply::Header(transmission::done(command, replies)),
                 Some(mut buf) => {
                     let data = operation.data.clone();
-                    let header = transmission::read(command.cookie, order.request.offset, command.len_bytes, connection.session.replies);
+                    let header = transmission::read(command, replies);
                     buf.put_header(data.start, header.as_bytes());
                     Reply::Data { buf, header_bytes: header.as_bytes().len(), data }
                 }
@@ -89,8 +89,9 @@ impl Worker {
         if result.is_err() {
             let connection = &mut self.connections[key];
             connection.broken = true;
-            // So that the end is heard.
             connection.hang_up();
+            // What it has sent already may be much: none of it begins.
+            self.end(key, Ok(()));
         }
         self.unload(key, batch);
     }

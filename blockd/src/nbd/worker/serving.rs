@@ -10,7 +10,8 @@ use super::mailbox::{Debt, Message};
 use super::operation::{Stage, Task};
 use super::sys::{Transfer, Work};
 use crate::nbd::edges::Hold;
-use crate::nbd::transmission::{Extent, describe};
+use crate::nbd::statuses::statuses;
+use crate::nbd::transmission::Statuses;
 use crate::request::{Op, Request, Space};
 use crate::store::AlignedBuf;
 use crate::volume::{Admission, Pass, Waiter};
@@ -194,22 +195,20 @@ impl Worker {
             self.helpers += 1;
             let operation = &self.operations[number];
             let connection = &self.connections[operation.connection];
-            let (image, task, zeroes) = (connection.served.volume.image.clone(), operation.task, operation.zeroes());
-            let Request { offset, len_bytes, .. } = operation.part;
+            let (volume, contexts) = (connection.served.volume.clone(), connection.session.contexts);
+            let (task, zeroes, part) = (operation.task, operation.zeroes(), operation.part);
+            let Request { offset, len_bytes, .. } = part;
             let work = move || match (task, zeroes) {
-                (Task::Describe(max_extents), _) => {
-                    let range = offset..offset + len_bytes;
-                    describe(range.clone(), image.allocated(range), max_extents)
-                }
-                (_, Some(Space::Keep)) => image.zero(offset, len_bytes).map(|()| Vec::new()),
-                (_, _) => image.punch(offset, len_bytes).map(|()| Vec::new()),
+                (Task::Describe(max_extents), _) => statuses(&volume, part, contexts, max_extents),
+                (_, Some(Space::Keep)) => volume.image.zero(offset, len_bytes).map(|()| Vec::new()),
+                (_, _) => volume.image.punch(offset, len_bytes).map(|()| Vec::new()),
             };
             let debt = Debt::new(&self.mailbox, Message::Helped(number, Err(io::Error::other("a helper's thread has ended"))));
             connection.runtime.spawn_blocking(move || debt.answer(Message::Helped(number, work())));
         }
     }
 
-    pub(super) fn helped(&mut self, number: usize, result: io::Result<Vec<Extent>>) {
+    pub(super) fn helped(&mut self, number: usize, result: io::Result<Statuses>) {
         self.helpers -= 1;
         self.start_helpers();
         self.done(number, result);
@@ -223,7 +222,7 @@ impl Worker {
     }
 
     /// The operation's part is done, well or not.
-    fn done(&mut self, number: usize, result: io::Result<Vec<Extent>>) {
+    fn done(&mut self, number: usize, result: io::Result<Statuses>) {
         self.let_go(number);
         let operation = &mut self.operations[number];
         let volume = &self.connections[operation.connection].served.volume;
@@ -233,7 +232,7 @@ impl Worker {
         };
         match result {
             Ok(_) if operation.advance() => self.admit(number),
-            Ok(extents) => self.succeed(number, extents),
+            Ok(statuses) => self.succeed(number, statuses),
             Err(error) => self.fail(number, &error),
         }
     }

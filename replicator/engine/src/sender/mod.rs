@@ -17,6 +17,7 @@
 //! - Nothing is sent between the last block of a cut epoch and its commit.
 
 mod backlog;
+mod behind;
 mod pace;
 mod poll;
 
@@ -169,17 +170,6 @@ impl Sender {
     /// Rates and times, for forecasts.
     pub fn pace(&self) -> &Pace {
         &self.pace
-    }
-
-    /// Blocks that are sent or frozen and not yet acknowledged, beside the tracker's maps.
-    pub fn unacknowledged(&self) -> RoaringBitmap {
-        let mut blocks = self.early.clone();
-        self.asked.values().for_each(|asked| blocks |= asked);
-        self.pending.iter().for_each(|pending| blocks |= &pending.changed);
-        if let Cut::Frozen(frozen) = &self.cut {
-            blocks |= &frozen.changed;
-        }
-        blocks
     }
 
     /// Time of the oldest write that is not in an acknowledged epoch.

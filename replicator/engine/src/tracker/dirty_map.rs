@@ -122,6 +122,18 @@ impl DirtyMap {
         blocks
     }
 
+    /// Those of `run`, as they stand.
+    pub fn within(&self, run: Run) -> RoaringBitmap {
+        let mut blocks = RoaringBitmap::new();
+        for (index, word, mask) in masks(run) {
+            if let Some(leaf) = self.leaves[index].get() {
+                let start = index as u32 * LEAF_BLOCKS + word as u32 * WORD_BITS;
+                append(start, leaf.words[word].load(SeqCst) & mask, &mut blocks);
+            }
+        }
+        blocks
+    }
+
     /// Clears every block; bits that are set meanwhile may stay or go.
     pub fn clear_all(&self) {
         let mut from = 0;
@@ -189,17 +201,20 @@ impl Leaf {
 
     fn append_to(&self, base: u32, blocks: &mut RoaringBitmap) {
         for (index, word) in self.words.iter().enumerate() {
-            let mut bits = word.load(SeqCst);
-            if bits == u64::MAX {
-                let start = base + index as u32 * WORD_BITS;
-                blocks.insert_range(start..=start + (WORD_BITS - 1));
-                continue;
-            }
-            while bits != 0 {
-                blocks.insert(base + index as u32 * WORD_BITS + bits.trailing_zeros());
-                bits &= bits - 1;
-            }
+            append(base + index as u32 * WORD_BITS, word.load(SeqCst), blocks);
         }
+    }
+}
+
+/// Adds the blocks of a word, of which the first is `start`.
+fn append(start: BlockNumber, mut bits: u64, blocks: &mut RoaringBitmap) {
+    if bits == u64::MAX {
+        blocks.insert_range(start..=start + (WORD_BITS - 1));
+        return;
+    }
+    while bits != 0 {
+        blocks.insert(start + bits.trailing_zeros());
+        bits &= bits - 1;
     }
 }
 
@@ -215,6 +230,8 @@ mod tests {
         map.set(run);
         assert_eq!(map.len(), 140);
         assert_eq!(map.snapshot(), RoaringBitmap::from_iter(run.blocks()));
+        assert_eq!(map.within(Run::new(LEAF_BLOCKS - 100, 32).unwrap()), RoaringBitmap::from_iter([LEAF_BLOCKS - 70, LEAF_BLOCKS - 69]));
+        assert_eq!(map.within(Run::new(0, 2 * LEAF_BLOCKS).unwrap()), map.snapshot());
         assert!(map.intersects(Run::new(LEAF_BLOCKS + 69, 5).unwrap()));
         assert!(!map.intersects(Run::new(LEAF_BLOCKS + 70, 5).unwrap()));
         assert_eq!(map.next(0), Some(run.start));

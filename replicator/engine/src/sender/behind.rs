@@ -1,0 +1,38 @@
+//! Which blocks the standby does not have.
+
+use super::{Cut, Phase, Sender};
+use crate::block::Run;
+use crate::tracker::Tracker;
+use roaring::RoaringBitmap;
+
+impl Sender {
+    /// Blocks that are sent or frozen and not yet acknowledged, beside the tracker's maps.
+    pub fn unacknowledged(&self) -> RoaringBitmap {
+        let mut blocks = RoaringBitmap::new();
+        self.unacknowledged_sets().for_each(|set| blocks |= set);
+        blocks
+    }
+
+    /// The blocks of `run` that may differ from the standby: all, as long as nobody knows what it has.
+    pub fn behind(&self, tracker: &Tracker, run: Run) -> RoaringBitmap {
+        let mut all = RoaringBitmap::new();
+        all.insert_range(run.blocks());
+        let is_known = self.known.is_some() || (self.phase == Phase::Online && self.mark_base.is_none());
+        if !is_known {
+            return all;
+        }
+        let mut blocks = tracker.open().within(run) | tracker.frozen().within(run);
+        self.unacknowledged_sets().for_each(|set| blocks |= set & &all);
+        for hole in &self.holes {
+            let (from, to) = (hole.start.max(run.start), hole.end().min(run.end()));
+            blocks.insert_range(from..to.max(from));
+        }
+        blocks
+    }
+
+    fn unacknowledged_sets(&self) -> impl Iterator<Item = &RoaringBitmap> {
+        let frozen = if let Cut::Frozen(frozen) = &self.cut { Some(&frozen.changed) } else { None };
+        let pending = self.pending.iter().map(|pending| &pending.changed);
+        std::iter::once(&self.early).chain(self.asked.values()).chain(pending).chain(frozen)
+    }
+}
