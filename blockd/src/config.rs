@@ -16,7 +16,7 @@ use crate::nbd::{TlsFiles, TlsPolicy};
 use crate::sandbox::RunAs;
 use crate::unix_socket::SocketAccess;
 use blockd_api::{DEFAULT_ADMIN_PATH, MAX_SOCKET_PATH_BYTES, Rate, SiteName, Size, Span};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use options::{CommandLine, NbdOptions, Options, SocketOptions};
 use std::{
     ffi::OsString,
@@ -204,6 +204,11 @@ impl Config {
             },
         })
     }
+}
+
+/// The command line, for its manual page and completions.
+pub fn command() -> clap::Command {
+    CommandLine::command()
 }
 
 fn read(path: &Path) -> Result<Options, ConfigError> {

@@ -149,7 +149,7 @@ options! {
 options! {
     /// `[transport]`.
     TransportOptions {
-        /// Congestion control [default: cubic]
+        /// Congestion control [default: tern]
         #[arg(long = "transport-congestion", value_name = "NAME")]
         congestion: Congestion,
         /// Fastest link to plan buffers for; no limit to what is sent [default: 1Gbit]

@@ -106,7 +106,6 @@ fn a_file_sets_every_key_and_flags_win() {
 
 #[test]
 fn every_flag_is_a_key_of_the_file() {
-    use clap::CommandFactory;
     let command = CommandLine::command();
     let flags: Vec<_> = command.get_arguments().filter_map(|arg| arg.get_long()).filter(|flag| *flag != "config").collect();
     assert!(flags.len() > 15, "{flags:?}");

@@ -4,7 +4,7 @@ use std::env;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::subprocess::{Subprocess, Verdict};
 use crate::workspace::Workspace;
@@ -23,10 +23,18 @@ pub struct CargoTool {
 
 /// Licences, duplicate and banned crates, advisories.
 pub const CARGO_DENY: CargoTool = CargoTool { name: "cargo-deny", version: "0.20.2" };
+/// Builds the Debian package.
+pub const CARGO_DEB: CargoTool = CargoTool { name: "cargo-deb", version: "3.8.0" };
 /// Builds the book.
 pub const MDBOOK: CargoTool = CargoTool { name: "mdbook", version: "0.5.4" };
 
 impl CargoTool {
+    /// The one with this name.
+    pub fn named(name: &str) -> Result<Self> {
+        let known = [CARGO_DENY, CARGO_DEB, MDBOOK];
+        known.into_iter().find(|tool| tool.name == name).with_context(|| format!("no tool of ours is called {name}"))
+    }
+
     /// The program; installs it if need be.
     pub fn obtain(self, workspace: &Workspace) -> Result<PathBuf> {
         if let Some(program) = find(workspace, self.name) {

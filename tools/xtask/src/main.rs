@@ -17,6 +17,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
+use crate::cargo_tools::CargoTool;
 use crate::subprocess::{Subprocess, Verdict};
 use crate::workspace::Workspace;
 
@@ -45,6 +46,11 @@ enum Task {
     Tidy,
     /// Build RocksDB's static archive into the cache if it is not there; print the variables that use it
     Rocksdb,
+    /// Print the path of a cargo tool, installed into the cache if it is not there: cargo-deb, cargo-deny or mdbook
+    Tool {
+        /// Its name
+        name: String,
+    },
     /// Run a command with the variables that make cargo use the cached archive
     Exec {
         /// The command and its arguments
@@ -76,6 +82,10 @@ fn run(task: Task) -> Result<ExitCode> {
             for (name, value) in rocksdb::ensure_archive(&workspace)?.environment() {
                 println!("export {name}='{}'", value.display());
             }
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Tool { name } => {
+            println!("{}", CargoTool::named(&name)?.obtain(&workspace)?.display());
             Ok(ExitCode::SUCCESS)
         }
         Task::Exec { command } => {
