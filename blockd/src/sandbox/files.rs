@@ -10,8 +10,10 @@ use std::path::{Path, PathBuf};
 
 /// The newest that this list of rights was made for. Later ones would close what we did not think of.
 const ABI_KNOWN: ABI = ABI::V6;
-/// What the C library and RocksDB look at beside the system's directories, where there is such a thing: name resolution, randomness.
+/// What the C library and RocksDB look at beside the system's directories, where there is such a thing: randomness, the host's resolver.
 const ALSO_READ: [&str; 4] = ["/dev/random", "/dev/urandom", "/dev/zero", "/run/systemd/resolve"];
+/// Often a link to what resolvconf or NetworkManager write below /run.
+const RESOLVER: &str = "/etc/resolv.conf";
 /// Programs that may be executed: what imports images, found on the path, and what the kernel loads it with.
 const IMPORTER: &str = "qemu-img";
 const LOADERS: [&str; 2] = ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"];
@@ -30,9 +32,9 @@ pub(super) fn ruleset(roots: &Roots) -> Result<RulesetCreated, SandboxError> {
 
 fn rules(roots: &Roots) -> Result<RulesetCreated, landlock::RulesetError> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
-    let readable: Vec<&str> = match roots.reading() {
-        Reading::Everything => vec!["/"],
-        Reading::System => SYSTEM.into_iter().chain(ALSO_READ).collect(),
+    let readable: Vec<PathBuf> = match roots.reading() {
+        Reading::Everything => vec!["/".into()],
+        Reading::System => SYSTEM.into_iter().chain(ALSO_READ).map(PathBuf::from).chain(resolver(Path::new(RESOLVER))).collect(),
     };
     Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
@@ -45,6 +47,12 @@ fn rules(roots: &Roots) -> Result<RulesetCreated, landlock::RulesetError> {
         .add_rules(beneath(&["/dev/null"], AccessFs::ReadFile | AccessFs::WriteFile))?
         .add_rules(beneath(&executables(), AccessFs::Execute | AccessFs::ReadFile))?
         .add_rule(NetPort::new(DNS_PORT, AccessNet::ConnectTcp))
+}
+
+/// Where the file really lies: its directory, because it is replaced, not written to. Not a whole top directory.
+fn resolver(file: &Path) -> Option<PathBuf> {
+    let directory = file.canonicalize().ok()?.parent()?.to_owned();
+    (directory.components().count() > 2).then_some(directory)
 }
 
 /// A rule for each path that is there.
@@ -83,5 +91,23 @@ pub(super) fn restrict(ruleset: RulesetCreated) -> Result<Enforced, SandboxError
             tracing::warn!("files: not restricted, this kernel has no Landlock: the unit's own restrictions and file modes remain");
             Ok(Enforced::No)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_resolver_is_found_behind_its_link_and_opens_no_top_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let real = directory.path().canonicalize().unwrap().join("run/manager");
+        std::fs::create_dir_all(&real).unwrap();
+        std::fs::write(real.join("resolv.conf"), "").unwrap();
+        let link = directory.path().join("resolv.conf");
+        std::os::unix::fs::symlink(real.join("resolv.conf"), &link).unwrap();
+        assert_eq!(resolver(&link), Some(real));
+        assert_eq!(resolver(Path::new("/etc/hosts")), None);
+        assert_eq!(resolver(&directory.path().join("none")), None);
     }
 }

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Not slower than without a filter on kernels that would otherwise switch a mitigation on for filtered processes (before 5.16).
 const FLAGS: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+/// What `si_code` is when a filter sent the signal, and no process.
+const SYS_SECCOMP: libc::c_int = 1;
 /// Where `si_syscall` lies in a `siginfo_t` of SIGSYS: after three numbers, padding, and the address of the call.
 const SI_SYSCALL_OFFSET: usize = 24;
 /// Numbers of calls that were told, one bit each. Larger ones share the last word's bits.
@@ -29,8 +31,15 @@ pub(super) fn install(program: BpfProgramRef<'_>) -> io::Result<()> {
 /// Makes a call without arguments that matter.
 #[cfg(test)]
 pub(super) fn call(number: libc::c_long) -> io::Result<libc::c_long> {
+    call_with(number, [0; 3])
+}
+
+/// Makes a call whose arguments are numbers.
+#[cfg(test)]
+pub(super) fn call_with(number: libc::c_long, arguments: [libc::c_long; 3]) -> io::Result<libc::c_long> {
+    let [first, second, third] = arguments;
     // SAFETY: nothing is passed that the kernel could write to.
-    let code = unsafe { libc::syscall(number, 0, 0, 0) };
+    let code = unsafe { libc::syscall(number, first, second, third) };
     if code == -1 { Err(io::Error::last_os_error()) } else { Ok(code) }
 }
 
@@ -47,7 +56,12 @@ pub(super) fn answer_refused_calls() -> io::Result<()> {
 }
 
 /// Runs as a signal handler in the thread that made the call: no allocation, no lock, errno left as it was.
+/// Another process's signal of that number interrupts anything at all: there is no call to answer, and no register to change.
 extern "C" fn answer(_signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel passes a siginfo_t.
+    if unsafe { (*info).si_code } != SYS_SECCOMP {
+        return;
+    }
     // SAFETY: the kernel passes a siginfo_t of SIGSYS, which is longer than this offset and has the call's number there.
     let call = unsafe { info.cast::<u8>().add(SI_SYSCALL_OFFSET).cast::<i32>().read() };
     let (word, bit) = ((call.unsigned_abs() as usize / 64).min(TOLD.len() - 1), 1 << (call.unsigned_abs() % 64));

@@ -30,11 +30,11 @@ const ALLOWED: &[c_long] = &[
     SYS_fchmod, SYS_fchmodat, SYS_fchown, SYS_fchownat, SYS_memfd_create, SYS_fgetxattr, SYS_getxattr,
     // Memory.
     SYS_brk, SYS_mmap, SYS_munmap, SYS_mremap, SYS_mprotect, SYS_madvise, SYS_msync, SYS_mincore, SYS_mlock, SYS_mlock2, SYS_munlock,
-    SYS_mlockall, SYS_membarrier, SYS_mbind, SYS_get_mempolicy, SYS_set_mempolicy, SYS_move_pages,
+    SYS_mlockall, SYS_munlockall, SYS_mseal, SYS_membarrier, SYS_mbind, SYS_get_mempolicy, SYS_set_mempolicy, SYS_move_pages,
     // Threads, and the child that imports.
-    SYS_clone, SYS_clone3, SYS_execve, SYS_wait4, SYS_waitid, SYS_exit, SYS_exit_group, SYS_futex, SYS_set_robust_list, SYS_get_robust_list,
-    SYS_rseq, SYS_set_tid_address, SYS_gettid, SYS_getpid, SYS_getppid, SYS_getpgid, SYS_getsid, SYS_tgkill, SYS_tkill, SYS_kill,
-    SYS_pidfd_open, SYS_pidfd_send_signal, SYS_sched_yield, SYS_sched_getaffinity, SYS_sched_setaffinity, SYS_sched_getparam,
+    SYS_clone, SYS_clone3, SYS_execve, SYS_wait4, SYS_waitid, SYS_exit, SYS_exit_group, SYS_futex, SYS_futex_waitv, SYS_set_robust_list,
+    SYS_get_robust_list, SYS_rseq, SYS_set_tid_address, SYS_gettid, SYS_getpid, SYS_getppid, SYS_getpgid, SYS_getsid, SYS_tgkill, SYS_tkill,
+    SYS_kill, SYS_pidfd_open, SYS_pidfd_send_signal, SYS_sched_yield, SYS_sched_getaffinity, SYS_sched_setaffinity, SYS_sched_getparam,
     SYS_sched_setparam, SYS_sched_getscheduler, SYS_sched_setscheduler, SYS_sched_getattr, SYS_sched_setattr,
     SYS_sched_get_priority_max, SYS_sched_get_priority_min, SYS_getpriority, SYS_setpriority, SYS_ioprio_get, SYS_ioprio_set, SYS_getcpu,
     SYS_prctl, SYS_prlimit64, SYS_getrlimit, SYS_setrlimit, SYS_getrusage, SYS_sysinfo, SYS_uname, SYS_getrandom,
@@ -44,7 +44,8 @@ const ALLOWED: &[c_long] = &[
     SYS_rt_tgsigqueueinfo, SYS_sigaltstack, SYS_signalfd4, SYS_restart_syscall,
     // Time.
     SYS_clock_gettime, SYS_clock_getres, SYS_clock_nanosleep, SYS_nanosleep, SYS_gettimeofday, SYS_times,
-    SYS_timer_create, SYS_timer_settime, SYS_timer_gettime, SYS_timer_delete, SYS_timerfd_create, SYS_timerfd_settime, SYS_timerfd_gettime,
+    SYS_timer_create, SYS_timer_settime, SYS_timer_gettime, SYS_timer_getoverrun, SYS_timer_delete,
+    SYS_timerfd_create, SYS_timerfd_settime, SYS_timerfd_gettime,
     // Waiting.
     SYS_epoll_create1, SYS_epoll_ctl, SYS_epoll_pwait, SYS_epoll_pwait2, SYS_ppoll, SYS_pselect6, SYS_eventfd2, SYS_pipe2,
     SYS_inotify_init1, SYS_inotify_add_watch, SYS_inotify_rm_watch,

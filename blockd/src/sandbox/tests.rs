@@ -66,6 +66,18 @@ fn a_call_that_is_not_listed_is_answered_as_unknown_and_the_thread_goes_on() {
     assert_eq!(std::thread::spawn(call).join().unwrap(), (Err(Some(libc::ENOSYS)), true, 7));
 }
 
+/// As `kill -SYS` does. The call that the signal interrupts is the one that sends it, and its result would be lost.
+#[test]
+fn the_signal_of_refused_calls_changes_nothing_when_a_process_sends_it() {
+    let send = || {
+        rustix::thread::set_no_new_privs(true).unwrap();
+        syscalls::restrict().unwrap();
+        let (process, thread) = (std::process::id(), rustix::thread::gettid());
+        sys::call_with(libc::SYS_tgkill, [process.into(), thread.as_raw_nonzero().get().into(), libc::SIGSYS.into()])
+    };
+    assert_eq!(std::thread::spawn(send).join().unwrap().unwrap(), 0);
+}
+
 /// In a process of its own: this test, started again.
 #[test]
 fn a_call_that_only_an_attacker_makes_ends_the_process() {
