@@ -1,7 +1,8 @@
 //! The daemon: what is started, in which order, and how it ends.
 //!
-//! Start: state directory (locked) → key → catalogue → NBD threads → volumes → admin API → metrics → `ready`. End, on SIGTERM or SIGINT:
-//! the admin API first, then the front ends, which complete what they began.
+//! Start: state directory (locked) → key → catalogue → NBD threads → sockets → volumes → admin API → metrics → `ready`. End, on SIGTERM or
+//! SIGINT: the admin API first, then the front ends, which complete what they began. A signal during the start is heeded after it, and
+//! whatever can be taken by somebody else is bound before the first guest is served: volumes that were opened are closed in order.
 
 mod control;
 mod create;
@@ -54,6 +55,7 @@ pub struct Daemon {
 
 /// Runs until a signal ends it. An error is one line that names what is wrong and the cure.
 pub async fn run(config: Config, inherited: Inherited, roots: Roots) -> Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let state_dir = StateDir::open(&config.state_dir)?;
     let identity = Identity::load_or_create(state_dir.path())?;
     let cure = || format!("state_dir {}: the catalogue cannot be opened", config.state_dir.display());
@@ -89,18 +91,18 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots) -> Result<(
         Some(listener) => AdminSocket::inherited(listener).context("socket activation: admin")?,
         None => AdminSocket::bind(&config.admin, config.admin_access).context("admin")?,
     };
+    let metrics_socket = metrics_listener(inherited.metrics, config.metrics).await?;
     volumes.lock().await.open_all().await.context("catalogue: the volumes cannot be read")?;
     let (stop, stopped) = watch::channel(());
     let wait = |mut stopped: watch::Receiver<()>| async move { drop(stopped.changed().await) };
     let admin = tokio::spawn(admin::serve(socket, daemon.clone(), wait(stopped.clone())));
-    if let Some(listener) = metrics_listener(inherited.metrics, config.metrics).await? {
+    if let Some(listener) = metrics_socket {
         tokio::spawn(metrics::serve(listener, registry, daemon.clone(), wait(stopped)));
     }
     let incoming = tokio::spawn(daemon.clone().take_streams(streams, news));
 
     tracing::info!(site = %config.site, %id, admin = %config.admin.display(), "ready");
     supervisor::ready();
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

@@ -16,6 +16,7 @@ use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 /// How long connections may take to send the answers that are due, when they are to end.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -107,7 +108,7 @@ impl NbdService {
             None => return false,
         };
         drop(state);
-        end(&table, if left == 0 { Which::All } else { Which::Of(name) }).await;
+        end(&table, if left == 0 { Which::All } else { Which::Of(name) }, Instant::now() + FAREWELL).await;
         true
     }
 
@@ -129,8 +130,10 @@ impl NbdService {
         }
         drop(state);
         tables.iter().for_each(|table| table.hang_up(Which::All, Shutdown::Read));
+        // One for all: each address in turn would add up to more than a service manager waits.
+        let deadline = Instant::now() + FAREWELL;
         for table in tables {
-            end(&table, Which::All).await;
+            end(&table, Which::All, deadline).await;
         }
         self.rings.close();
         let joined = tokio::task::spawn_blocking(|| threads.into_iter().try_for_each(JoinHandle::join)).await;
@@ -153,10 +156,10 @@ impl State {
     }
 }
 
-/// Hangs up, politely first.
-async fn end(table: &ExportTable, which: Which<'_>) {
+/// Hangs up, politely until the deadline.
+async fn end(table: &ExportTable, which: Which<'_>, deadline: Instant) {
     table.hang_up(which, Shutdown::Read);
-    if tokio::time::timeout(FAREWELL, table.empty(which)).await.is_err() {
+    if tokio::time::timeout_at(deadline, table.empty(which)).await.is_err() {
         table.hang_up(which, Shutdown::Both);
         table.empty(which).await;
     }
