@@ -59,12 +59,12 @@ fn sockets_that_were_bound_before_are_served_and_outlive_the_daemon() {
     }
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("handed-over");
-    let activate = |name: &str| {
+    let activate = |name: &str, flags: &[&str]| {
         let mut command = Command::new("systemd-socket-activate");
-        command.arg("--listen").arg(&socket).arg(format!("--fdname={name}")).arg(program("blockd"));
+        command.args(flags).arg("--listen").arg(&socket).arg(format!("--fdname={name}")).arg(program("blockd"));
         Daemon::start(command, directory.path())
     };
-    let daemon = activate("admin");
+    let daemon = activate("admin", &[]);
     eventually("the socket is there", || socket.exists());
     let status = Command::new(program("tern")).arg("--admin").arg(&socket).arg("status").output().unwrap();
     assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stderr));
@@ -73,8 +73,14 @@ fn sockets_that_were_bound_before_are_served_and_outlive_the_daemon() {
     assert!(socket.exists(), "it is not the daemon's to remove");
 
     std::fs::remove_file(&socket).unwrap();
-    let mut wrong = activate("adnim");
+    let mut wrong = activate("adnim", &[]);
     eventually("the socket is there", || socket.exists());
     let _ = std::os::unix::net::UnixStream::connect(&socket).unwrap();
     assert_eq!(wrong.0.wait().unwrap().code(), Some(2), "a socket that is for nothing");
+
+    std::fs::remove_file(&socket).unwrap();
+    let mut wrong = activate("admin", &["--datagram"]);
+    eventually("the socket is there", || socket.exists());
+    UnixDatagram::unbound().unwrap().send_to(b"wake up", &socket).unwrap();
+    assert_eq!(wrong.0.wait().unwrap().code(), Some(2), "a socket that nobody can connect to");
 }

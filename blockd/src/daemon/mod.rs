@@ -71,11 +71,12 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots) -> Result<(
     let (sites, streams) = Sites::start(&config, identity, catalogue.clone())?;
     let sites = Arc::new(sites);
     let (overtaken, news) = mpsc::unbounded_channel();
+    let front_ends = Arc::new(FrontEnds { nbd, vhost_user });
     let volumes = Arc::new(Mutex::new(Volumes {
         state_dir,
         roots,
         catalogue,
-        front_ends: Arc::new(FrontEnds { nbd, vhost_user }),
+        front_ends: front_ends.clone(),
         sites: sites.clone(),
         overtaken,
         metrics: registry.clone(),
@@ -106,7 +107,7 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots) -> Result<(
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-        () = supervisor::keep_alive() => {}
+        () = supervisor::keep_alive(&front_ends.nbd) => {}
     }
     tracing::info!("stopping");
     supervisor::stopping();

@@ -115,6 +115,12 @@ impl Rings {
         }
     }
 
+    /// Whether every thread lives, once each has shown it.
+    pub(super) async fn answer(&self) -> bool {
+        let greeted = self.queue.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|queue| !queue.is_closed());
+        greeted && self.shared.workers.answer().await
+    }
+
     /// The threads end once their last connection is over.
     pub(super) fn close(&self) {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -169,5 +175,20 @@ impl Drop for Leave {
 fn report(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
         tracing::error!(%error, "nbd: a connection's task failed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_threads_show_that_they_live_and_one_that_has_failed_is_found_out() {
+        let (rings, threads) = Rings::start(2, 16, Duration::from_secs(1)).unwrap();
+        assert!(rings.answer().await);
+        // As a worker's panic does.
+        rings.shared.workers.fail_one();
+        assert!(!rings.answer().await);
+        drop(threads);
     }
 }

@@ -6,6 +6,7 @@ use super::listener::{ExportError, Listener};
 use super::rings::Rings;
 use super::tls::Tls;
 use crate::metrics::VolumeMetrics;
+use crate::supervisor::Probe;
 use crate::unix_socket::SocketAccess;
 use crate::volume::Volume;
 use blockd_api::NbdAddress;
@@ -139,6 +140,19 @@ impl NbdService {
         let joined = tokio::task::spawn_blocking(|| threads.into_iter().try_for_each(JoinHandle::join)).await;
         if !matches!(joined, Ok(Ok(()))) {
             tracing::error!("nbd: a thread of the service failed");
+        }
+    }
+}
+
+/// The threads never wait for a disk, a client or each other.
+impl Probe for NbdService {
+    fn name(&self) -> &'static str {
+        "the NBD service"
+    }
+
+    async fn answer(&self) {
+        if !self.rings.answer().await {
+            std::future::pending::<()>().await;
         }
     }
 }

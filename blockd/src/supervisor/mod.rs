@@ -8,7 +8,7 @@ mod sys;
 mod watchdog;
 
 pub use sockets::{Inherited, InheritedError};
-pub use watchdog::keep_alive;
+pub use watchdog::{Probe, keep_alive};
 
 use sd_notify::NotifyState;
 

@@ -2,6 +2,7 @@
 //! configured ones, live through restarts, and have the owner and mode that the service manager gave them.
 
 use super::sys;
+use rustix::net::sockopt::socket_acceptconn;
 use rustix::net::{AddressFamily, getsockname};
 use std::io;
 use std::net::TcpListener;
@@ -42,7 +43,9 @@ impl Inherited {
         let mut inherited = Self::default();
         for (socket, name) in sys::inherited()? {
             let family = getsockname(socket.as_fd()).map_err(io::Error::from)?.address_family();
+            let listens = socket_acceptconn(socket.as_fd()).map_err(io::Error::from)?;
             match (name.as_str(), family) {
+                ("admin" | "metrics", _) if !listens => return Err(InheritedError::Kind { name, expected: "a stream that listens" }),
                 ("admin", AddressFamily::UNIX) => inherited.admin = Some(unblocked(socket)?.into()),
                 ("metrics", AddressFamily::INET | AddressFamily::INET6) => inherited.metrics = Some(unblocked(socket)?.into()),
                 ("admin", _) => return Err(InheritedError::Kind { name, expected: "a unix socket" }),

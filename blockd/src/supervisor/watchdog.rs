@@ -1,7 +1,7 @@
 //! The watchdog: the service manager restarts a daemon that no longer says that it is alive.
 //!
-//! It is said only after each part has shown so: the caller's own task runs, the thread pool takes and finishes a task, and every probe that is
-//! given has answered. A disk or a peer that hangs is no reason: a restart cures neither, and takes the disks of all other VMs away. So
+//! It is said only after each part has shown so: the caller's own task runs, the thread pool takes and finishes a task, and the front end that
+//! is given has answered. A disk or a peer that hangs is no reason: a restart cures neither, and takes the disks of all other VMs away. So
 //! probes never wait for either.
 
 use sd_notify::NotifyState;
@@ -29,14 +29,14 @@ impl Probe for ThreadPool {
 }
 
 /// Runs for ever; does nothing where nobody watches.
-pub async fn keep_alive() {
+pub async fn keep_alive(front_end: &impl Probe) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
-    // Twice within the limit, as sd_watchdog_enabled(3) advises.
+    // Twice within the limit, as sd_watchdog_enabled(3) advises; both parts together answer within one period.
     let period = limit / 2;
     let mut ticks = tokio::time::interval(period);
     loop {
         ticks.tick().await;
-        if lives(&ThreadPool, period).await {
+        if lives(&ThreadPool, period / 2).await && lives(front_end, period / 2).await {
             super::tell(NotifyState::Watchdog);
         }
     }

@@ -8,6 +8,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::oneshot;
 
 /// What a worker is told. Numbers are those of operations.
 pub(super) enum Message {
@@ -19,6 +20,8 @@ pub(super) enum Message {
     Edges(usize, Hold),
     /// Another thread has carried it out.
     Helped(usize, io::Result<Statuses>),
+    /// Say that you live.
+    Answer(oneshot::Sender<()>),
     /// End with the last connection.
     Close,
 }

@@ -106,6 +106,24 @@ impl Workers {
         self.mailboxes[next].send(Message::Client(Box::new(client)));
     }
 
+    /// As though one had panicked.
+    #[cfg(test)]
+    pub(super) fn fail_one(&self) {
+        self.mailboxes[0].close();
+    }
+
+    /// Whether every thread lives, once each has shown it.
+    pub(super) async fn answer(&self) -> bool {
+        for mailbox in &self.mailboxes {
+            let (done, answer) = oneshot::channel();
+            mailbox.send(Message::Answer(done));
+            if answer.await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
     /// The threads end once their last connection is over.
     pub(super) fn close(&self) {
         self.mailboxes.iter().for_each(|mailbox| mailbox.send(Message::Close));
@@ -209,6 +227,8 @@ impl Worker {
                 Message::Admitted(key, answer) => self.answered(key, answer),
                 Message::Edges(key, hold) => self.held(key, hold),
                 Message::Helped(key, result) => self.helped(key, result),
+                // Whoever asked may not wait any more.
+                Message::Answer(done) => drop(done.send(())),
                 Message::Close => self.closing = true,
             }
         }
