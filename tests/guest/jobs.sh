@@ -97,14 +97,36 @@ check_file_system() {
     fi
 }
 
-# Keeps readers busy with the whole disk, past the page cache.
+# Keeps readers busy with the whole disk, past the page cache. The kernel makes many requests of one read.
 read_disk() {
     readers=$(parameter readers 0)
     while [ "$readers" -gt 0 ]; do
         readers=$((readers - 1))
         while :; do
-            dd if="$disk" of=/dev/null bs=64k iflag=direct 2>/dev/null || stop "no-read"
+            dd if="$disk" of=/dev/null bs=4M iflag=direct 2>/dev/null || stop "no-read"
         done &
+    done
+}
+
+# Keeps writing the same blocks anew past the page cache, durable each time, and reads them back: what is carried out twice, late, or not
+# at all shows.
+rewrite_files() {
+    rewriters=$(parameter rewriters 0)
+    while [ "$rewriters" -gt 0 ]; do
+        rewrite "$1/rewritten-$rewriters" "/tmp/rewritten-$rewriters" &
+        rewriters=$((rewriters - 1))
+    done
+}
+
+rewrite() {
+    generation=0
+    while :; do
+        generation=$((generation + 1))
+        yes "$(printf %07d "$generation")" | head -c 1048576 >"$2"
+        dd if="$2" of="$1" bs=1M oflag=direct conv=notrunc,fsync 2>/dev/null || stop "no-write ${1##*/}"
+        dd if="$1" of="$2.read" bs=1M iflag=direct 2>/dev/null || stop "no-read"
+        cmp -s "$2" "$2.read" || stop "read-back ${1##*/}"
+        say "rewrote ${1##*/} $generation"
     done
 }
 
@@ -116,6 +138,7 @@ write_files() {
     seed=$(parameter seed 0)
     pause_ms=$(parameter pause_ms 0)
     read_disk
+    rewrite_files "$1"
     cd "$1" || stop "no-directory"
     touch "$manifest"
     number=$(wc -l <"$manifest")
@@ -161,6 +184,9 @@ check_files() {
         say "file $name $verdict"
         if [ "$verdict" = ok ]; then ok=$((ok + 1)); else bad=$((bad + 1)); fi
     done <"$manifest"
+    for name in rewritten-*; do
+        [ ! -f "$name" ] || say "holds $name $(uniq "$name" | sort -u | xargs)"
+    done
     say "checked $ok ok $bad bad"
     cd /
 }

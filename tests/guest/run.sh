@@ -13,7 +13,8 @@
 #   tern.job=write    make an ext4 on the disk if it has none, then write files and their checksums, durable one by one.
 #                     tern.files=N of them (0, the default, never ends), tern.kib=N each (256), tern.seed=N,
 #                     tern.pause_ms=N after each. A second run goes on where the first stopped.
-#                     tern.readers=N of the whole disk (0) besides, until the guest ends
+#                     tern.readers=N of the whole disk (0) and tern.rewriters=N (0) besides, until the guest ends: a
+#                     rewriter writes one file of 1 MiB again and again, and reads it back
 #   tern.job=check    replay the journal, check the file system, compare every file with its checksum
 #   tern.job=root     boot the system on the disk (build.sh root, or a copy of rootfs.img); then tern.after=write or
 #                     tern.after=check, as above but in /data of that system, or tern.after=shell
@@ -25,12 +26,15 @@
 #   tern: guest up | tern: made file system | tern: booted from disk
 #   tern: wrote NAME BYTES SHA256             written and durable
 #   tern: synced N                            N files and their checksums are durable
+#   tern: rewrote NAME N                      generation N of it is durable, and was read back
+#   tern: holds NAME N…                       at a check: the generations in it
 #   tern: fsck clean | tern: fsck dirty       dirty: e2fsck's words stand before it, each after "fsck: "
 #   tern: nbd attached BYTES | tern: nbd detached
 #   tern: file NAME ok|bad|missing
 #   tern: checked N ok M bad                  missing ones are bad
 #   tern: error REASON                        the job could not go on: no-disk, no-mkfs, no-mount, no-system, no-manifest,
-#                                             no-directory, no-write NAME, no-read, no-nbd, no-trim, unknown-job
+#                                             no-directory, no-write NAME, no-read, read-back NAME, no-nbd, no-trim,
+#                                             unknown-job
 #   tern: done                                the job went to its end
 set -euo pipefail
 

@@ -5,6 +5,7 @@
 mod client;
 mod guest;
 mod history;
+mod in_flight;
 mod nbd_client;
 mod qmp;
 mod relay;
@@ -13,6 +14,7 @@ mod site;
 pub use client::{client, is_installed, try_client};
 pub use guest::{Guest, guest_parts, guest_script};
 pub use history::History;
+pub use in_flight::InFlight;
 pub use nbd_client::NbdClient;
 pub use qmp::Qmp;
 pub use relay::Relay;

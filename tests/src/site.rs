@@ -1,6 +1,7 @@
 //! A daemon, its state directory, and `tern` at its socket.
 
 use crate::{NbdClient, PATIENCE};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs::File;
 use std::net::UdpSocket;
@@ -124,10 +125,16 @@ impl Site {
         }
     }
 
+    /// Sends its daemon a signal.
+    pub fn signal(&self, signal: Signal) {
+        let daemon = self.daemon.as_ref().expect("a daemon that runs");
+        kill_process(Pid::from_child(daemon), signal).expect("a process to signal");
+    }
+
     /// `SIGTERM`, and its end.
     pub fn stop(&mut self) {
+        self.signal(Signal::TERM);
         let mut daemon = self.daemon.take().expect("a daemon that runs");
-        Command::new("kill").arg(daemon.id().to_string()).status().expect("kill runs");
         assert!(daemon.wait().expect("its end").success(), "{}", self.log());
     }
 

@@ -189,6 +189,11 @@ impl VirtQueue {
         })
     }
 
+    /// What a daemon before this one took and did not give back, and this one has yet to take.
+    pub(super) fn inherited(&self) -> usize {
+        self.inherited.len()
+    }
+
     /// What the queue would take next, for whoever starts it again.
     pub(super) fn base(&self) -> u16 {
         self.next_available

@@ -48,6 +48,10 @@ impl Worker {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         let queue = VirtQueue::start(setup, &self.memory).map_err(io::Error::other)?;
+        if queue.inherited() > 0 {
+            let (volume, queue, requests) = (&self.device.volume.name, queue.number, queue.inherited());
+            tracing::info!(%volume, queue, requests, "vhost-user: taking over what another daemon left in flight");
+        }
         self.device.start(queue.number);
         self.queues[place] = Some(queue);
         self.watch(place)
