@@ -4,10 +4,13 @@ use blockd::config::{Config, ConfigError, LogFormat};
 use blockd::sandbox;
 use blockd::supervisor::Inherited;
 use std::process::ExitCode;
+use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 /// A wrong configuration, a taken port, a locked state directory.
 const EXIT_SETUP: u8 = 2;
+/// For threads that still wait for something at the end.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Without RUST_LOG: what the crates below vhost-user say of each client, we say in our own words.
 const DEFAULT_LOG: &str = "info";
 
@@ -32,7 +35,10 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return setup_failed(&error),
     };
-    match runtime.block_on(blockd::daemon::run(config, inherited, roots)) {
+    let ended = runtime.block_on(blockd::daemon::run(config, inherited, roots));
+    // What matters has ended in order. Who waits for a name server still is left alone: guests wait for the next daemon.
+    runtime.shutdown_timeout(FAREWELL);
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => setup_failed(&format!("{error:#}")),
     }

@@ -9,6 +9,7 @@ use crate::admin::{Control, Outcome, ProgressSink};
 use crate::catalogue::{RecordedRole, VolumeRecord};
 use crate::volume::GateState;
 use blockd_api::*;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedMutexGuard;
@@ -70,7 +71,12 @@ impl Control for Daemon {
     async fn create_volume(&self, request: CreateVolume, progress: ProgressSink) -> Outcome<VolumeInfo> {
         let volumes = Arc::clone(&self.volumes);
         let name = request.name.clone();
-        let created = tokio::task::spawn_blocking(move || create::create(&volumes, &request, &|step| progress.report(step))).await;
+        let stopped = self.stopped.clone();
+        let told = move |step| {
+            progress.report(step);
+            if stopped.has_changed().is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        let created = tokio::task::spawn_blocking(move || create::create(&volumes, &request, &told)).await;
         created.map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))??;
         self.info_of(&name).await
     }

@@ -3,7 +3,7 @@
 use super::volumes::{Volumes, image_error, random_id};
 use crate::catalogue::{MadeBy, VolumeRecord};
 use crate::store::Image;
-use crate::store::import::{ImportFormat, Source};
+use crate::store::import::{ImportError, ImportFormat, Source};
 use blockd_api::{ApiError, CreateVolume, ErrorCode, Progress, Unit};
 use replicator_engine::block::{BLOCK_BYTES, MAX_BLOCKS};
 use std::ops::ControlFlow;
@@ -13,8 +13,11 @@ use tokio::sync::Mutex;
 /// Steps that an import's progress is told in.
 const PROGRESS_STEPS: u64 = 1000;
 
+/// Is told how far it is; breaks it off.
+type Told<'a> = &'a dyn Fn(Progress) -> ControlFlow<()>;
+
 /// Makes a volume. Blocks while content is imported; other volumes can be reached meanwhile.
-pub(super) fn create(volumes: &Mutex<Volumes>, request: &CreateVolume, progress: &dyn Fn(Progress)) -> Result<(), ApiError> {
+pub(super) fn create(volumes: &Mutex<Volumes>, request: &CreateVolume, progress: Told<'_>) -> Result<(), ApiError> {
     let id = random_id()?.to_string();
     let default_path = {
         let mut volumes = volumes.blocking_lock();
@@ -30,7 +33,7 @@ pub(super) fn create(volumes: &Mutex<Volumes>, request: &CreateVolume, progress:
     volumes.add(record.clone(), image).inspect_err(|_| remove(&record.backing, record.made_by))
 }
 
-fn make(request: &CreateVolume, id: &str, default_path: PathBuf, progress: &dyn Fn(Progress)) -> Result<(VolumeRecord, Image), ApiError> {
+fn make(request: &CreateVolume, id: &str, default_path: PathBuf, progress: Told<'_>) -> Result<(VolumeRecord, Image), ApiError> {
     let source = request.import.as_deref().map(|path| Source::open(path, ImportFormat::of(path)?)).transpose();
     let source = source.map_err(|error| ApiError::new(ErrorCode::InvalidRequest, error.to_string()))?;
     let wanted = request.size_bytes.or(source.as_ref().map(Source::size_bytes)).map(|size| size.next_multiple_of(BLOCK_BYTES as u64));
@@ -43,10 +46,13 @@ fn make(request: &CreateVolume, id: &str, default_path: PathBuf, progress: &dyn 
                 done: (share * PROGRESS_STEPS as f64) as u64,
                 total: Some(PROGRESS_STEPS),
                 unit: Unit::Steps,
-            });
-            ControlFlow::Continue(())
+            })
         };
-        let imported = source.import(&image, told).map_err(|error| ApiError::new(ErrorCode::Io, error.to_string()));
+        let imported = source.import(&image, told).map_err(|error| match error {
+            ImportError::Cancelled => ApiError::new(ErrorCode::Unavailable, "blockd is stopping, and the import was broken off")
+                .with_hint("repeat the command once it runs again"),
+            error => ApiError::new(ErrorCode::Io, error.to_string()),
+        });
         imported.inspect_err(|_| remove(&backing, made_by))?;
     }
     Ok((VolumeRecord::new(request.name.clone(), id.to_owned(), image.size_bytes(), backing, made_by), image))

@@ -51,6 +51,8 @@ pub struct Daemon {
     id: String,
     sites: Arc<Sites>,
     volumes: Arc<Mutex<Volumes>>,
+    /// Closed when the daemon stops.
+    stopped: watch::Receiver<()>,
 }
 
 /// Runs until a signal ends it. An error is one line that names what is wrong and the cure.
@@ -86,7 +88,9 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots) -> Result<(
         unopened: BTreeMap::new(),
         reserved: BTreeSet::new(),
     }));
-    let daemon = Arc::new(Daemon { site: config.site.clone(), id: id.clone(), sites: sites.clone(), volumes: volumes.clone() });
+    let (stop, stopped) = watch::channel(());
+    let (site, stopping) = (config.site.clone(), stopped.clone());
+    let daemon = Arc::new(Daemon { site, id: id.clone(), sites: sites.clone(), volumes: volumes.clone(), stopped: stopping });
 
     let socket = match inherited.admin {
         Some(listener) => AdminSocket::inherited(listener).context("socket activation: admin")?,
@@ -94,7 +98,6 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots) -> Result<(
     };
     let metrics_socket = metrics_listener(inherited.metrics, config.metrics).await?;
     volumes.lock().await.open_all().await.context("catalogue: the volumes cannot be read")?;
-    let (stop, stopped) = watch::channel(());
     let wait = |mut stopped: watch::Receiver<()>| async move { drop(stopped.changed().await) };
     let admin = tokio::spawn(admin::serve(socket, daemon.clone(), wait(stopped.clone())));
     if let Some(listener) = metrics_socket {

@@ -8,13 +8,16 @@ mod qcow2;
 
 use super::{Image, PAGE_BYTES};
 use progress::Percentages;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
+/// How long the caller waits to be asked again. For a large image a percent takes minutes.
+const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 /// Longest message of `qemu-img` that is repeated.
 const MAX_MESSAGE_BYTES: usize = 500;
 
@@ -165,7 +168,7 @@ impl Source {
     }
 }
 
-/// Reads what the child says until it ends.
+/// Reads what the child says until it ends. `progress` is asked at least every [`PATIENCE`].
 fn follow(mut child: Child, progress: &mut dyn FnMut(f64) -> ControlFlow<()>) -> Result<(), ImportError> {
     let stderr = child.stderr.take();
     let complaints = std::thread::spawn(move || {
@@ -177,18 +180,18 @@ fn follow(mut child: Child, progress: &mut dyn FnMut(f64) -> ControlFlow<()>) ->
         text
     });
     let mut percentages = Percentages::default();
-    let mut cancelled = false;
+    let (mut cancelled, mut done) = (false, 0.0);
     if let Some(mut stdout) = child.stdout.take() {
         let mut chunk = [0; 256];
         loop {
-            let len = match stdout.read(&mut chunk) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Ok(0) | Err(_) => break,
-                Ok(len) => len,
-            };
-            for fraction in percentages.feed(&chunk[..len]) {
-                cancelled |= progress(fraction).is_break();
+            if says_something(&stdout) {
+                match stdout.read(&mut chunk) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    Ok(0) | Err(_) => break,
+                    Ok(len) => done = percentages.feed(&chunk[..len]).last().copied().unwrap_or(done),
+                }
             }
+            cancelled = progress(done).is_break();
             if cancelled {
                 child.kill()?;
                 break;
@@ -202,6 +205,13 @@ fn follow(mut child: Child, progress: &mut dyn FnMut(f64) -> ControlFlow<()>) ->
         () if status.success() => Ok(()),
         () => Err(ImportError::Failed(one_line(&complaints, &status.to_string()))),
     }
+}
+
+/// Whether there is something to read, or the end, within [`PATIENCE`].
+fn says_something(stdout: &ChildStdout) -> bool {
+    let mut waiting = [PollFd::new(stdout, PollFlags::IN)];
+    // An interruption is a time that is over, too.
+    rustix::event::poll(&mut waiting, Some(&PATIENCE)).is_ok_and(|ready| ready > 0)
 }
 
 /// QEMU's option strings end a value at a comma and take two for one.
@@ -218,4 +228,23 @@ fn one_line(message: &[u8], fallback: &str) -> String {
     let text = String::from_utf8_lossy(&message[..message.len().min(MAX_MESSAGE_BYTES)]);
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     if line.is_empty() { fallback.to_owned() } else { line }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn an_import_that_says_nothing_for_long_can_be_broken_off() {
+        let mut silent = Command::new("sleep");
+        let child = silent.arg("60").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (began, mut asked) = (Instant::now(), 0);
+        let mut progress = |_| {
+            asked += 1;
+            if asked < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        assert!(matches!(follow(child, &mut progress), Err(ImportError::Cancelled)));
+        assert!(began.elapsed() < Duration::from_secs(30));
+    }
 }
