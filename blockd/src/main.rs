@@ -3,6 +3,7 @@
 use blockd::config::{Config, ConfigError, LogFormat};
 use blockd::sandbox;
 use blockd::supervisor::Inherited;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::process::ExitCode;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
         Err(error) => return setup_failed(&error),
     };
     log_to_stderr(config.log_format);
+    raise_descriptor_limit();
     // Before anything else opens files.
     let inherited = match Inherited::take() {
         Ok(inherited) => inherited,
@@ -41,6 +43,14 @@ fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => setup_failed(&format!("{error:#}")),
+    }
+}
+
+/// To what the system allows: the usual 1024 are meant for programs that know no better than select(2), and fewer than many clients take.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, ?limit, "the limit of open files cannot be raised");
     }
 }
 

@@ -84,3 +84,16 @@ fn sockets_that_were_bound_before_are_served_and_outlive_the_daemon() {
     UnixDatagram::unbound().unwrap().send_to(b"wake up", &socket).unwrap();
     assert_eq!(wrong.0.wait().unwrap().code(), Some(2), "a socket that nobody can connect to");
 }
+
+#[test]
+fn as_many_files_may_be_open_as_the_host_allows() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut limited = Command::new("prlimit");
+    limited.arg("--nofile=256:4096").arg(program("blockd"));
+    let daemon = Daemon::start(limited, directory.path());
+    let limits = format!("/proc/{}/limits", daemon.0.id());
+    eventually("the daemon serves", || directory.path().join("admin").exists());
+    let limits = std::fs::read_to_string(limits).unwrap();
+    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap_or_default();
+    assert_eq!(files.split_whitespace().next(), Some("4096"), "{limits}");
+}
