@@ -193,6 +193,32 @@ fn the_dirty_map_is_what_the_standby_does_not_have() {
 }
 
 #[test]
+fn a_read_only_export_stays_one_and_takes_no_change() {
+    if !["nbdinfo", "qemu-io"].iter().all(|program| is_installed(program)) {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let mut site = Site::start("osaka", directory.path());
+    serve(&site, "vm1", "64M");
+    let place = format!("unix:{}", site.socket("read-only").display());
+    let export = ["volume", "export", "vm1", "--nbd", &place];
+    let info = site.tern(&[&export[..], &["--read-only"]].concat());
+    assert_eq!(info["exports"][1]["access"], "read-only", "{info}");
+    site.tern(&[&export[..], &["--read-only"]].concat());
+    let (code, message) = site.try_tern(&export).unwrap_err();
+    assert!(code == 1 && message.contains("read-only") && message.contains("--remove"), "{message}");
+    site.kill();
+    site.restart();
+    let read_only = uri(&site, "vm1").replace(&site.socket("nbd").display().to_string(), &site.socket("read-only").display().to_string());
+    client("nbdinfo", &["--is", "read-only", &read_only]);
+    client("qemu-io", &["-f", "raw", "-c", "write -P 7 0 64k", &uri(&site, "vm1")]);
+    client("qemu-io", &["-r", "-f", "raw", "-c", "read -P 7 0 64k", &read_only]);
+    assert!(!try_client("qemu-io", &["-f", "raw", "-c", "write 0 64k", &read_only]).status.success());
+    let info = site.tern(&[&export[..], &["--remove"]].concat());
+    assert_eq!(info["exports"].as_array().unwrap().len(), 1, "{info}");
+}
+
+#[test]
 fn a_volume_that_has_grown_shows_it_to_who_connects_anew() {
     if !is_installed("nbdinfo") {
         return;

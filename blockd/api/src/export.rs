@@ -1,7 +1,7 @@
 //! Where a volume can be attached.
 //!
-//! An export is written `nbd:unix:PATH`, `nbd:tcp:IP:PORT` or `vhost-user:PATH`; in documents it is an object. Paths are absolute: the
-//! daemon's working directory is not the client's.
+//! An export is written `nbd:unix:PATH`, `nbd:tcp:IP:PORT` or `vhost-user:PATH`, with `read-only:` in front if it is; in documents it is an
+//! object. Paths are absolute: the daemon's working directory is not the client's.
 
 use crate::VolumeName;
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,8 @@ use std::{
 /// Longest path of a unix socket: `sun_path` less its terminator.
 pub const MAX_SOCKET_PATH_BYTES: usize = 107;
 
+const READ_ONLY: &str = "read-only:";
+
 /// A way to attach a volume.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
@@ -23,12 +25,29 @@ pub enum Export {
     Nbd {
         /// Where the server listens.
         address: NbdAddress,
+        /// What clients may do.
+        #[serde(default, skip_serializing_if = "ExportAccess::is_default")]
+        access: ExportAccess,
     },
     /// vhost-user-blk.
     VhostUser {
         /// The socket that QEMU connects to.
         path: SocketPath,
+        /// What the guest may do.
+        #[serde(default, skip_serializing_if = "ExportAccess::is_default")]
+        access: ExportAccess,
     },
+}
+
+/// What the clients of an export may do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExportAccess {
+    /// Everything.
+    #[default]
+    ReadWrite,
+    /// Reads.
+    ReadOnly,
 }
 
 /// Where an NBD server listens: `unix:PATH` or `tcp:IP:PORT`.
@@ -153,12 +172,40 @@ fn percent_encoded(text: &str) -> String {
     encoded
 }
 
+impl ExportAccess {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Export {
+    /// What clients may do.
+    pub fn access(&self) -> ExportAccess {
+        match self {
+            Self::Nbd { access, .. } | Self::VhostUser { access, .. } => *access,
+        }
+    }
+
+    /// Whether both are served at the same place: a volume can be served there once.
+    pub fn is_at(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Nbd { address, .. }, Self::Nbd { address: others, .. }) => address == others,
+            (Self::VhostUser { path, .. }, Self::VhostUser { path: others, .. }) => path == others,
+            _ => false,
+        }
+    }
+}
+
 impl FromStr for Export {
     type Err = ParseExportError;
     fn from_str(text: &str) -> Result<Self, ParseExportError> {
-        match text.split_once(':') {
-            Some(("nbd", address)) => Ok(Self::Nbd { address: address.parse()? }),
-            Some(("vhost-user", path)) => Ok(Self::VhostUser { path: PathBuf::from(path).try_into()? }),
+        let (access, place) = match text.strip_prefix(READ_ONLY) {
+            Some(place) => (ExportAccess::ReadOnly, place),
+            None => (ExportAccess::ReadWrite, text),
+        };
+        match place.split_once(':') {
+            Some(("nbd", address)) => Ok(Self::Nbd { address: address.parse()?, access }),
+            Some(("vhost-user", path)) => Ok(Self::VhostUser { path: PathBuf::from(path).try_into()?, access }),
             _ => Err(ParseExportError::Scheme(text.to_owned())),
         }
     }
@@ -166,9 +213,12 @@ impl FromStr for Export {
 
 impl fmt::Display for Export {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.access() == ExportAccess::ReadOnly {
+            f.write_str(READ_ONLY)?;
+        }
         match self {
-            Self::Nbd { address } => write!(f, "nbd:{address}"),
-            Self::VhostUser { path } => write!(f, "vhost-user:{}", path.as_str()),
+            Self::Nbd { address, .. } => write!(f, "nbd:{address}"),
+            Self::VhostUser { path, .. } => write!(f, "vhost-user:{}", path.as_str()),
         }
     }
 }
@@ -180,10 +230,30 @@ mod tests {
     #[test]
     fn exports_read_back_what_they_print() {
         for text in ["nbd:unix:/run/a b.sock", "nbd:tcp:127.0.0.1:10809", "nbd:tcp:[::1]:10809", "vhost-user:/run/vm1.sock"] {
-            let export: Export = text.parse().unwrap();
-            assert_eq!(export.to_string(), text);
-            assert_eq!(serde_json::from_str::<Export>(&serde_json::to_string(&export).unwrap()).unwrap(), export);
+            let read_only = format!("read-only:{text}");
+            for text in [text, &read_only] {
+                let export: Export = text.parse().unwrap();
+                assert_eq!(export.to_string(), text);
+                assert_eq!(serde_json::from_str::<Export>(&serde_json::to_string(&export).unwrap()).unwrap(), export);
+            }
         }
+    }
+
+    #[test]
+    fn only_what_is_read_only_says_so_in_documents() {
+        for (text, document) in [
+            ("nbd:unix:/a", r#"{"kind":"nbd","address":"unix:/a"}"#),
+            ("read-only:vhost-user:/a", r#"{"kind":"vhost-user","path":"/a","access":"read-only"}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&text.parse::<Export>().unwrap()).unwrap(), document);
+        }
+    }
+
+    #[test]
+    fn a_place_is_the_same_whatever_may_be_done_there() {
+        let export = |text: &str| text.parse::<Export>().unwrap();
+        assert!(export("nbd:unix:/a").is_at(&export("read-only:nbd:unix:/a")));
+        assert!(!export("nbd:unix:/a").is_at(&export("nbd:unix:/b")) && !export("nbd:unix:/a").is_at(&export("vhost-user:/a")));
     }
 
     #[test]

@@ -20,7 +20,7 @@ mod wait;
 
 pub use error::{ApiError, ErrorCode, ErrorDocument, ExitCode};
 pub use event::{Event, HEARTBEAT, MAX_EVENT_BYTES, Progress, Unit};
-pub use export::{Export, MAX_SOCKET_PATH_BYTES, NbdAddress, ParseExportError, SocketPath};
+pub use export::{Export, ExportAccess, MAX_SOCKET_PATH_BYTES, NbdAddress, ParseExportError, SocketPath};
 pub use name::{MAX_NAME_BYTES, NameError, SiteName, VolumeName};
 pub use peer::{Invite, InvitePeer, JoinPeer, Peer, PeerList};
 pub use quantity::{QuantityError, Rate, Size, Span, human_bytes, human_rate, human_seconds};

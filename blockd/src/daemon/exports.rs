@@ -6,7 +6,7 @@ use crate::admin::Outcome;
 use crate::nbd::NbdService;
 use crate::request::Access;
 use crate::vhost_user::VhostUserService;
-use blockd_api::{ApiError, ErrorCode, Export, NbdAddress, VolumeName};
+use blockd_api::{ApiError, ErrorCode, Export, ExportAccess, NbdAddress, VolumeName};
 use std::path::Path;
 
 /// By which protocols volumes are served.
@@ -19,8 +19,8 @@ impl FrontEnds {
     /// Ends one export. Returns when its clients' requests are complete: never with the volumes locked.
     async fn end(&self, name: &VolumeName, export: &Export) {
         match export {
-            Export::Nbd { address } => drop(self.nbd.unexport(name.as_str(), address).await),
-            Export::VhostUser { path } => drop(self.vhost_user.unexport(name.as_str(), path.as_path()).await),
+            Export::Nbd { address, .. } => drop(self.nbd.unexport(name.as_str(), address).await),
+            Export::VhostUser { path, .. } => drop(self.vhost_user.unexport(name.as_str(), path.as_path()).await),
         }
     }
 
@@ -49,10 +49,17 @@ impl Volumes {
         if let Some(path) = socket_of(export) {
             self.roots.admit(path)?;
         }
+        let access = match export.access() {
+            ExportAccess::ReadWrite => Access::ReadWrite,
+            ExportAccess::ReadOnly => Access::ReadOnly,
+        };
         match export {
-            Export::Nbd { address } => self.front_ends.nbd.export(volume, metrics, address).await.map(drop).map_err(|error| failed(&error)),
-            Export::VhostUser { path } => {
-                let served = self.front_ends.vhost_user.export(volume, metrics, path.as_path(), Access::ReadWrite);
+            Export::Nbd { address, .. } => {
+                let served = self.front_ends.nbd.export(volume, metrics, address, access).await;
+                served.map(drop).map_err(|error| failed(&error))
+            }
+            Export::VhostUser { path, .. } => {
+                let served = self.front_ends.vhost_user.export(volume, metrics, path.as_path(), access);
                 served.map_err(|error| failed(&error))
             }
         }
@@ -61,18 +68,23 @@ impl Volumes {
     /// Serves a volume at one more place, from now on.
     pub async fn export(&mut self, name: &VolumeName, export: Export) -> Result<(), ApiError> {
         let open = self.get(name)?;
-        if open.record.exports.contains(&export) {
-            return Ok(());
+        if let Some(existing) = open.record.exports.iter().find(|existing| existing.is_at(&export)) {
+            return if *existing == export { Ok(()) } else { Err(otherwise_served(name, existing)) };
         }
         self.serve(open, &export).await?;
         self.change(name, |record| record.exports.push(export))
     }
 }
 
+fn otherwise_served(name: &VolumeName, existing: &Export) -> ApiError {
+    ApiError::new(ErrorCode::AlreadyExists, format!("{name} is served there already, as {existing}"))
+        .with_hint("end that export first, with --remove")
+}
+
 fn socket_of(export: &Export) -> Option<&Path> {
     match export {
-        Export::Nbd { address: NbdAddress::Tcp(_) } => None,
-        Export::Nbd { address: NbdAddress::Unix(path) } | Export::VhostUser { path } => Some(path.as_path()),
+        Export::Nbd { address: NbdAddress::Tcp(_), .. } => None,
+        Export::Nbd { address: NbdAddress::Unix(path), .. } | Export::VhostUser { path, .. } => Some(path.as_path()),
     }
 }
 
@@ -81,7 +93,7 @@ impl Daemon {
     pub(super) async fn end_exports(&self, name: &VolumeName, export: Option<Export>) -> Outcome<()> {
         let (front_ends, gone) = {
             let mut volumes = self.volumes.lock().await;
-            let is_meant = |has: &Export| export.as_ref().is_none_or(|export| export == has);
+            let is_meant = |has: &Export| export.as_ref().is_none_or(|export| export.is_at(has));
             let (gone, kept): (Vec<_>, Vec<_>) = volumes.get(name)?.record.exports.iter().cloned().partition(is_meant);
             if gone.is_empty() && export.is_some() {
                 return Err(ApiError::new(ErrorCode::NotFound, format!("{name} is not served there")));

@@ -31,9 +31,17 @@ pub(super) struct ExportTable {
     left: Notify,
 }
 
+/// What is served under a name.
+#[derive(Clone)]
+pub(super) struct Offer {
+    pub(super) served: Arc<Served>,
+    /// What clients may do here; it may be another thing elsewhere.
+    pub(super) access: Access,
+}
+
 #[derive(Default)]
 struct Inner {
-    exports: BTreeMap<String, Arc<Served>>,
+    exports: BTreeMap<String, Offer>,
     connections: HashMap<ConnectionId, Connection>,
 }
 
@@ -60,12 +68,12 @@ impl ExportTable {
     }
 
     /// Adds an export under the volume's name; `false` if there is one of that name.
-    pub(super) fn add(&self, served: Arc<Served>) -> bool {
+    pub(super) fn add(&self, offer: Offer) -> bool {
         let mut inner = self.lock();
-        if inner.exports.contains_key(&served.volume.name) {
+        if inner.exports.contains_key(&offer.served.volume.name) {
             return false;
         }
-        inner.exports.insert(served.volume.name.clone(), served);
+        inner.exports.insert(offer.served.volume.name.clone(), offer);
         true
     }
 
@@ -81,11 +89,11 @@ impl ExportTable {
     }
 
     /// A client has chosen an export; `None` if that is gone meanwhile.
-    pub(super) fn choose(&self, id: ConnectionId, name: &str) -> Option<Arc<Served>> {
+    pub(super) fn choose(&self, id: ConnectionId, name: &str) -> Option<Offer> {
         let mut inner = self.lock();
-        let served = inner.exports.get(name)?.clone();
+        let offer = inner.exports.get(name)?.clone();
         inner.connections.get_mut(&id)?.export = Some(name.to_owned());
-        Some(served)
+        Some(offer)
     }
 
     /// A connection is over, and everything that it had under way.
@@ -132,15 +140,15 @@ impl Which<'_> {
 impl handshake::Exports for ExportTable {
     fn find(&self, name: &str) -> Option<ExportInfo> {
         let inner = self.lock();
-        let served = match name {
+        let offer = match name {
             "" if inner.exports.len() == 1 => inner.exports.values().next(),
             name => inner.exports.get(name),
         };
-        served.map(|served| ExportInfo {
+        offer.map(|Offer { served, access }| ExportInfo {
             name: served.volume.name.clone(),
             description: format!("Tern volume {}", served.volume.name),
             size_bytes: served.volume.size_bytes(),
-            access: Access::ReadWrite,
+            access: *access,
         })
     }
 

@@ -1,11 +1,12 @@
 //! The NBD service as the daemon sees it.
 
 use super::edges::Edges;
-use super::exports::{ExportTable, Served, Which};
+use super::exports::{ExportTable, Offer, Served, Which};
 use super::listener::{ExportError, Listener};
 use super::rings::Rings;
 use super::tls::Tls;
 use crate::metrics::VolumeMetrics;
+use crate::request::Access;
 use crate::supervisor::Probe;
 use crate::unix_socket::SocketAccess;
 use crate::volume::Volume;
@@ -74,22 +75,28 @@ impl NbdService {
 
     /// Serves a volume under its name at `address`, beside whatever is served there already. Returns the address, with the port if it was
     /// left open. Must be called within a tokio runtime, which goes on to accept clients.
-    pub async fn export(&self, volume: Arc<Volume>, metrics: Arc<VolumeMetrics>, address: &NbdAddress) -> Result<NbdAddress, ExportError> {
+    pub async fn export(
+        &self,
+        volume: Arc<Volume>,
+        metrics: Arc<VolumeMetrics>,
+        address: &NbdAddress,
+        access: Access,
+    ) -> Result<NbdAddress, ExportError> {
         let mut state = self.state.lock().await;
         if state.threads.is_none() {
             return Err(ExportError::ShuttingDown);
         }
-        let served = state.served(volume, metrics);
+        let name = volume.name.clone();
+        let offer = Offer { served: state.served(volume, metrics), access };
         if let Some(listener) = state.listeners.get(address) {
-            let name = served.volume.name.clone();
-            return match listener.table.add(served) {
+            return match listener.table.add(offer) {
                 true => Ok(address.clone()),
                 false => Err(ExportError::Exists { name, address: address.clone() }),
             };
         }
         let (bound, listener) =
             Listener::bind(address, self.options.access, self.options.reach, self.options.tls.as_ref(), self.rings.clone())?;
-        listener.table.add(served);
+        listener.table.add(offer);
         state.listeners.insert(bound.clone(), listener);
         Ok(bound)
     }

@@ -120,13 +120,25 @@ impl Image {
     /// [`Self::align_bytes`].
     pub fn punch(&self, offset: u64, len_bytes: u64) -> io::Result<()> {
         self.check_range(offset, len_bytes)?;
-        zero::punch(&self.0, offset, len_bytes)
+        zero::punch(&self.0, offset, len_bytes, zero::Fallback::Write)
     }
 
     /// Makes the range read as zeroes, and keeps its space allocated, under the conditions of [`Self::punch`].
     pub fn zero(&self, offset: u64, len_bytes: u64) -> io::Result<()> {
         self.check_range(offset, len_bytes)?;
-        zero::zero(&self.0, offset, len_bytes)
+        zero::zero(&self.0, offset, len_bytes, zero::Fallback::Write)
+    }
+
+    /// As [`Self::punch`], but fails with `EOPNOTSUPP` and changes nothing where zeroes would have to be written.
+    pub fn punch_fast(&self, offset: u64, len_bytes: u64) -> io::Result<()> {
+        self.check_range(offset, len_bytes)?;
+        zero::punch(&self.0, offset, len_bytes, zero::Fallback::Refuse)
+    }
+
+    /// As [`Self::zero`], under the condition of [`Self::punch_fast`].
+    pub fn zero_fast(&self, offset: u64, len_bytes: u64) -> io::Result<()> {
+        self.check_range(offset, len_bytes)?;
+        zero::zero(&self.0, offset, len_bytes, zero::Fallback::Refuse)
     }
 
     /// Makes every write that has completed durable.
@@ -154,7 +166,8 @@ impl Image {
             self.note_damage(&error);
             return error;
         }
-        if self.0.sync_failed.load(Ordering::SeqCst) {
+        // That zeroes cannot be had fast is an answer, and no failure.
+        if self.0.sync_failed.load(Ordering::SeqCst) || error.kind() == io::ErrorKind::Unsupported {
             return error;
         }
         let mut logged = self.0.error_logged.lock().expect("no panic under this lock");

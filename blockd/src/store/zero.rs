@@ -3,7 +3,7 @@
 //! Each way is tried until it was once refused as unsupported. The last one is to write zeroes, which always works.
 
 use super::AlignedBuf;
-use super::image::Inner;
+use super::image::{Inner, Kind};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use std::io;
@@ -20,19 +20,36 @@ pub(super) struct Methods {
     no_range: AtomicBool,
 }
 
+/// What is done where zeroes have to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fallback {
+    Write,
+    /// Fails with `EOPNOTSUPP`.
+    Refuse,
+}
+
 /// Zeroes that free their space if possible.
-pub(super) fn punch(image: &Inner, offset: u64, len_bytes: u64) -> io::Result<()> {
+pub(super) fn punch(image: &Inner, offset: u64, len_bytes: u64, fallback: Fallback) -> io::Result<()> {
     if try_allocate(image, FallocateFlags::PUNCH_HOLE, &image.zeroing.no_punch, offset, len_bytes)? {
         return Ok(());
     }
-    zero(image, offset, len_bytes)
+    zero(image, offset, len_bytes, fallback)
 }
 
 /// Zeroes that keep their space.
-pub(super) fn zero(image: &Inner, offset: u64, len_bytes: u64) -> io::Result<()> {
-    if try_allocate(image, FallocateFlags::ZERO_RANGE, &image.zeroing.no_range, offset, len_bytes)? {
+pub(super) fn zero(image: &Inner, offset: u64, len_bytes: u64, fallback: Fallback) -> io::Result<()> {
+    // Where a device cannot do it by itself, the kernel writes zeroes without a word.
+    let is_honest = fallback == Fallback::Write || image.kind == Kind::File;
+    if is_honest && try_allocate(image, FallocateFlags::ZERO_RANGE, &image.zeroing.no_range, offset, len_bytes)? {
         return Ok(());
     }
+    match fallback {
+        Fallback::Write => write(image, offset, len_bytes),
+        Fallback::Refuse => Err(Errno::OPNOTSUPP.into()),
+    }
+}
+
+fn write(image: &Inner, offset: u64, len_bytes: u64) -> io::Result<()> {
     let zeroes = AlignedBuf::new(WRITE_BYTES.min(usize::try_from(len_bytes).unwrap_or(WRITE_BYTES)));
     let mut done = 0;
     while done < len_bytes {

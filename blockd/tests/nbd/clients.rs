@@ -31,7 +31,7 @@ fn nbdinfo_shows_what_an_export_can_do() {
         "is_read_only: false",
         "can_cache: true",
         "can_df: true",
-        "can_fast_zero: false",
+        "can_fast_zero: true",
         "can_flush: true",
         "can_fua: true",
         "can_multi_conn: true",

@@ -4,6 +4,7 @@ use crate::raw::Raw;
 use crate::site::{Site, eventually};
 use blockd::nbd::wire::command;
 use blockd::nbd::{ExportError, NbdOptions};
+use blockd::request::Access;
 use blockd::volume::GateState;
 use replicator_engine::block::{BLOCK_BYTES, Run};
 use std::io::Read;
@@ -142,7 +143,7 @@ fn an_export_that_ends_takes_its_clients_and_its_socket_with_it() {
     let mut of_one = Raw::attach(&path);
     let mut in_handshake = Raw::greet(&path);
     site.export(&two, &address);
-    assert!(matches!(site.wait(site.service.export(two.clone(), Default::default(), &address)), Err(ExportError::Exists { .. })));
+    assert!(matches!(site.try_export(&two, &address, Access::ReadOnly), Err(ExportError::Exists { .. })));
     one.gate.set(GateState::Shut);
     of_one.request(command::READ, 1, 0, 512, &[]);
     assert!(site.wait(site.service.unexport("one", &address)));
@@ -177,7 +178,7 @@ fn shutting_down_ends_idle_busy_and_waiting_clients() {
     assert_eq!(volume.clients.nbd.load(SeqCst), 0);
     volume.gate.set(GateState::Shut);
     site.wait(volume.gate.drained());
-    assert!(matches!(site.wait(site.service.export(volume, Default::default(), &site.socket("b"))), Err(ExportError::ShuttingDown)));
+    assert!(matches!(site.try_export(&volume, &site.socket("b"), Access::ReadWrite), Err(ExportError::ShuttingDown)));
 }
 
 #[test]
@@ -185,6 +186,6 @@ fn sockets_have_the_mode_asked_for_and_tcp_stays_on_this_host() {
     let site = Site::with(|options: &mut NbdOptions| options.access.mode = 0o640);
     let (volume, _) = site.serve("vm1", MIB);
     assert_eq!(site.path("nbd.sock").metadata().unwrap().permissions().mode() & 0o777, 0o640);
-    let exposed = site.wait(site.service.export(volume, Default::default(), &"tcp:0.0.0.0:0".parse().unwrap()));
+    let exposed = site.try_export(&volume, &"tcp:0.0.0.0:0".parse().unwrap(), Access::ReadOnly);
     assert!(matches!(exposed, Err(ExportError::Exposed(_))));
 }

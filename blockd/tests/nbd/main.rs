@@ -2,8 +2,10 @@
 
 mod clients;
 mod extended;
+mod flushes;
 mod hostile;
 mod lifecycle;
+mod promises;
 mod raw;
 mod site;
 mod tls;

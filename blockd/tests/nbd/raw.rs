@@ -78,7 +78,12 @@ impl Raw {
 
     /// Sends a request.
     pub fn request(&mut self, kind: u16, cookie: u64, offset: u64, len_bytes: u32, data: &[u8]) {
-        let head = [&REQUEST_MAGIC.to_be_bytes()[..], &0_u16.to_be_bytes(), &kind.to_be_bytes(), &cookie.to_be_bytes()].concat();
+        self.request_with(0, kind, cookie, offset, len_bytes, data);
+    }
+
+    /// Sends a request with flags.
+    pub fn request_with(&mut self, flags: u16, kind: u16, cookie: u64, offset: u64, len_bytes: u32, data: &[u8]) {
+        let head = [&REQUEST_MAGIC.to_be_bytes()[..], &flags.to_be_bytes(), &kind.to_be_bytes(), &cookie.to_be_bytes()].concat();
         self.send(&[&head[..], &offset.to_be_bytes(), &len_bytes.to_be_bytes(), data].concat());
     }
 

@@ -1,7 +1,8 @@
 //! A volume on a temporary image and an NBD service that serves it, in this process.
 
 use blockd::metrics::VolumeMetrics;
-use blockd::nbd::{NbdOptions, NbdService, Reach};
+use blockd::nbd::{ExportError, NbdOptions, NbdService, Reach};
+use blockd::request::Access;
 use blockd::store::Image;
 use blockd::unix_socket::SocketAccess;
 use blockd::volume::{Clients, Gate, GateState, Volume};
@@ -114,7 +115,11 @@ impl Site {
 
     /// A volume of its own, not exported.
     pub fn volume(&self, name: &str, size_bytes: u64) -> Arc<Volume> {
-        let image = Image::create(&self.path(&format!("{name}.image")), size_bytes).unwrap();
+        self.volume_on(name, Image::create(&self.path(&format!("{name}.image")), size_bytes).unwrap())
+    }
+
+    /// A volume on an image, not exported.
+    pub fn volume_on(&self, name: &str, image: Image) -> Arc<Volume> {
         let log = ActivityLog::open(Arc::new(Memory::default()), b"log/".to_vec()).unwrap();
         let limits = KeptLimits { memory_bytes: 16 << 20, spill_bytes: 16 << 20, spill_dir: self.directory.path().into() };
         let intake = Arc::new(Intake::new(1, Arc::new(Blocks(image.clone())), log, limits));
@@ -138,7 +143,11 @@ impl Site {
     }
 
     pub fn export(&self, volume: &Arc<Volume>, address: &NbdAddress) -> NbdAddress {
-        self.wait(self.service.export(volume.clone(), Arc::new(VolumeMetrics::default()), address)).unwrap()
+        self.try_export(volume, address, Access::ReadWrite).unwrap()
+    }
+
+    pub fn try_export(&self, volume: &Arc<Volume>, address: &NbdAddress, access: Access) -> Result<NbdAddress, ExportError> {
+        self.wait(self.service.export(volume.clone(), Arc::new(VolumeMetrics::default()), address, access))
     }
 
     /// A volume that is served at a unix socket; its URI is that of the default export.

@@ -1,10 +1,10 @@
 //! How a VM gets a volume: QEMU's arguments and libvirt's XML.
 //!
-//! vhost-user needs the guest's memory to be shared with the daemon, hence the memory backend next to the disk. Of several exports the
-//! vhost-user one is preferred. With what is printed a restart of the daemon is a pause to the guest.
+//! vhost-user needs the guest's memory to be shared with the daemon, hence the memory backend next to the disk. Of several exports one that
+//! can be written to is preferred, and then the vhost-user one. With what is printed a restart of the daemon is a pause to the guest.
 
 use crate::qemu_version::QemuVersion;
-use blockd_api::{ApiError, ErrorCode, Export, NbdAddress, Size, VolumeInfo, VolumeName};
+use blockd_api::{ApiError, ErrorCode, Export, ExportAccess, NbdAddress, Size, VolumeInfo, VolumeName};
 
 /// How long QEMU keeps requests back while an NBD server is away; then the guest sees errors. Longer than any restart or upgrade, but QEMU
 /// itself cannot end in an orderly way for as long.
@@ -12,8 +12,8 @@ const NBD_RECONNECT_SECONDS: u32 = 300;
 
 /// The export that a VM should use.
 pub fn preferred(volume: &VolumeInfo) -> Result<&Export, ApiError> {
-    let vhost_user = volume.exports.iter().find(|export| matches!(export, Export::VhostUser { .. }));
-    vhost_user.or(volume.exports.first()).ok_or_else(|| {
+    let rank = |export: &&Export| (export.access(), matches!(export, Export::Nbd { .. }));
+    volume.exports.iter().min_by_key(rank).ok_or_else(|| {
         let message = format!("{} cannot be attached: it has no export", volume.name);
         let hint = format!("make one with `tern volume export {} --vhost-user PATH`", volume.name);
         ApiError::new(ErrorCode::WrongState, message).with_hint(hint)
@@ -25,7 +25,7 @@ pub fn qemu(volume: &VolumeName, export: &Export, memory: Size, version: QemuVer
     let mut arguments = Vec::new();
     let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
     match export {
-        Export::VhostUser { path } => {
+        Export::VhostUser { path, .. } => {
             let mib = memory.bytes() >> 20;
             add("-m", format!("{mib}M"));
             add("-object", format!("memory-backend-memfd,id=tern-memory,size={mib}M,share=on"));
@@ -34,13 +34,14 @@ pub fn qemu(volume: &VolumeName, export: &Export, memory: Size, version: QemuVer
             add("-chardev", format!("socket,id=tern-{volume},path={},{reconnect}", escaped(path.as_str())));
             add("-device", format!("vhost-user-blk-pci,chardev=tern-{volume}"));
         }
-        Export::Nbd { address } => {
+        Export::Nbd { address, access } => {
             let server = match address {
                 NbdAddress::Unix(path) => format!("server.type=unix,server.path={}", escaped(path.as_str())),
                 NbdAddress::Tcp(address) => format!("server.type=inet,server.host={},server.port={}", address.ip(), address.port()),
             };
             let reconnect = format!("reconnect-delay={NBD_RECONNECT_SECONDS}");
-            add("-drive", format!("driver=nbd,{server},export={volume},if=virtio,discard=unmap,{reconnect}"));
+            let read_only = if *access == ExportAccess::ReadOnly { ",read-only=on" } else { "" };
+            add("-drive", format!("driver=nbd,{server},export={volume},if=virtio,discard=unmap,{reconnect}{read_only}"));
         }
     }
     arguments
@@ -63,8 +64,9 @@ fn quoted(word: &str) -> String {
 
 /// libvirt's domain XML: the parts of a domain that attach the volume.
 pub fn libvirt(export: &Export, volume: &VolumeName) -> String {
+    let read_only = if export.access() == ExportAccess::ReadOnly { "\n      <readonly/>" } else { "" };
     match export {
-        Export::VhostUser { path } => format!(
+        Export::VhostUser { path, .. } => format!(
             "<domain>
   <memoryBacking>
     <source type='memfd'/>
@@ -76,14 +78,14 @@ pub fn libvirt(export: &Export, volume: &VolumeName) -> String {
       <source type='unix' path='{path}'>
         <reconnect enabled='yes' timeout='1'/>
       </source>
-      <target dev='vda' bus='virtio'/>
+      <target dev='vda' bus='virtio'/>{read_only}
     </disk>
   </devices>
 </domain>
 ",
             path = xml(path.as_str())
         ),
-        Export::Nbd { address } => {
+        Export::Nbd { address, .. } => {
             let host = match address {
                 NbdAddress::Unix(path) => format!("<host transport='unix' socket='{}'/>", xml(path.as_str())),
                 NbdAddress::Tcp(address) => format!("<host name='{}' port='{}' transport='tcp'/>", address.ip(), address.port()),
@@ -97,7 +99,7 @@ pub fn libvirt(export: &Export, volume: &VolumeName) -> String {
         {host}
         <reconnect delay='{NBD_RECONNECT_SECONDS}'/>
       </source>
-      <target dev='vda' bus='virtio'/>
+      <target dev='vda' bus='virtio'/>{read_only}
     </disk>
   </devices>
 </domain>
@@ -148,6 +150,24 @@ mod tests {
         assert!(unix.starts_with("-drive 'driver=nbd,server.type=unix,server.path=/run/a,,b c.sock,export=vm1,"), "{unix}");
         let tcp = arguments("nbd:tcp:[::1]:10809");
         assert!(tcp.contains("server.type=inet,server.host=::1,server.port=10809,export=vm1"), "{tcp}");
+    }
+
+    #[test]
+    fn what_is_read_only_is_so_to_the_guest_and_preferred_last() {
+        assert!(arguments("read-only:nbd:unix:/run/vm1.nbd").ends_with(",read-only=on"));
+        let libvirt = |export: &str| libvirt(&export.parse().unwrap(), &"vm1".parse().unwrap());
+        for export in ["vhost-user:/run/a", "nbd:unix:/run/a"] {
+            assert!(!libvirt(export).contains("<readonly/>") && libvirt(&format!("read-only:{export}")).contains("<readonly/>"));
+        }
+        let preferred = |exports: &[&str]| {
+            let exports: Vec<_> = exports.iter().map(|export| export.parse::<Export>().unwrap()).collect();
+            let volume = serde_json::json!({
+                "name": "vm1", "size_bytes": 4096, "backing": "/x", "exports": exports, "role": "primary", "allocated_bytes": 0
+            });
+            preferred(&serde_json::from_value(volume).unwrap()).unwrap().to_string()
+        };
+        assert_eq!(preferred(&["read-only:vhost-user:/a", "nbd:unix:/b", "vhost-user:/c"]), "vhost-user:/c");
+        assert_eq!(preferred(&["read-only:vhost-user:/a", "nbd:unix:/b"]), "nbd:unix:/b");
     }
 
     #[test]

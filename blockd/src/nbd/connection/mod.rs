@@ -2,13 +2,12 @@
 
 mod input;
 
-use super::exports::Served;
+use super::exports::{Offer, Served};
 use super::handshake::{Agreement, Handshake, HandshakeError, Progress};
 use super::rings::{Newcomer, Shared};
 use super::transmission::Session;
 use super::tunnel::Tunnel;
 use super::worker::{Client, CutOff, sys};
-use crate::request::Access;
 use input::Input;
 pub(super) use input::InputError;
 use std::future::Future;
@@ -63,7 +62,7 @@ pub(super) async fn serve(newcomer: Newcomer, stream: OwnedFd, shared: Arc<Share
     let choice = choose(&mut line, &newcomer, shared.handshake_timeout).await;
     let Line { stream, input, tunnel } = line;
     let mut result = match choice {
-        Ok(Some((agreement, served))) => transmit(input, stream, &shared, served, &agreement).await,
+        Ok(Some((agreement, offer))) => transmit(input, stream, &shared, offer, &agreement).await,
         // Closes the line, too.
         other => other.map(|_| drop((input, stream))),
     };
@@ -77,12 +76,12 @@ pub(super) async fn serve(newcomer: Newcomer, stream: OwnedFd, shared: Arc<Share
 }
 
 /// The handshake, and what came of it; `None` if the client has left.
-async fn choose(line: &mut Line, newcomer: &Newcomer, limit: Duration) -> Result<Option<(Agreement, Arc<Served>)>, Ended> {
+async fn choose(line: &mut Line, newcomer: &Newcomer, limit: Duration) -> Result<Option<(Agreement, Offer)>, Ended> {
     let greeted = within(limit, || hang_up(newcomer), line.greet(newcomer)).await;
     let Some(agreement) = greeted.unwrap_or(Err(Ended::Deadline))? else { return Ok(None) };
     // It may be gone since it was agreed on: then so is the client's reason to be here.
-    let served = newcomer.table.choose(newcomer.id, &agreement.export);
-    Ok(served.map(|served| (agreement, served)))
+    let offer = newcomer.table.choose(newcomer.id, &agreement.export);
+    Ok(offer.map(|offer| (agreement, offer)))
 }
 
 /// Ends whatever waits for the client, the tunnel too.
@@ -174,9 +173,10 @@ impl Drop for Attached {
 }
 
 /// Hands the client over to a worker, until the connection is over.
-async fn transmit(input: Input, stream: Rc<UnixStream>, shared: &Shared, served: Arc<Served>, agreement: &Agreement) -> Result<(), Ended> {
+async fn transmit(input: Input, stream: Rc<UnixStream>, shared: &Shared, offer: Offer, agreement: &Agreement) -> Result<(), Ended> {
+    let Offer { served, access } = offer;
     let _attached = Attached::new(served.clone());
-    let session = Session { replies: agreement.replies, contexts: agreement.contexts, access: Access::ReadWrite };
+    let session = Session { replies: agreement.replies, contexts: agreement.contexts, access };
     let socket = sys::borrow(&*stream).try_clone_to_owned().map_err(Ended::Descriptor)?;
     let input = input.into_parts();
     // From now on the worker alone holds the line: it ends with the worker's descriptor.

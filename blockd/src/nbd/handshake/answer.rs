@@ -101,7 +101,7 @@ fn flags(export: &ExportInfo) -> u16 {
     let always = HAS_FLAGS | SEND_FLUSH | SEND_FUA | SEND_DF | CAN_MULTI_CONN | SEND_CACHE;
     always
         | match export.access {
-            Access::ReadWrite => SEND_TRIM | SEND_WRITE_ZEROES,
+            Access::ReadWrite => SEND_TRIM | SEND_WRITE_ZEROES | SEND_FAST_ZERO,
             Access::ReadOnly => READ_ONLY,
         }
 }

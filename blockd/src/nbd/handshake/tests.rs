@@ -100,7 +100,7 @@ fn a_client_learns_what_an_export_is_and_goes() {
     let asked = go_data("vm2", &[info::NAME, info::DESCRIPTION, info::BLOCK_SIZE, 999]);
     let (progress, replies) = send(&mut handshake, &exports, option::INFO, &asked);
     assert_eq!((progress, types(&replies)), (Ok(Progress::More), vec![3, 3, 3, 3, 1]));
-    assert_eq!(replies[0].1, [0, 0, 0, 0, 0, 0, 64, 0, 0, 0, 0x05, 0xed]);
+    assert_eq!(replies[0].1, [0, 0, 0, 0, 0, 0, 64, 0, 0, 0, 0x0d, 0xed]);
     assert_eq!(replies[1].1, [0, 3, 0, 0, 0, 1, 0, 0, 0x10, 0, 2, 0, 0, 0]);
     let (progress, _) = send(&mut handshake, &exports, option::GO, &asked);
     let agreement = Agreement { export: "vm2".into(), replies: Replies::Structured, contexts: Contexts::from_iter([Context::Allocation]) };

@@ -44,6 +44,17 @@ pub struct Order {
     pub request: Request,
     /// Whether the change must be durable when it is answered.
     pub durability: Durability,
+    /// How zeroes may be made.
+    pub zeroing: Zeroing,
+}
+
+/// How zeroes may be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zeroing {
+    /// As well as it goes.
+    AnyWay,
+    /// Not by writing them: the client would rather hear that there is no faster way.
+    Fast,
 }
 
 /// What is to be done with a request.
@@ -160,7 +171,8 @@ impl Command {
         }
         // Without a change there is nothing to make durable.
         let durability = if op.changes() { durability } else { Durability::Cached };
-        Ok(Plan::Serve(Order { request, durability }))
+        let zeroing = if has(command_flag::FAST_ZERO) { Zeroing::Fast } else { Zeroing::AnyWay };
+        Ok(Plan::Serve(Order { request, durability, zeroing }))
     }
 
     /// FUA is allowed everywhere once it was offered, as the protocol has it.
@@ -169,7 +181,7 @@ impl Command {
             | match self.kind {
                 command::READ if session.replies != Replies::Simple => command_flag::DF,
                 command::WRITE if session.replies == Replies::Extended => command_flag::PAYLOAD_LEN,
-                command::WRITE_ZEROES => command_flag::NO_HOLE,
+                command::WRITE_ZEROES => command_flag::NO_HOLE | command_flag::FAST_ZERO,
                 command::BLOCK_STATUS => command_flag::REQ_ONE,
                 _ => 0,
             }

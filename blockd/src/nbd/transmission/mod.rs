@@ -6,7 +6,7 @@ mod reply;
 #[cfg(test)]
 mod tests;
 
-pub use command::{Command, Fault, MAX_REQUEST_HEADER_BYTES, Order, Plan, Refusal, Session};
+pub use command::{Command, Fault, MAX_REQUEST_HEADER_BYTES, Order, Plan, Refusal, Session, Zeroing};
 pub use extents::{Extent, MAX_EXTENTS, Meaning, Statuses, describe};
 pub use reply::{Failure, Header, MAX_HEADER_BYTES, block_status, done, failure, read};
 

@@ -24,6 +24,8 @@ pub enum Failure {
     NoSpace = 28,
     /// EOVERFLOW: too large for one chunk.
     Overflow = 75,
+    /// ENOTSUP: zeroes cannot be made faster than by writing them.
+    NotSupported = 95,
 }
 
 /// The header of a reply.
@@ -56,6 +58,7 @@ impl From<&io::Error> for Failure {
             Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => Self::NoSpace,
             Some(libc::EPERM | libc::EROFS) => Self::NotPermitted,
             Some(libc::ENOMEM) => Self::NoMemory,
+            Some(libc::EOPNOTSUPP) => Self::NotSupported,
             // Not of the image's own file system.
             None if error.kind() == io::ErrorKind::StorageFull => Self::NoSpace,
             _ => Self::Io,

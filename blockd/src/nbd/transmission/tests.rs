@@ -37,7 +37,7 @@ fn refused(failure: Failure, skip_bytes: u64) -> Result<Plan, Fault> {
 
 fn op_of(plan: Result<Plan, Fault>) -> (Op, Durability) {
     match plan {
-        Ok(Plan::Serve(Order { request, durability })) => (request.op, durability),
+        Ok(Plan::Serve(Order { request, durability, .. })) => (request.op, durability),
         other => panic!("{other:?}"),
     }
 }
@@ -108,7 +108,7 @@ fn flags_that_were_not_offered_are_refused() {
                 command::DISC => true,
                 8 => false,
                 command::READ => flag & (command_flag::FUA | command_flag::DF) != 0,
-                command::WRITE_ZEROES => flag & (command_flag::FUA | command_flag::NO_HOLE) != 0,
+                command::WRITE_ZEROES => flag & (command_flag::FUA | command_flag::NO_HOLE | command_flag::FAST_ZERO) != 0,
                 command::BLOCK_STATUS => flag & (command_flag::FUA | command_flag::REQ_ONE) != 0,
                 _ => flag == command_flag::FUA,
             };

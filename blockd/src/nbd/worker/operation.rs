@@ -81,7 +81,7 @@ impl Operation {
 
     /// Goes on to what comes after the part that is done; `false` if that was all.
     pub(super) fn advance(&mut self) -> bool {
-        let Task::Serve(Order { request, durability }) = self.task else { return false };
+        let Task::Serve(Order { request, durability, .. }) = self.task else { return false };
         let (at, end) = (self.part.offset + self.part.len_bytes, request.offset + request.len_bytes);
         match request.op {
             _ if self.part.op == Op::Flush => return false,

@@ -11,9 +11,9 @@ use super::operation::{Stage, Task};
 use super::sys::{Transfer, Work};
 use crate::nbd::edges::Hold;
 use crate::nbd::statuses::statuses;
-use crate::nbd::transmission::Statuses;
+use crate::nbd::transmission::{Order, Statuses, Zeroing};
 use crate::request::{Op, Request, Space};
-use crate::store::AlignedBuf;
+use crate::store::{AlignedBuf, Image};
 use crate::volume::{Admission, Pass, Waiter};
 use std::io;
 use std::ops::Range;
@@ -196,12 +196,12 @@ impl Worker {
             let operation = &self.operations[number];
             let connection = &self.connections[operation.connection];
             let (volume, contexts) = (connection.served.volume.clone(), connection.session.contexts);
-            let (task, zeroes, part) = (operation.task, operation.zeroes(), operation.part);
+            let (task, part) = (operation.task, operation.part);
+            let space = operation.zeroes().unwrap_or(Space::MayFree);
             let Request { offset, len_bytes, .. } = part;
-            let work = move || match (task, zeroes) {
-                (Task::Describe(max_extents), _) => statuses(&volume, part, contexts, max_extents),
-                (_, Some(Space::Keep)) => volume.image.zero(offset, len_bytes).map(|()| Vec::new()),
-                (_, _) => volume.image.punch(offset, len_bytes).map(|()| Vec::new()),
+            let work = move || match task {
+                Task::Describe(max_extents) => statuses(&volume, part, contexts, max_extents),
+                Task::Serve(Order { zeroing, .. }) => zero(&volume.image, offset, len_bytes, space, zeroing).map(|()| Vec::new()),
             };
             let debt = Debt::new(&self.mailbox, Message::Helped(number, Err(io::Error::other("a helper's thread has ended"))));
             connection.runtime.spawn_blocking(move || debt.answer(Message::Helped(number, work())));
@@ -235,5 +235,15 @@ impl Worker {
             Ok(statuses) => self.succeed(number, statuses),
             Err(error) => self.fail(number, &error),
         }
+    }
+}
+
+/// Makes zeroes of whole pages. Blocks.
+fn zero(image: &Image, offset: u64, len_bytes: u64, space: Space, zeroing: Zeroing) -> io::Result<()> {
+    match (space, zeroing) {
+        (Space::Keep, Zeroing::AnyWay) => image.zero(offset, len_bytes),
+        (Space::Keep, Zeroing::Fast) => image.zero_fast(offset, len_bytes),
+        (Space::MayFree, Zeroing::AnyWay) => image.punch(offset, len_bytes),
+        (Space::MayFree, Zeroing::Fast) => image.punch_fast(offset, len_bytes),
     }
 }

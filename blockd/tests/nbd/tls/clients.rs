@@ -3,6 +3,7 @@
 use super::certificates::Certificates;
 use crate::site::{Site, client, try_client};
 use blockd::nbd::{ExportError, TlsPolicy};
+use blockd::request::Access;
 use blockd_api::NbdAddress;
 use std::fs;
 use std::net::SocketAddr;
@@ -74,7 +75,7 @@ fn other_hosts_may_reach_what_tls_guards() {
     for (policy, guarded) in [(TlsPolicy::Required, true), (TlsPolicy::Offered, false)] {
         let site = Site::with(|options| options.tls = Some(certificates.tls(policy)));
         let volume = site.volume("vm1", MIB);
-        let exported = site.wait(site.service.export(volume, Default::default(), &anywhere));
+        let exported = site.try_export(&volume, &anywhere, Access::ReadWrite);
         assert_eq!(exported.is_ok(), guarded);
         assert!(guarded || matches!(exported, Err(ExportError::Exposed(_))));
     }

@@ -85,6 +85,9 @@ pub struct ExportArgs {
     /// Serve vhost-user-blk on this socket
     #[arg(long, value_name = "PATH", value_parser = values::socket_path)]
     pub vhost_user: Option<SocketPath>,
+    /// Let clients read, and refuse every change
+    #[arg(long, conflicts_with = "remove")]
+    pub read_only: bool,
     /// End these exports, or all of the volume's if none is given
     #[arg(long)]
     pub remove: bool,

@@ -268,6 +268,12 @@ fn requests_say_what_was_typed() {
         ("volume resize vm1 8K", "POST", "/v1/volumes/vm1/resize", json!({"size_bytes": 8192, "yes": false})),
         ("volume export vm1 --nbd unix:/a", "POST", "/v1/volumes/vm1/export", json!({"kind": "nbd", "address": "unix:/a"})),
         ("volume export vm1 --vhost-user /a", "POST", "/v1/volumes/vm1/export", json!({"kind": "vhost-user", "path": "/a"})),
+        (
+            "volume export vm1 --nbd unix:/a --read-only",
+            "POST",
+            "/v1/volumes/vm1/export",
+            json!({"kind": "nbd", "address": "unix:/a", "access": "read-only"}),
+        ),
         ("volume export vm1 --remove", "POST", "/v1/volumes/vm1/unexport", json!({"export": null})),
     ] {
         let fake = Fake::answering(200, volume.to_string());

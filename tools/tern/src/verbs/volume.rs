@@ -11,8 +11,8 @@ use crate::{
     table::{Align, Table},
 };
 use blockd_api::{
-    ApiError, CreateVolume, DeleteVolume, Done, ErrorCode, Export, ResizeVolume, Size, Unexport, VolumeInfo, VolumeList, VolumeName,
-    human_bytes, routes, routes::VolumeOp,
+    ApiError, CreateVolume, DeleteVolume, Done, ErrorCode, Export, ExportAccess, ResizeVolume, Size, Unexport, VolumeInfo, VolumeList,
+    VolumeName, human_bytes, routes, routes::VolumeOp,
 };
 
 /// Runs the verb.
@@ -72,9 +72,10 @@ async fn resize(context: &Context<'_>, volume: VolumeName, size: Size, yes: bool
 }
 
 async fn export(context: &Context<'_>, arguments: ExportArgs) -> Result<Report, ApiError> {
-    let ExportArgs { volume, nbd, vhost_user, remove } = arguments;
-    let nbd = nbd.map(|address| Export::Nbd { address });
-    let exports: Vec<_> = nbd.into_iter().chain(vhost_user.map(|path| Export::VhostUser { path })).collect();
+    let ExportArgs { volume, nbd, vhost_user, read_only, remove } = arguments;
+    let access = if read_only { ExportAccess::ReadOnly } else { ExportAccess::ReadWrite };
+    let nbd = nbd.map(|address| Export::Nbd { address, access });
+    let exports: Vec<_> = nbd.into_iter().chain(vhost_user.map(|path| Export::VhostUser { path, access })).collect();
     let mut document = serde_json::Value::Null;
     if remove {
         let path = VolumeOp::Unexport.path(&volume);
@@ -101,7 +102,8 @@ fn details(volume: &VolumeInfo) -> String {
         volume.backing.display()
     );
     for export in &volume.exports {
-        text.push_str(&format!("export     {}\n", attachable(&volume.name, export)));
+        let access = if export.access() == ExportAccess::ReadOnly { " (read-only)" } else { "" };
+        text.push_str(&format!("export     {}{access}\n", attachable(&volume.name, export)));
     }
     text
 }
@@ -109,8 +111,8 @@ fn details(volume: &VolumeInfo) -> String {
 /// An export as clients take it.
 fn attachable(volume: &VolumeName, export: &Export) -> String {
     match export {
-        Export::Nbd { address } => address.uri(volume),
-        Export::VhostUser { .. } => export.to_string(),
+        Export::Nbd { address, .. } => address.uri(volume),
+        Export::VhostUser { path, .. } => format!("vhost-user:{}", path.as_str()),
     }
 }
 
