@@ -27,3 +27,4 @@ mod worker;
 pub use listener::ExportError;
 pub use service::{NbdOptions, NbdService, Reach};
 pub use tls::{Tls, TlsError, TlsFiles, TlsPolicy};
+pub use worker::{MAX_REQUESTS, MAX_WINDOW_BYTES};

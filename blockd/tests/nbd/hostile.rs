@@ -4,9 +4,12 @@ use crate::raw::Raw;
 use crate::site::{Site, eventually};
 use blockd::nbd::handshake::{MAX_OPTION_BYTES, MAX_OPTIONS};
 use blockd::nbd::wire::{OPTION_REPLY_MAGIC, command, option, option_reply};
+use blockd::nbd::{MAX_REQUESTS, MAX_WINDOW_BYTES};
 use blockd::request::MAX_TRANSFER_BYTES;
+use blockd::volume::GateState;
+use std::io::Write;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
 const EINVAL: u32 = 22;
@@ -54,6 +57,21 @@ fn clients_that_say_nothing_are_cut_off_at_the_deadline_and_hold_no_place_after_
         client.receive(18).is_ok()
     });
     witness.works();
+}
+
+/// Lesson: the deadline is one for the whole handshake, however busy the client seems.
+#[test]
+fn a_client_that_says_little_at_a_time_is_cut_off_at_the_same_deadline() {
+    let site = Site::with(|options| options.handshake_timeout = Duration::from_millis(500));
+    site.serve("vm1", MIB);
+    let mut client = Raw::greet(&site.path("nbd.sock"));
+    let began = Instant::now();
+    client.option(99, MAX_OPTION_BYTES, &[]);
+    while client.is_silent() {
+        // It may be too late for it.
+        let _ = client.0.write_all(b".");
+    }
+    assert!(began.elapsed() >= Duration::from_millis(400) && began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
 }
 
 #[test]
@@ -182,10 +200,39 @@ fn a_client_that_vanishes_with_requests_under_way_leaves_nothing_behind() {
     }
     eventually("only the witness is attached", || volume.clients.nbd.load(SeqCst) == 1);
     witness.works();
-    volume.gate.set(blockd::volume::GateState::Shut);
+    volume.gate.set(GateState::Shut);
     site.wait(volume.gate.drained());
     assert!(volume.intake.tracker().is_closed());
-    volume.gate.set(blockd::volume::GateState::Open);
+    volume.gate.set(GateState::Open);
+}
+
+/// Whether the server reads on is seen by nonsense, which ends the connection when it is read. Nothing is answered before the gate opens.
+#[test]
+fn a_connection_has_so_many_requests_under_way_and_not_one_more() {
+    let site = Site::new();
+    let (volume, _) = site.serve("vm1", 64 * MIB);
+    let (requests, max_bytes) = (MAX_REQUESTS as usize, MAX_TRANSFER_BYTES as u32);
+    assert_eq!(MAX_WINDOW_BYTES, 2 * MAX_TRANSFER_BYTES);
+    for (lens, reads_on) in [
+        (vec![512; requests - 1], true),
+        (vec![512; requests], true),
+        (vec![512; requests + 1], false),
+        (vec![max_bytes, max_bytes - 1], true),
+        (vec![max_bytes, max_bytes], true),
+        (vec![max_bytes, max_bytes, 1], false),
+    ] {
+        volume.gate.set(GateState::Shut);
+        let mut client = Raw::attach(&site.path("nbd.sock"));
+        lens.iter().for_each(|len| client.request(command::READ, 0, 0, *len, &[]));
+        client.send(&[0x25; 28]);
+        if !reads_on {
+            assert!(client.is_silent());
+            volume.gate.set(GateState::Open);
+            assert_eq!(client.reply(), (0, 0));
+        }
+        client.expect_end();
+    }
+    volume.gate.set(GateState::Open);
 }
 
 /// A client that takes no answers fills its window and stands still; memory is bounded by that, and others go on.
@@ -197,16 +244,15 @@ fn a_client_that_takes_no_answers_holds_up_nobody_else() {
     let mut client = Raw::attach(&site.path("nbd.sock"));
     client.0.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
     let request = [&b"\x25\x60\x95\x13\0\0\0\0cookie!!\0\0\0\0\0\0\0\0"[..], &(32_u32 << 20).to_be_bytes()].concat();
-    use std::io::Write;
     let mut sent = 0;
     while sent < 1_000_000 && client.0.write_all(&request).is_ok() {
         sent += 1;
     }
     assert!(sent < 1_000_000, "the server does not take requests without end");
     witness.works();
-    volume.gate.set(blockd::volume::GateState::Shut);
+    volume.gate.set(GateState::Shut);
     site.wait(volume.gate.drained());
-    volume.gate.set(blockd::volume::GateState::Open);
+    volume.gate.set(GateState::Open);
     drop(client);
     eventually("it is gone", || volume.clients.nbd.load(SeqCst) == 1);
 }

@@ -15,9 +15,9 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 /// Requests of a connection that are carried out at once.
-const MAX_REQUESTS: u32 = 64;
+pub const MAX_REQUESTS: u32 = 64;
 /// Data of a connection's requests; two of the largest.
-const MAX_WINDOW_BYTES: u64 = 64 << 20;
+pub const MAX_WINDOW_BYTES: u64 = 64 << 20;
 
 /// What comes next from the client, or is to be done with what came last.
 #[derive(Clone, Copy)]

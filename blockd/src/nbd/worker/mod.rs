@@ -25,6 +25,8 @@ mod serving;
 pub(super) mod sys;
 mod watch;
 
+pub use connection::{MAX_REQUESTS, MAX_WINDOW_BYTES};
+
 use super::connection::InputError;
 use super::exports::Served;
 use super::transmission::{Fault, Session};
