@@ -97,7 +97,7 @@ impl Volume {
     }
 
     /// The parts of a range, not empty, whose blocks are not at the standby yet, ascending; none without a standby. Blocks, shortly. Only the
-    /// first [`DIRTY_BYTES`] of the range are looked at: the second value says up to where the answer goes.
+    /// first 64 GiB of the range are looked at: the second value says up to where the answer goes.
     pub fn dirty(&self, range: Range<u64>) -> (Vec<Range<u64>>, u64) {
         let end = range.end.min(range.start.saturating_add(DIRTY_BYTES));
         let Some(run) = Run::covering(range.start, end - range.start) else { return (Vec::new(), end) };
