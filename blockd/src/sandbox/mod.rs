@@ -8,7 +8,8 @@
 //! | network (Landlock) | no outgoing TCP but DNS; signals to this process only |
 //! | system calls (seccomp) | what a storage daemon needs; an answer of "no such call" or death for the rest |
 //!
-//! Invariants: [`enter`] runs before the process has a second thread, because every layer is inherited, and none reaches back. What a
+//! Invariants: [`enter`] runs before the process has a second thread, because every layer is inherited, and none reaches back: if there is one
+//! all the same, a library's, the daemon does not start, for that thread would stay root. What a
 //! kernel does not have is left out with one line in the log; what fails though the kernel has it ends the start.
 //!
 //! io_uring's operations pass by seccomp, not by the other layers. See `docs/decisions/0012-sandbox.md`.
@@ -61,6 +62,15 @@ fn failed(layer: &'static str) -> impl Fn(&dyn std::fmt::Display) -> SandboxErro
     move |why| SandboxError::Layer { layer, why: why.to_string() }
 }
 
+/// Fails if the process has a second thread.
+fn alone() -> Result<(), SandboxError> {
+    match std::fs::read_dir("/proc/self/task").map(Iterator::count) {
+        Ok(1) => Ok(()),
+        Ok(count) => Err(failed("threads")(&format_args!("there are {count} already, perhaps of this host's user database"))),
+        Err(error) => Err(failed("threads")(&format_args!("/proc/self/task: {error}"))),
+    }
+}
+
 /// Gives everything up, and says what can still be reached.
 pub fn enter(config: &Config) -> Result<Roots, SandboxError> {
     let admin_dir = config.admin.parent().unwrap_or(Path::new("/"));
@@ -74,6 +84,7 @@ pub fn enter(config: &Config) -> Result<Roots, SandboxError> {
         privileges::become_user(config.user.as_ref())?;
         return Ok(Roots::everything());
     }
+    alone()?;
     let roots = Roots::find(config.sandbox_paths.as_deref(), &[&config.state_dir, admin_dir])?;
     // Looked up with the rights of the old user, enforced on the new one.
     let ruleset = files::ruleset(&roots)?;

@@ -54,6 +54,12 @@ fn nothing_is_executed_but_the_importer() {
     assert!(importer.is_ok_and(|works| works) || Command::new("qemu-img").arg("--version").output().is_err());
 }
 
+#[test]
+fn threads_that_would_escape_it_keep_the_daemon_from_starting() {
+    let error = std::thread::spawn(alone).join().unwrap().unwrap_err().to_string();
+    assert!(error.starts_with("sandbox: threads: there are ") && error.contains("no_sandbox"), "{error}");
+}
+
 /// vhangup(2) is nobody's business here, and harmless: no terminal is attached to the tests.
 #[test]
 fn a_call_that_is_not_listed_is_answered_as_unknown_and_the_thread_goes_on() {
