@@ -10,6 +10,7 @@ use replicator_engine::block::{BLOCK_BYTES, Run};
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
 
@@ -179,6 +180,24 @@ fn shutting_down_ends_idle_busy_and_waiting_clients() {
     volume.gate.set(GateState::Shut);
     site.wait(volume.gate.drained());
     assert!(matches!(site.try_export(&volume, &site.socket("b"), Access::ReadWrite), Err(ExportError::ShuttingDown)));
+}
+
+/// Each at an address of its own, where it has five seconds to take its answer; they are over for all at once.
+#[test]
+fn clients_that_take_no_answers_do_not_add_up_at_the_end() {
+    let site = Site::new();
+    let clients = ["a", "b", "c", "d"].map(|name| {
+        site.export(&site.volume(name, 64 * MIB), &site.socket(name));
+        let mut client = Raw::attach(&site.path(name));
+        client.request(command::READ, 1, 0, 32 * MIB as u32, &[]);
+        // The answer begins: the rest of it finds no room.
+        assert_eq!(client.reply(), (0, 1));
+        client
+    });
+    let began = Instant::now();
+    site.wait(site.service.shutdown());
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    drop(clients);
 }
 
 #[test]
