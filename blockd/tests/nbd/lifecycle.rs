@@ -174,7 +174,7 @@ fn shutting_down_ends_idle_busy_and_waiting_clients() {
     over_tcp.read_exact(&mut [0; 18]).unwrap();
     site.wait(site.service.shutdown());
     clients.iter_mut().for_each(Raw::expect_end);
-    over_tcp.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+    over_tcp.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     assert_eq!(over_tcp.read(&mut [0]).unwrap(), 0);
     assert_eq!(volume.clients.nbd.load(SeqCst), 0);
     volume.gate.set(GateState::Shut);
