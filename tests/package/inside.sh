@@ -65,6 +65,15 @@ until [ "$(systemctl show --property=NRestarts --value blockd.service)" = 2 ]; d
 tern status vm1 >/dev/null
 say "hung, found out by the watchdog, replaced"
 
+# dpkg does the same with a newer one.
+echo '# by the operator' >>/etc/tern/blockd.toml
+before=$(main_pid)
+dpkg --install --force-depends /tern.deb >/dev/null
+[ "$(main_pid)" != "$before" ]
+tern status vm1 >/dev/null
+grep -q '^# by the operator' /etc/tern/blockd.toml
+say "upgraded: started anew, its configuration kept"
+
 systemctl stop blockd.service
 [ "$(systemctl show --property=Result --value blockd.service)" = success ]
 ! grep -E 'sandbox refused|panicked' /result/blockd.log
