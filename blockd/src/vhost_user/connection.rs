@@ -60,6 +60,7 @@ impl Connection {
         loop {
             let handled = match NoticeChannel::peek(&self.stream) {
                 Next::Channel => self.notices.receive(&self.stream).map_err(Error::ReqHandlerError),
+                Next::Surplus => Err(Error::IncorrectFds),
                 Next::Other => messages.handle_request(),
             };
             match handled {

@@ -2,13 +2,13 @@
 //!
 //! The message that hands it over is the one that we read ourselves: what the crate makes of it cannot send this notice.
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recv, recvmsg, send};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
-use vhost::vhost_user::message::{BackendReq, FrontendReq};
+use vhost::vhost_user::message::{BackendReq, FrontendReq, MAX_ATTACHED_FD_ENTRIES};
 
 /// A message's header: request, flags, size of what follows; each 32 bits in the host's order.
 const HEADER_BYTES: usize = 12;
@@ -25,6 +25,8 @@ pub(super) struct NoticeChannel(Mutex<Option<OwnedFd>>);
 pub(super) enum Next {
     /// The channel.
     Channel,
+    /// A message with more descriptors than any has. The crate would drop its header and take the rest for the next one.
+    Surplus,
     /// Something else, or the end.
     Other,
 }
@@ -41,9 +43,18 @@ impl NoticeChannel {
     /// Looks at the next message, and waits for it.
     pub(super) fn peek(connection: &UnixStream) -> Next {
         let mut code = [0; 4];
-        let peeked = recv(connection, &mut code, RecvFlags::PEEK | RecvFlags::WAITALL);
-        let is_channel = peeked.is_ok_and(|(len, _)| len == 4) && u32::from_ne_bytes(code) == u32::from(FrontendReq::SET_BACKEND_REQ_FD);
-        if is_channel { Next::Channel } else { Next::Other }
+        // To look at a message copies its descriptors. Counted, they are closed again.
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_ATTACHED_FD_ENTRIES + 1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::PEEK | RecvFlags::WAITALL | RecvFlags::CMSG_CLOEXEC;
+        let peeked = recvmsg(connection, &mut [IoSliceMut::new(&mut code)], &mut ancillary, flags);
+        let is_channel =
+            peeked.is_ok_and(|peeked| peeked.bytes == 4) && u32::from_ne_bytes(code) == u32::from(FrontendReq::SET_BACKEND_REQ_FD);
+        match files(&mut ancillary).count() {
+            count if count > MAX_ATTACHED_FD_ENTRIES => Next::Surplus,
+            _ if is_channel => Next::Channel,
+            _ => Next::Other,
+        }
     }
 
     /// Receives the message that is [`Next::Channel`] and answers it.
@@ -54,10 +65,7 @@ impl NoticeChannel {
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL;
         let received = recvmsg(connection, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags)?;
-        let mut files = ancillary.drain().flat_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(files) => files.collect::<Vec<_>>(),
-            _ => Vec::new(),
-        });
+        let mut files = files(&mut ancillary);
         let (file, surplus) = (files.next(), files.next());
         let [_, flags, size] = words(bytes);
         let well_formed = received.bytes == HEADER_BYTES && size == 0 && surplus.is_none() && flags & !NEED_REPLY == VERSION;
@@ -73,6 +81,13 @@ impl NoticeChannel {
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<OwnedFd>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn files(ancillary: &mut RecvAncillaryBuffer<'_>) -> impl Iterator<Item = OwnedFd> {
+    ancillary.drain().flat_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(files) => files.collect::<Vec<_>>(),
+        _ => Vec::new(),
+    })
 }
 
 fn header(request: u32, flags: u32, size: u32) -> [u8; HEADER_BYTES] {

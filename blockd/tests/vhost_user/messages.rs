@@ -88,6 +88,19 @@ fn surplus_descriptors_are_closed() {
     scene.works();
 }
 
+/// They never make the next message's beginning of what is the end of this one.
+#[test]
+fn a_message_with_more_descriptors_than_any_has_is_refused() {
+    let mut scene = Scene::new();
+    let (writer, _reader) = traceable();
+    for request in [wire::SET_VRING_NUM, wire::SET_MEM_TABLE, wire::SET_BACKEND_REQ_FD, 77] {
+        for count in [33, wire::MAX_DESCRIPTORS] {
+            scene.refuses("a message with too many descriptors", request, &ring(0, 64), &vec![writer.as_fd(); count]);
+        }
+    }
+    scene.works();
+}
+
 /// Lesson: vhost-user messages, repeated set-up leaks (CVE-2020-10726).
 #[test]
 fn what_is_set_up_again_replaces_what_was_there() {
