@@ -34,7 +34,7 @@ impl World {
                 let frame = self.writer.primary(bytes);
                 match Envelope::decode(frame.clone()).map(|envelope| envelope.message) {
                     Ok(Message::Commit(commit)) if self.journal.commit(&frame).is_ok() => {
-                        self.committed = self.committed.map(|_| Some(commit.epoch))
+                        self.committed = self.committed.map(|_| Some(commit.epoch));
                     }
                     Ok(Message::Blocks(_)) => drop(self.journal.append(&frame)),
                     _ => {}

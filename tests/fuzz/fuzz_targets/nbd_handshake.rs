@@ -1,11 +1,11 @@
 //! A handshake as a sequence of options, some well-formed and some not: it stays within its limits, and what it agrees on exists.
 #![no_main]
 
+use blockd::nbd::handshake::{ExportInfo, Exports, Handshake, MAX_OPTION_BYTES, Progress, Replies, Security};
+use blockd::nbd::wire::{self, option};
+use blockd::request::Access;
 use libfuzzer_sys::fuzz_target;
 use tern_fuzz::Bytes;
-use tern_fuzz::nbd::handshake::{ExportInfo, Exports, Handshake, MAX_OPTION_BYTES, Progress, Replies, Security};
-use tern_fuzz::nbd::wire;
-use tern_fuzz::request::Access;
 
 struct Names(Vec<&'static str>);
 
@@ -48,13 +48,15 @@ fuzz_target!(|data: &[u8]| {
     let mut handshake = Handshake::with(security);
     let mut is_secured = false;
     // What was said since TLS began, if it did: nothing from before counts.
-    let mut structured = false;
+    let mut asked: Vec<u32> = Vec::new();
     handshake.take_output();
     while !bytes.0.is_empty() {
         let wanted = handshake.wanted_bytes();
         assert!(wanted <= MAX_OPTION_BYTES as usize);
         let input = next_input(&mut bytes, wanted);
-        structured |= input.starts_with(&wire::OPTION_MAGIC.to_be_bytes()) && input[11] == wire::option::STRUCTURED_REPLY as u8;
+        if wanted == 16 && input.starts_with(&wire::OPTION_MAGIC.to_be_bytes()) {
+            asked.push(u32::from(input[11]));
+        }
         let progress = handshake.handle_input(&input, &exports);
         assert!(handshake.take_output().len() <= 4096, "an answer to one option is short");
         match progress {
@@ -63,12 +65,19 @@ fuzz_target!(|data: &[u8]| {
                 assert!(exports.0.contains(&&agreement.export[..]));
                 assert_eq!(handshake.wanted_bytes(), 0);
                 assert!(is_secured || security != Security::Required, "no export without TLS");
-                assert!(structured || agreement.replies == Replies::Simple, "nothing from before TLS counts");
+                let replies = match agreement.replies {
+                    Replies::Simple => None,
+                    Replies::Structured => Some(option::STRUCTURED_REPLY),
+                    Replies::Extended => Some(option::EXTENDED_HEADERS),
+                };
+                let contexts = (!agreement.contexts.is_empty()).then_some(option::SET_META_CONTEXT);
+                assert!(replies.iter().chain(&contexts).all(|option| asked.contains(option)), "nothing from before TLS counts");
                 return;
             }
             Ok(Progress::StartTls) => {
                 assert!(!is_secured && security != Security::Plain);
-                (handshake, is_secured, structured) = (handshake.secured(), true, false);
+                (handshake, is_secured) = (handshake.secured(), true);
+                asked.clear();
             }
             Ok(Progress::Left) | Err(_) => return assert_eq!(handshake.wanted_bytes(), 0),
         }

@@ -1,12 +1,12 @@
 //! Requests to a volume whose size changes: what is served lies within it and within the limits, answers are no longer than asked.
 #![no_main]
 
+use blockd::nbd::handshake::{Context, Contexts, Replies};
+use blockd::nbd::transmission::{self, Command, MAX_EXTENTS, MAX_HEADER_BYTES, MAX_REQUEST_HEADER_BYTES, Meaning, Plan, Session};
+use blockd::nbd::wire;
+use blockd::request::{Access, MAX_TRANSFER_BYTES, Request};
 use libfuzzer_sys::fuzz_target;
 use tern_fuzz::Bytes;
-use tern_fuzz::nbd::handshake::{Context, Contexts, Replies};
-use tern_fuzz::nbd::transmission::{self, Command, MAX_EXTENTS, MAX_HEADER_BYTES, MAX_REQUEST_HEADER_BYTES, Meaning, Plan, Session};
-use tern_fuzz::nbd::wire;
-use tern_fuzz::request::{Access, MAX_TRANSFER_BYTES, Request};
 
 fn session(bits: u8) -> Session {
     Session {

@@ -1,12 +1,22 @@
-//! What the fuzz targets share: the code under test, and a way to read the fuzzer's input.
+//! What the fuzz targets share: disks and services to work on, and ways to make something of the fuzzer's input.
 
 pub mod disk;
+pub mod front_end;
 pub mod messages;
-pub mod nbd;
+pub mod nbd_client;
 pub mod primary;
-#[path = "../../../blockd/src/request.rs"]
-pub mod request;
+pub mod served;
 pub mod sys;
+#[path = "../../../blockd/tests/vhost_user/wire.rs"]
+#[expect(missing_docs, reason = "the tests of blockd, where it is at home, need none")]
+pub mod wire;
+
+use arbitrary::{Arbitrary, Unstructured};
+
+/// What the fuzzer's input says, with zeroes behind its end.
+pub fn made_of<'a, T: Arbitrary<'a>>(data: &'a [u8]) -> Option<T> {
+    T::arbitrary(&mut Unstructured::new(data)).ok()
+}
 
 /// Takes bytes off the fuzzer's input; zeroes once there are none left.
 pub struct Bytes<'a>(pub &'a [u8]);

@@ -1,4 +1,4 @@
-//! An allocator that counts, so that a target can say how much a decoder takes.
+//! An allocator that counts, so that a target can say how much a decoder takes; and a signal that only Rust's own `main` takes care of.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -33,4 +33,10 @@ pub fn peak_bytes<T>(work: impl FnOnce() -> T) -> (T, usize) {
     PEAK_BYTES.store(before, Relaxed);
     let result = work();
     (result, PEAK_BYTES.load(Relaxed).saturating_sub(before))
+}
+
+/// A write to a client that is gone is an error, as it is in the daemon. The fuzzer's `main` would have it end the process.
+pub fn ignore_broken_pipes() {
+    // SAFETY: to ignore a signal runs no code of ours.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }

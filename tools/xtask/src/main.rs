@@ -4,6 +4,7 @@
 
 mod cargo_tools;
 mod check;
+mod fuzz;
 mod rocksdb;
 mod subprocess;
 mod tidy;
@@ -44,6 +45,17 @@ enum Task {
     },
     /// Check only what no compiler checks: file length, names, unsafe, lints, forbidden words
     Tidy,
+    /// Build the fuzz targets and run each for a while, from the committed inputs and those that earlier runs found
+    Fuzz {
+        /// Only these targets
+        targets: Vec<String>,
+        /// How long each target runs
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// The seed of the fuzzer's random numbers; 0 draws one
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
     /// Build RocksDB's static archive into the cache if it is not there; print the variables that use it
     Rocksdb,
     /// Print the path of a cargo tool, installed into the cache if it is not there: cargo-deb, cargo-deny or mdbook
@@ -77,6 +89,15 @@ fn run(task: Task) -> Result<ExitCode> {
             let violations = tidy::run(&workspace.root)?;
             violations.iter().for_each(|violation| println!("{violation}"));
             Ok(if violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Task::Fuzz { targets, seconds, seed } => {
+            let targets = if targets.is_empty() { fuzz::targets(&workspace)? } else { targets };
+            let archive = rocksdb::ensure_archive(&workspace)?;
+            let cargo = Subprocess::new("cargo", EXEC_LIMIT).envs(archive.environment()).envs(workspace.environment());
+            anyhow::ensure!(fuzz::build(cargo)? == Verdict::Passed, "the fuzz targets do not compile");
+            let tally = fuzz::run(&workspace, &targets, fuzz::Effort { seconds, seed })?;
+            tally.print();
+            Ok(if tally.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Task::Rocksdb => {
             for (name, value) in rocksdb::ensure_archive(&workspace)?.environment() {
