@@ -54,7 +54,7 @@ impl Served {
         let service = NbdService::start(options).expect("a service");
         let socket = directory.path().join("nbd.sock");
         let address = format!("unix:{}", socket.display()).parse().expect("an address");
-        let exported = service.export(volume.clone(), Arc::new(VolumeMetrics::default()), &address);
+        let exported = service.export(volume.clone(), Arc::new(VolumeMetrics::default()), &address, Access::ReadWrite);
         runtime.block_on(exported).expect("an export");
         Self::new(volume, vec![socket], directory, Service::Nbd(service, runtime))
     }
