@@ -30,6 +30,8 @@ pub struct Limits {
     pub connections: usize,
     /// Time from the connection to the end of a request's head.
     pub head: Duration,
+    /// Time from the connection to the end of the answer; `None`: as long as the operation takes.
+    pub whole: Option<Duration>,
     /// Time that answers under way get when the daemon stops.
     pub drain: Duration,
 }
@@ -37,7 +39,7 @@ pub struct Limits {
 impl Limits {
     /// The usual times.
     pub const fn new(connections: usize) -> Self {
-        Self { connections, head: Duration::from_secs(5), drain: Duration::from_secs(2) }
+        Self { connections, head: Duration::from_secs(5), whole: None, drain: Duration::from_secs(2) }
     }
 }
 
@@ -86,15 +88,49 @@ where
             connection.as_mut().graceful_shutdown();
             connection.await
         }
+        // It takes no answer, or a byte now and then.
+        () = over(limits.whole) => return,
     };
     if let Err(error) = result {
         tracing::debug!(%error, "connection broke off");
     }
 }
 
+async fn over(limit: Option<Duration>) {
+    match limit {
+        Some(limit) => tokio::time::sleep(limit).await,
+        None => std::future::pending().await,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::routing::get;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    #[tokio::test]
+    async fn a_client_that_takes_no_answer_holds_its_place_for_so_long_only() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().route("/", get(|| async { vec![b'x'; 64 << 20] }));
+        let limits = Limits { whole: Some(Duration::from_millis(200)), ..Limits::new(1) };
+        tokio::spawn(serve_router(listener, router, limits, std::future::pending()));
+        let ask = async || {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(b"GET / HTTP/1.1\r\nhost: tern\r\n\r\n").await.unwrap();
+            client
+        };
+        let _silent = ask().await;
+        let served = async {
+            let mut status = [0; 12];
+            while status != *b"HTTP/1.1 200" {
+                ask().await.read_exact(&mut status).await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), served).await.expect("the place is free again");
+    }
 
     #[test]
     fn the_busy_answer_says_its_true_length() {

@@ -19,6 +19,9 @@ pub const MAX_CONNECTIONS: usize = 32;
 /// How long the daemon may take to tell its state. Longer is not healthy.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a scraper may take for a page.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(60);
+
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 struct Source<C> {
@@ -30,7 +33,8 @@ struct Source<C> {
 pub async fn serve<C: Control>(listener: TcpListener, metrics: Arc<Metrics>, control: Arc<C>, shutdown: impl Future<Output = ()>) {
     let source = Arc::new(Source { metrics, control });
     let router = Router::new().route("/metrics", get(page::<C>)).route("/healthz", get(health::<C>)).with_state(source);
-    serve_router(listener, router, Limits::new(MAX_CONNECTIONS), shutdown).await;
+    let limits = Limits { whole: Some(PAGE_TIMEOUT), ..Limits::new(MAX_CONNECTIONS) };
+    serve_router(listener, router, limits, shutdown).await;
 }
 
 async fn ask<C: Control>(control: &C) -> Result<(Status, PeerList), ApiError> {
