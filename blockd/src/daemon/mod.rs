@@ -22,7 +22,7 @@ use crate::admin::{self, AdminSocket};
 use crate::catalogue::RocksCatalogue;
 use crate::config::Config;
 use crate::metrics::{self, Metrics};
-use crate::nbd::{NbdOptions, NbdService, Reach, Tls};
+use crate::nbd::{NbdOptions, NbdService, Reach, STALL_TIMEOUT, Tls};
 use crate::sandbox::Roots;
 use crate::supervisor::{self, Inherited};
 use crate::vhost_user::{VhostUserOptions, VhostUserService};
@@ -135,6 +135,7 @@ fn nbd_options(config: &Config) -> Result<NbdOptions> {
     Ok(NbdOptions {
         max_connections: config.nbd.max_connections,
         handshake_timeout: config.nbd.handshake_timeout,
+        stall_timeout: STALL_TIMEOUT,
         access: config.export_access,
         reach: if config.danger_zone.plain_nbd_anywhere { Reach::Anywhere } else { Reach::Loopback },
         tls,

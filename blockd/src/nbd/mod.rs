@@ -25,6 +25,6 @@ pub mod wire;
 mod worker;
 
 pub use listener::ExportError;
-pub use service::{NbdOptions, NbdService, Reach};
+pub use service::{NbdOptions, NbdService, Reach, STALL_TIMEOUT};
 pub use tls::{Tls, TlsError, TlsFiles, TlsPolicy};
 pub use worker::{MAX_REQUESTS, MAX_WINDOW_BYTES};

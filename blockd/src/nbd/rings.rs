@@ -50,6 +50,7 @@ impl Newcomer {
 /// What all connections share.
 pub(super) struct Shared {
     pub(super) handshake_timeout: Duration,
+    pub(super) stall_timeout: Duration,
     pub(super) log_limit: LogLimit,
     pub(super) workers: Workers,
 }
@@ -74,9 +75,10 @@ impl Rings {
         threads: usize,
         max_connections: usize,
         handshake_timeout: Duration,
+        stall_timeout: Duration,
     ) -> io::Result<(Arc<Self>, Vec<JoinHandle<()>>)> {
         let (workers, mut handles) = Workers::start(threads.max(1), max_connections)?;
-        let shared = Arc::new(Shared { handshake_timeout, log_limit: LogLimit::default(), workers });
+        let shared = Arc::new(Shared { handshake_timeout, stall_timeout, log_limit: LogLimit::default(), workers });
         let (queue, newcomers) = mpsc::unbounded_channel();
         // Whether there is io_uring here is known only on the thread that uses it.
         let (started, start) = std::sync::mpsc::sync_channel(1);
@@ -184,7 +186,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_threads_show_that_they_live_and_one_that_has_failed_is_found_out() {
-        let (rings, threads) = Rings::start(2, 16, Duration::from_secs(1)).unwrap();
+        let (rings, threads) = Rings::start(2, 16, Duration::from_secs(1), Duration::from_secs(1)).unwrap();
         assert!(rings.answer().await);
         // As a worker's panic does.
         rings.shared.workers.fail_one();

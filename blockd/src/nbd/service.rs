@@ -23,6 +23,9 @@ use tokio::time::Instant;
 /// How long connections may take to send the answers that are due, when they are to end.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// How long a client that has begun to send something may say nothing, unless a test wants to see it.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Which TCP addresses may be listened on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
@@ -39,6 +42,8 @@ pub struct NbdOptions {
     pub max_connections: usize,
     /// How long a client may take to choose an export.
     pub handshake_timeout: Duration,
+    /// How long a client that has begun to send a request may say nothing; seconds.
+    pub stall_timeout: Duration,
     /// Who may open the unix sockets.
     pub access: SocketAccess,
     /// Where TCP sockets may listen.
@@ -68,7 +73,7 @@ struct State {
 impl NbdService {
     /// Starts the threads. Nothing is listened on yet.
     pub fn start(options: NbdOptions) -> io::Result<Self> {
-        let (rings, threads) = Rings::start(options.threads, options.max_connections, options.handshake_timeout)?;
+        let (rings, threads) = Rings::start(options.threads, options.max_connections, options.handshake_timeout, options.stall_timeout)?;
         let state = State { threads: Some(threads), ..State::default() };
         Ok(Self { options, rings, state: Mutex::new(state) })
     }

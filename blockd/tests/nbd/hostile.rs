@@ -184,6 +184,29 @@ fn nonsense_in_transmission_ends_that_connection_only() {
     assert_eq!((witness.0.reply(), witness.0.receive(512).unwrap()), ((0, 5), vec![0; 512]), "half a write is none");
 }
 
+/// Lesson: clients that say nothing; between requests they may.
+#[test]
+fn a_client_that_stops_in_the_middle_of_a_request_is_cut_off_and_an_idle_one_is_not() {
+    let site = Site::with(|options| options.stall_timeout = Duration::from_secs(1));
+    let (volume, _) = site.serve("vm1", MIB);
+    let path = site.path("nbd.sock");
+    let mut idle = Witness::new(&site);
+    let half = |announced: u32, sent: usize| {
+        let mut client = Raw::attach(&path);
+        client.request(command::WRITE, 1, 0, announced, &vec![7; sent]);
+        client
+    };
+    // In the data of a small write, of a large one, and of one that is refused.
+    let mut clients = [half(4096, 100), half(512 << 10, 100_000), half(MAX_TRANSFER_BYTES as u32 + 1, 100)];
+    let mut in_header = Raw::attach(&path);
+    in_header.send(&[0x25, 0x60]);
+    let began = Instant::now();
+    clients.iter_mut().chain([&mut in_header]).for_each(Raw::expect_end);
+    assert!(began.elapsed() < Duration::from_secs(10));
+    eventually("only the idle one is attached", || volume.clients.nbd.load(SeqCst) == 1);
+    idle.works();
+}
+
 #[test]
 fn a_client_that_vanishes_with_requests_under_way_leaves_nothing_behind() {
     let site = Site::new();

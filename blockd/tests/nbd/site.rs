@@ -1,7 +1,7 @@
 //! A volume on a temporary image and an NBD service that serves it, in this process.
 
 use blockd::metrics::VolumeMetrics;
-use blockd::nbd::{ExportError, NbdOptions, NbdService, Reach};
+use blockd::nbd::{ExportError, NbdOptions, NbdService, Reach, STALL_TIMEOUT};
 use blockd::request::Access;
 use blockd::store::Image;
 use blockd::unix_socket::SocketAccess;
@@ -97,6 +97,7 @@ impl Site {
         let mut options = NbdOptions {
             max_connections: 32,
             handshake_timeout: Duration::from_secs(10),
+            stall_timeout: STALL_TIMEOUT,
             access: SocketAccess { mode: 0o660, ..SocketAccess::PRIVATE },
             reach: Reach::Loopback,
             tls: None,

@@ -45,6 +45,7 @@ impl Served {
         let options = NbdOptions {
             max_connections: 32,
             handshake_timeout: PATIENCE,
+            stall_timeout: PATIENCE,
             access: SocketAccess::PRIVATE,
             reach: Reach::Loopback,
             tls: None,

@@ -1,16 +1,14 @@
 //! What the client sends during the handshake, through a buffer that transmission goes on with.
 
 use super::or_hang_up;
+use crate::nbd::STALL_TIMEOUT;
 use std::ops::Range;
 use std::rc::Rc;
-use std::time::Duration;
 use tokio_uring::buf::BoundedBuf;
 use tokio_uring::net::UnixStream;
 
 /// The largest thing that is wanted at once is an option's data.
 const BUFFER_BYTES: usize = 128 << 10;
-/// How long a client that has begun to send something may say nothing.
-const STALL: Duration = Duration::from_secs(30);
 
 /// Why there is no more input.
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +107,7 @@ impl Input {
         };
         let result = match silence {
             Silence::Allowed => Some(receive.await),
-            Silence::Limited => or_hang_up(&self.stream, STALL, receive).await,
+            Silence::Limited => or_hang_up(&self.stream, STALL_TIMEOUT, receive).await,
         };
         let received = match result {
             None => Err(InputError::Stalled),

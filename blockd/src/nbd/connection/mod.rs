@@ -182,6 +182,7 @@ async fn transmit(input: Input, stream: Rc<UnixStream>, shared: &Shared, offer: 
     // From now on the worker alone holds the line: it ends with the worker's descriptor.
     drop(stream);
     let (over, end) = oneshot::channel();
-    shared.workers.serve(Client { socket, input, served, session, runtime: Handle::current(), over });
+    let stall_timeout = shared.stall_timeout;
+    shared.workers.serve(Client { socket, input, served, session, stall_timeout, runtime: Handle::current(), over });
     end.await.unwrap_or(Err(CutOff::Abandoned)).map_err(Ended::from)
 }

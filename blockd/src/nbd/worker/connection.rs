@@ -11,6 +11,7 @@ use crate::nbd::transmission::{self, Command, Failure, Header, Plan, Session};
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -41,6 +42,7 @@ pub(super) struct Connection {
     pub(super) image_file: File,
     pub(super) served: Arc<Served>,
     pub(super) session: Session,
+    pub(super) stall_timeout: Duration,
     pub(super) runtime: Handle,
     pub(super) input: Input,
     pub(super) reading: Reading,
@@ -71,7 +73,7 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) fn new(client: Client, socket_file: File, image_file: File, mailbox: &Arc<Mailbox>) -> Self {
-        let Client { socket, input: (bytes, filled), served, session, runtime, over } = client;
+        let Client { socket, input: (bytes, filled), served, session, stall_timeout, runtime, over } = client;
         let mailbox = mailbox.clone();
         let bell = served.volume.gate.bells().add(move || mailbox.ring());
         Self {
@@ -80,6 +82,7 @@ impl Connection {
             image_file,
             served,
             session,
+            stall_timeout,
             runtime,
             input: Input::new(bytes, filled),
             reading: Reading::Header,

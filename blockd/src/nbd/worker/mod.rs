@@ -43,7 +43,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use sys::{File, Finished, Ring, Work};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -73,6 +73,8 @@ pub(super) struct Client {
     pub(super) input: (Vec<u8>, Range<usize>),
     pub(super) served: Arc<Served>,
     pub(super) session: Session,
+    /// How long it may say nothing in the middle of a request.
+    pub(super) stall_timeout: Duration,
     /// Where that runs which would block.
     pub(super) runtime: Handle,
     /// Is told the end.

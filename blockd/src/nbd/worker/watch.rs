@@ -8,8 +8,6 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use std::time::{Duration, Instant};
 
 const TICK: Duration = Duration::from_secs(1);
-/// How long a client that has begun to send something may say nothing, in ticks.
-const STALL_TICKS: u32 = 30;
 /// How long the answers that are due may take to be sent once the client sends no more, in ticks.
 const FAREWELL_TICKS: u32 = 10;
 
@@ -62,7 +60,7 @@ impl Worker {
             }
             _ if amid => {
                 connection.idle_ticks += 1;
-                connection.stalled = connection.idle_ticks >= STALL_TICKS;
+                connection.stalled = TICK * connection.idle_ticks >= connection.stall_timeout;
                 if connection.stalled {
                     connection.hang_up();
                 }
