@@ -43,7 +43,7 @@ impl Connection {
         let device = Arc::new(Device::new(export.volume.clone(), export.metrics.clone(), export.access));
         let messages_from = stream.try_clone()?;
         let (sender, zeroing) = zeroing::start(export.volume.image.clone())?;
-        let workers = Workers::new(device.clone(), sender, export.threads, export.cpus.clone());
+        let workers = Workers::new(stream.try_clone()?, device.clone(), sender, export.threads, export.cpus.clone());
         let handler = Arc::new(Mutex::new(Handler::new(device, workers)));
         let notices = Arc::new(NoticeChannel::default());
         let _resized = {

@@ -11,6 +11,8 @@ use super::zeroing::Job;
 use crate::bells::Rope;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::io;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
@@ -18,6 +20,7 @@ use vm_memory::GuestMemoryMmap;
 
 /// See the module's documentation. Dropped, it completes what was begun, and ends the threads.
 pub(super) struct Workers {
+    client: UnixStream,
     device: Arc<Device>,
     zeroing: Sender<Job>,
     cpus: Arc<[usize]>,
@@ -32,10 +35,10 @@ struct Thread {
 }
 
 impl Workers {
-    /// At most so many threads, each on one of `cpus` if there are any.
-    pub(super) fn new(device: Arc<Device>, zeroing: Sender<Job>, threads: usize, cpus: Arc<[usize]>) -> Self {
+    /// At most so many threads, each on one of `cpus` if there are any, for the client at `client`.
+    pub(super) fn new(client: UnixStream, device: Arc<Device>, zeroing: Sender<Job>, threads: usize, cpus: Arc<[usize]>) -> Self {
         let threads = (0..threads.clamp(1, QUEUES)).map(|_| None).collect();
-        Self { device, zeroing, cpus, threads }
+        Self { client, device, zeroing, cpus, threads }
     }
 
     /// The number of a queue within its thread.
@@ -78,8 +81,10 @@ impl Workers {
         let (device, zeroing, places) = (self.device.clone(), self.zeroing.clone(), QUEUES.div_ceil(self.threads.len()));
         let cpu = self.cpus.get(index % self.cpus.len().max(1)).copied();
         let run = {
-            let mailbox = mailbox.clone();
+            let (mailbox, client) = (mailbox.clone(), HangUp(self.client.try_clone()?));
             move || {
+                // Dropped after the worker.
+                let _client = client;
                 let worker = pin(cpu).and_then(|()| Worker::new(device, memory, mailbox, zeroing, places));
                 let (worker, result) = worker.map_or_else(|error| (None, Err(error)), |worker| (Some(worker), Ok(())));
                 let _ = started.send(result);
@@ -114,6 +119,18 @@ impl Thread {
     }
 }
 
+/// Hangs up if its thread panics: the guest would wait for ever. The client connects anew, and what was in flight is finished by new threads.
+struct HangUp(UnixStream);
+
+impl Drop for HangUp {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // A client that is gone already needs no hanging up.
+            let _ = self.0.shutdown(Shutdown::Both);
+        }
+    }
+}
+
 /// How often whoever waits for a thread looks whether it is still there.
 const LIVENESS_PERIOD: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -137,5 +154,26 @@ impl Drop for Workers {
                 tracing::error!(volume = self.device.volume.name, "vhost-user: a thread of queues failed");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn a_client_whose_thread_has_failed_is_hung_up_on_and_no_other() {
+        let [(served, mut client), (other, mut another)] = [(); 2].map(|()| UnixStream::pair().unwrap());
+        let [fails, ends] = [&served, &other].map(|stream| HangUp(stream.try_clone().unwrap()));
+        let failed = std::thread::spawn(move || {
+            let _client = fails;
+            panic!("as a fault of ours would");
+        });
+        assert!(failed.join().is_err());
+        std::thread::spawn(move || drop(ends)).join().unwrap();
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+        another.set_nonblocking(true).unwrap();
+        assert_eq!(another.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 }
