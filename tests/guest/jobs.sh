@@ -122,9 +122,9 @@ rewrite() {
     generation=0
     while :; do
         generation=$((generation + 1))
-        yes "$(printf %07d "$generation")" | head -c 1048576 >"$2"
-        dd if="$2" of="$1" bs=1M oflag=direct conv=notrunc,fsync 2>/dev/null || stop "no-write ${1##*/}"
-        dd if="$1" of="$2.read" bs=1M iflag=direct 2>/dev/null || stop "no-read"
+        yes "$(printf %07d "$generation")" | head -c 4194304 >"$2"
+        dd if="$2" of="$1" bs=4M oflag=direct conv=notrunc,fsync 2>/dev/null || stop "no-write ${1##*/}"
+        dd if="$1" of="$2.read" bs=4M iflag=direct 2>/dev/null || stop "no-read"
         cmp -s "$2" "$2.read" || stop "read-back ${1##*/}"
         say "rewrote ${1##*/} $generation"
     done

@@ -14,7 +14,7 @@
 #                     tern.files=N of them (0, the default, never ends), tern.kib=N each (256), tern.seed=N,
 #                     tern.pause_ms=N after each. A second run goes on where the first stopped.
 #                     tern.readers=N of the whole disk (0) and tern.rewriters=N (0) besides, until the guest ends: a
-#                     rewriter writes one file of 1 MiB again and again, and reads it back
+#                     rewriter writes one file of 4 MiB again and again, and reads it back
 #   tern.job=check    replay the journal, check the file system, compare every file with its checksum
 #   tern.job=root     boot the system on the disk (build.sh root, or a copy of rootfs.img); then tern.after=write or
 #                     tern.after=check, as above but in /data of that system, or tern.after=shell
