@@ -108,6 +108,8 @@ pub struct NbdConfig {
 pub struct VhostUserConfig {
     /// Processors that the threads of queues are bound to; none: wherever the system puts them.
     pub cpus: Vec<usize>,
+    /// Longest that those threads look for work before they sleep.
+    pub poll: Duration,
 }
 
 /// What is insecure and off unless asked for.
@@ -191,7 +193,10 @@ impl Config {
                 handshake_timeout: within("nbd.handshake_timeout", options.nbd.handshake_timeout, 10_000, 100..=600_000)?,
                 tls: tls(options.nbd)?,
             },
-            vhost_user: VhostUserConfig { cpus: cpus(options.vhost_user.cpus.as_deref().unwrap_or_default())? },
+            vhost_user: VhostUserConfig {
+                cpus: cpus(options.vhost_user.cpus.as_deref().unwrap_or_default())?,
+                poll: poll(options.vhost_user.poll_us.unwrap_or(0))?,
+            },
             sandbox_paths: options
                 .sandbox
                 .paths
@@ -310,6 +315,14 @@ fn cpus(list: &str) -> Result<Vec<usize>, ConfigError> {
     let ranges: Option<Vec<_>> = list.split(',').filter(|_| !list.is_empty()).map(range).collect();
     let wrong = || wrong("vhost_user.cpus", format_args!("{list:?} is no list of processors: write it as in \"2,3\" or \"4-7\""));
     Ok(ranges.ok_or_else(wrong)?.into_iter().flatten().collect())
+}
+
+fn poll(us: u64) -> Result<Duration, ConfigError> {
+    const MOST_US: u64 = 1000;
+    if us > MOST_US {
+        return Err(wrong("vhost_user.poll_us", format_args!("{us} is more than {MOST_US}: a sleep costs less")));
+    }
+    Ok(Duration::from_micros(us))
 }
 
 /// Who may open the sockets of exports, and who the admin socket.

@@ -191,6 +191,9 @@ options! {
         /// Processors to bind the threads of queues to, in turns, as in "2,3" or "4-7" [default: wherever the system puts them]
         #[arg(long = "vhost-user-cpus", value_name = "LIST")]
         cpus: String,
+        /// Microseconds at most that such a thread looks for work before it sleeps; for processors that nothing else needs [default: 0]
+        #[arg(long = "vhost-user-poll-us", value_name = "MICROSECONDS")]
+        poll_us: u64,
     }
 }
 

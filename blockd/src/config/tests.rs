@@ -69,6 +69,7 @@ fn a_file_sets_every_key_and_flags_win() {
         tls_required = false
         [vhost_user]
         cpus = "0,2-3"
+        poll_us = 50
         [sandbox]
         paths = ["/srv", "/dev"]
         [danger_zone]
@@ -96,7 +97,7 @@ fn a_file_sets_every_key_and_flags_win() {
             round_trip: Duration::from_millis(100),
         },
         nbd: NbdConfig { max_connections: 8, handshake_timeout: Duration::from_secs(3), tls: Some((files, TlsPolicy::Offered)) },
-        vhost_user: VhostUserConfig { cpus: vec![0, 2, 3] },
+        vhost_user: VhostUserConfig { cpus: vec![0, 2, 3], poll: Duration::from_micros(50) },
         danger_zone: DangerZone { plain_nbd_anywhere: false, no_sandbox: false },
         user: Some(RunAs { name: "root".into(), uid: 0, gid: 0, groups: sys::groups("root", 0).unwrap() }),
         sandbox_paths: Some(vec!["/srv".into(), "/dev".into()]),

@@ -67,6 +67,7 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots) -> Result<(
         access: config.export_access,
         threads: VHOST_USER_THREADS,
         cpus: config.vhost_user.cpus.as_slice().into(),
+        poll: config.vhost_user.poll,
     });
     let registry = Arc::new(Metrics::default());
     let id = identity.id().to_string();

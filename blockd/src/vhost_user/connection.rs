@@ -3,6 +3,7 @@
 use super::device::Device;
 use super::handler::Handler;
 use super::notice::{Next, NoticeChannel};
+use super::service::VhostUserOptions;
 use super::workers::Workers;
 use super::zeroing;
 use crate::bells::Rope;
@@ -21,10 +22,7 @@ pub(super) struct Export {
     pub(super) volume: Arc<Volume>,
     pub(super) metrics: Arc<VolumeMetrics>,
     pub(super) access: Access,
-    /// Threads for the queues of each client.
-    pub(super) threads: usize,
-    /// Processors that those threads are bound to, in turns; none: they go where the system puts them.
-    pub(super) cpus: Arc<[usize]>,
+    pub(super) options: VhostUserOptions,
 }
 
 /// See the module's documentation.
@@ -43,7 +41,7 @@ impl Connection {
         let device = Arc::new(Device::new(export.volume.clone(), export.metrics.clone(), export.access));
         let messages_from = stream.try_clone()?;
         let (sender, zeroing) = zeroing::start(export.volume.image.clone())?;
-        let workers = Workers::new(stream.try_clone()?, device.clone(), sender, export.threads, export.cpus.clone());
+        let workers = Workers::new(stream.try_clone()?, device.clone(), sender, &export.options);
         let handler = Arc::new(Mutex::new(Handler::new(device, workers)));
         let notices = Arc::new(NoticeChannel::default());
         let _resized = {

@@ -9,6 +9,7 @@ use crate::volume::Volume;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// What the service can be told.
 #[derive(Clone, Debug)]
@@ -19,6 +20,8 @@ pub struct VhostUserOptions {
     pub threads: usize,
     /// Processors that those threads are bound to, in turns; none: they go where the system puts them.
     pub cpus: Arc<[usize]>,
+    /// Longest that those threads look for work before they sleep.
+    pub poll: Duration,
 }
 
 /// Why a volume cannot be exported.
@@ -55,7 +58,7 @@ impl VhostUserService {
         let mut exports = self.exports.lock().unwrap_or_else(PoisonError::into_inner);
         let exports = exports.as_mut().ok_or(ExportError::ShuttingDown)?;
         let name = volume.name.clone();
-        let export = Export { volume, metrics, access, threads: self.options.threads, cpus: self.options.cpus.clone() };
+        let export = Export { volume, metrics, access, options: self.options.clone() };
         let listener = Listener::bind(path, self.options.access, export)?;
         exports.insert(path.to_owned(), Exported { name, listener });
         Ok(())

@@ -12,8 +12,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 
-/// Submissions that a ring collects before it tells the kernel.
+/// Room for submissions.
 const SUBMISSIONS: u32 = 256;
+/// Works that are collected before the kernel is told: few, so that the disk begins while the others are prepared.
+const BATCH: usize = 4;
 /// Most pieces of memory in one transfer: the kernel's `UIO_MAXIOV`.
 const MAX_VECTORS: usize = 1024;
 /// Lists of vectors that are kept for later, and their length at most.
@@ -216,7 +218,7 @@ impl Ring {
         }
     }
 
-    /// Adds a work to the batch. [`Self::wait`] or [`Self::submit`] starts it, if it did not start before.
+    /// Adds a work to a batch. [`Self::wait`] or [`Self::submit`] starts it at the latest.
     pub(super) fn start(&mut self, tag: usize, work: Work) -> io::Result<()> {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
@@ -226,7 +228,12 @@ impl Ring {
         self.push(slot).inspect_err(|_| {
             self.slots[slot] = None;
             self.free.push(slot);
-        })
+        })?;
+        if self.ring.submission().len() >= BATCH {
+            // What the kernel does not take now goes with the next ones.
+            let _ = self.submit();
+        }
+        Ok(())
     }
 
     /// Reports, until [`Self::unwatch`], when the descriptor is made readable: at once if it is, and then at each change.

@@ -6,6 +6,7 @@ use super::device::Device;
 use super::handler::QUEUES;
 use super::mailbox::{Control, Mailbox, Message};
 use super::queue::{Change, Setup};
+use super::service::VhostUserOptions;
 use super::worker::Worker;
 use super::zeroing::Job;
 use crate::bells::Rope;
@@ -16,6 +17,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use vm_memory::GuestMemoryMmap;
 
 /// See the module's documentation. Dropped, it completes what was begun, and ends the threads.
@@ -24,6 +26,7 @@ pub(super) struct Workers {
     device: Arc<Device>,
     zeroing: Sender<Job>,
     cpus: Arc<[usize]>,
+    poll: Duration,
     threads: Vec<Option<Thread>>,
 }
 
@@ -35,10 +38,10 @@ struct Thread {
 }
 
 impl Workers {
-    /// At most so many threads, each on one of `cpus` if there are any, for the client at `client`.
-    pub(super) fn new(client: UnixStream, device: Arc<Device>, zeroing: Sender<Job>, threads: usize, cpus: Arc<[usize]>) -> Self {
-        let threads = (0..threads.clamp(1, QUEUES)).map(|_| None).collect();
-        Self { client, device, zeroing, cpus, threads }
+    /// As many threads at most as the options say, none of which runs yet, for the client at `client`.
+    pub(super) fn new(client: UnixStream, device: Arc<Device>, zeroing: Sender<Job>, options: &VhostUserOptions) -> Self {
+        let threads = (0..options.threads.clamp(1, QUEUES)).map(|_| None).collect();
+        Self { client, device, zeroing, cpus: options.cpus.clone(), poll: options.poll, threads }
     }
 
     /// The number of a queue within its thread.
@@ -79,13 +82,14 @@ impl Workers {
         let mailbox = Arc::new(Mailbox::new()?);
         let (started, start) = mpsc::channel();
         let (device, zeroing, places) = (self.device.clone(), self.zeroing.clone(), QUEUES.div_ceil(self.threads.len()));
+        let poll = self.poll;
         let cpu = self.cpus.get(index % self.cpus.len().max(1)).copied();
         let run = {
             let (mailbox, client) = (mailbox.clone(), HangUp(self.client.try_clone()?));
             move || {
                 // Dropped after the worker.
                 let _client = client;
-                let worker = pin(cpu).and_then(|()| Worker::new(device, memory, mailbox, zeroing, places));
+                let worker = pin(cpu).and_then(|()| Worker::new(device, memory, mailbox, zeroing, places, poll));
                 let (worker, result) = worker.map_or_else(|error| (None, Err(error)), |worker| (Some(worker), Ok(())));
                 let _ = started.send(result);
                 worker.into_iter().for_each(Worker::run);
@@ -132,7 +136,7 @@ impl Drop for HangUp {
 }
 
 /// How often whoever waits for a thread looks whether it is still there.
-const LIVENESS_PERIOD: std::time::Duration = std::time::Duration::from_secs(1);
+const LIVENESS_PERIOD: Duration = Duration::from_secs(1);
 
 fn gone() -> io::Error {
     io::Error::other("the thread of the queue has failed")

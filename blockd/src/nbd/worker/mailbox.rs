@@ -7,6 +7,7 @@ use crate::volume::Pass;
 use rustix::event::{EventfdFlags, eventfd};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 
@@ -31,12 +32,13 @@ pub(super) struct Mailbox {
     /// As many as there are clients and operations, at most; `None` once nobody reads them.
     messages: Mutex<Option<Vec<Message>>>,
     bell: OwnedFd,
+    at_disk: AtomicBool,
 }
 
 impl Mailbox {
     pub(super) fn new() -> io::Result<Self> {
         // It blocks: a ring waits by itself.
-        Ok(Self { messages: Mutex::new(Some(Vec::new())), bell: eventfd(0, EventfdFlags::CLOEXEC)? })
+        Ok(Self { messages: Mutex::new(Some(Vec::new())), bell: eventfd(0, EventfdFlags::CLOEXEC)?, at_disk: AtomicBool::new(false) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Vec<Message>>> {
@@ -70,6 +72,19 @@ impl Mailbox {
 }
 
 impl Mailbox {
+    /// The worker waits for a disk, and reads nothing before that is done.
+    pub(super) fn while_at_disk<T>(&self, wait: impl FnOnce() -> T) -> T {
+        self.at_disk.store(true, Relaxed);
+        let result = wait();
+        self.at_disk.store(false, Relaxed);
+        result
+    }
+
+    /// Whether the worker waits for a disk now.
+    pub(super) fn is_at_disk(&self) -> bool {
+        self.at_disk.load(Relaxed)
+    }
+
     /// Nobody reads it from now on.
     pub(super) fn close(&self) {
         // What a message owes is told to this mailbox again.

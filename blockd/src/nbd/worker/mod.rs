@@ -30,7 +30,7 @@ pub use connection::{MAX_REQUESTS, MAX_WINDOW_BYTES};
 use super::connection::InputError;
 use super::exports::Served;
 use super::transmission::{Fault, Session};
-use crate::store::BufferPool;
+use crate::store::{BufferPool, InlineSync};
 use connection::Connection;
 use mailbox::{Mailbox, Message};
 use operation::Operation;
@@ -47,9 +47,12 @@ use std::time::{Duration, Instant};
 use sys::{File, Finished, Ring, Work};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 /// Most memory for the data of requests, over all workers.
 const MAX_DATA_BYTES: u64 = 1 << 30;
+/// When a thread that does not answer is asked whether it waits for a disk.
+const ANSWER_LIMIT: Duration = Duration::from_millis(100);
 /// Files of a connection: its socket and its image.
 const FILES: usize = 2;
 /// The number of the mailbox among the files.
@@ -107,7 +110,9 @@ impl Workers {
     /// Serves a client until its connection is over.
     pub(super) fn serve(&self, client: Client) {
         let next = self.next.fetch_add(1, Relaxed) % self.mailboxes.len();
-        self.mailboxes[next].send(Message::Client(Box::new(client)));
+        let mut in_turn = self.mailboxes.iter().cycle().skip(next).take(self.mailboxes.len());
+        let free = in_turn.find(|mailbox| !mailbox.is_at_disk()).unwrap_or(&self.mailboxes[next]);
+        free.send(Message::Client(Box::new(client)));
     }
 
     /// As though one had panicked.
@@ -119,10 +124,16 @@ impl Workers {
     /// Whether every thread lives, once each has shown it.
     pub(super) async fn answer(&self) -> bool {
         for mailbox in &self.mailboxes {
-            let (done, answer) = oneshot::channel();
+            let (done, mut answer) = oneshot::channel();
             mailbox.send(Message::Answer(done));
-            if answer.await.is_err() {
-                return false;
+            loop {
+                match timeout(ANSWER_LIMIT, &mut answer).await {
+                    Ok(Ok(())) => break,
+                    Ok(Err(_)) => return false,
+                    // A disk may take as long as it likes.
+                    Err(_) if mailbox.is_at_disk() => break,
+                    Err(_) => {}
+                }
             }
         }
         true
@@ -166,6 +177,7 @@ struct Worker {
     /// Of this turn.
     now: Instant,
     watch: watch::Watch,
+    inline_sync: InlineSync,
     closing: bool,
 }
 
@@ -189,6 +201,7 @@ impl Worker {
             starved: Vec::new(),
             now: Instant::now(),
             watch: watch::Watch::default(),
+            inline_sync: InlineSync::default(),
             closing: false,
         })
     }
@@ -252,8 +265,8 @@ impl Worker {
     fn attend(&mut self, key: usize) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         connection.due = false;
-        self.consume(key);
         self.send(key);
+        self.consume(key);
         self.settle(key);
     }
 

@@ -171,9 +171,19 @@ impl Worker {
     }
 
     fn sync(&mut self, number: usize) {
+        // A disk that hangs must not take other clients with it.
+        let alone = self.operations.len() == 1 && self.connections.len() == 1;
         let operation = &mut self.operations[number];
         operation.stage = Stage::Sync;
-        self.ring.start(self.connections[operation.connection].image_file, number, Work::Sync);
+        let connection = &self.connections[operation.connection];
+        if alone {
+            self.ring.submit();
+        }
+        let inline = || self.mailbox.while_at_disk(|| self.inline_sync.sync(&connection.served.volume.image));
+        match alone.then(inline).flatten() {
+            Some(result) => self.done(number, result.map(|()| Vec::new())),
+            None => self.ring.start(connection.image_file, number, Work::Sync),
+        }
     }
 
     pub(super) fn synced(&mut self, number: usize, result: io::Result<()>) {

@@ -14,8 +14,10 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
-/// Submissions that a ring collects before it tells the kernel.
+/// Room for submissions.
 const SUBMISSIONS: u32 = 256;
+/// Works that are collected before the kernel is told: few, so that the disk begins while the others are prepared.
+const BATCH: usize = 4;
 /// Completions that wait in a ring; more of them wait in the kernel.
 const COMPLETIONS: u32 = 4096;
 /// `IORING_RECVSEND_POLL_FIRST`: there is nothing to receive now, as far as is known.
@@ -126,10 +128,20 @@ impl Ring {
         self.ring.submitter().register_files_update(number, &[fd]).map(drop)
     }
 
-    /// Adds a work to the batch that [`Self::enter`] submits.
+    /// Adds a work to a batch. [`Self::enter`] submits it at the latest.
     pub(super) fn start(&mut self, file: File, tag: usize, work: Work) {
         let key = self.jobs.insert(Job { file, tag, work });
         self.push(key);
+        if self.ring.submission().len() >= BATCH {
+            self.submit();
+        }
+    }
+
+    /// Tells the kernel of what was started; what it does not take now goes with the next ones.
+    pub(super) fn submit(&mut self) {
+        if !self.ring.submission().is_empty() {
+            let _ = self.ring.submit();
+        }
     }
 
     /// Submits what was started, and waits until something is done, for `patience` at most.

@@ -1,34 +1,35 @@
 //! How long a worker looks for work before it sleeps.
 //!
-//! A sleep that something ends soon costs more than looking on: a wake-up for us, a kick for the guest. A sleep that lasts costs nothing. So
-//! the time follows what sleeps turn out to be: short ones lengthen it, long ones end it.
+//! Where a processor has nothing else to do, a wait that something ends soon is cheaper without a sleep: no kick for the guest, no wake-up for
+//! us. One that lasts costs nothing asleep. So the time follows what waits turn out to be: short ones set it, long ones take it back.
 
 use std::time::Duration;
 
-/// Longest that is looked on. More would take from the guest what it gains.
-const MAX: Duration = Duration::from_micros(16);
-/// What it begins with when it is worth its while.
-const FIRST: Duration = Duration::from_micros(4);
+/// Less than this is not worth its while.
+const LEAST: Duration = Duration::from_micros(4);
 
 /// See the module's documentation.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Linger {
+    most: Duration,
     limit: Duration,
 }
 
 impl Linger {
+    /// One that looks on for `most` at most; zero: never.
+    pub(super) fn new(most: Duration) -> Self {
+        Self { most, limit: Duration::ZERO }
+    }
+
     /// How long to look on now; zero: not at all.
     pub(super) fn limit(&self) -> Duration {
         self.limit
     }
 
-    /// The worker has slept for so long.
-    pub(super) fn slept(&mut self, elapsed: Duration) {
-        self.limit = match self.limit {
-            _ if elapsed > MAX => Duration::ZERO,
-            Duration::ZERO => FIRST,
-            limit => (limit * 2).min(MAX),
-        };
+    /// There was nothing to do for so long, looking and sleeping.
+    pub(super) fn waited(&mut self, elapsed: Duration) {
+        let limit = if elapsed > self.most { self.limit / 4 } else { (elapsed * 2).max(LEAST).min(self.most) };
+        self.limit = if limit < LEAST { Duration::ZERO } else { limit };
     }
 }
 
@@ -36,15 +37,26 @@ impl Linger {
 mod tests {
     use super::*;
 
+    const MOST: Duration = Duration::from_micros(50);
+
     #[test]
-    fn short_sleeps_make_it_look_on_and_a_long_one_ends_that() {
-        let mut linger = Linger::default();
+    fn short_waits_make_it_look_on_and_long_ones_end_that() {
+        let mut linger = Linger::new(MOST);
         assert!(linger.limit().is_zero());
-        for _ in 0..10 {
-            linger.slept(FIRST);
-        }
-        assert_eq!(linger.limit(), MAX);
-        linger.slept(Duration::from_millis(1));
+        linger.waited(Duration::from_micros(10));
+        assert_eq!(linger.limit(), Duration::from_micros(20));
+        linger.waited(MOST);
+        assert_eq!(linger.limit(), MOST);
+        linger.waited(Duration::from_millis(1));
+        assert!(!linger.limit().is_zero(), "one is not yet a rule");
+        linger.waited(Duration::from_millis(1));
+        assert!(linger.limit().is_zero());
+    }
+
+    #[test]
+    fn it_never_looks_on_unless_it_is_told_to() {
+        let mut linger = Linger::new(Duration::ZERO);
+        linger.waited(Duration::ZERO);
         assert!(linger.limit().is_zero());
     }
 }

@@ -4,7 +4,7 @@
 //!   turn:  messages ──► completions ──► what waits for the gate ──► used rings ──► new chains
 //!          (mailbox)    (io_uring)                                  interrupts     (admit, start)
 //!
-//!   nothing to do?  linger: look at rings and completions for a moment  ──►  sleep: ask for kicks, submit and wait in one system call
+//!   nothing to do?  [linger: look at rings and completions for a moment]  ──►  sleep: ask for kicks, submit and wait in one system call
 //! ```
 //!
 //! A [`Worker`] belongs to its thread, and so do its queues and its ring: there is no lock on the way of a request. The connection's thread
@@ -28,7 +28,7 @@ use super::sys::{Completion, Ring};
 use super::table::Table;
 use super::zeroing::Job;
 use crate::request::MAX_TRANSFER_BYTES;
-use crate::store::BufferPool;
+use crate::store::{BufferPool, InlineSync};
 use crate::volume::GateState;
 use linger::Linger;
 use std::io;
@@ -73,7 +73,9 @@ pub(super) struct Worker {
     spares: Spares,
     pool: BufferPool,
     bounce_bytes: u64,
-    linger: Linger,
+    /// While operations are under way, and while the guest is to begin some.
+    lingers: [Linger; 2],
+    inline_sync: InlineSync,
 }
 
 /// What a turn has come to.
@@ -86,13 +88,14 @@ enum Turn {
 }
 
 impl Worker {
-    /// A worker for `places` queues. Only the thread that calls this may use it.
+    /// A worker for `places` queues, which looks for work for `poll` at most before it sleeps. Only the thread that calls this may use it.
     pub(super) fn new(
         device: Arc<Device>,
         memory: Arc<GuestMemoryMmap>,
         mailbox: Arc<Mailbox>,
         zeroing: Sender<Job>,
         places: usize,
+        poll: Duration,
     ) -> io::Result<Self> {
         let mut ring = Ring::new(device.volume.image.clone(), MAX_OPERATIONS)?;
         ring.watch(BELL, mailbox.as_fd())?;
@@ -112,7 +115,8 @@ impl Worker {
             spares: Spares::default(),
             pool: BufferPool::default(),
             bounce_bytes: 0,
-            linger: Linger::default(),
+            lingers: [Linger::new(poll), Linger::new(poll)],
+            inline_sync: InlineSync::default(),
         })
     }
 
@@ -123,8 +127,8 @@ impl Worker {
             if self.is_done() {
                 return;
             }
-            if turn == Turn::Idle && !self.look_around() {
-                self.sleep();
+            if turn == Turn::Idle {
+                self.wait();
             }
         }
     }
@@ -176,13 +180,21 @@ impl Worker {
         queues.any(|queue| queue.layout.rings(&self.memory).is_ok_and(|rings| queue.has_available(&rings)))
     }
 
-    /// Looks for news for a moment, if that has been worth its while; says whether there are any.
-    fn look_around(&mut self) -> bool {
-        let limit = self.linger.limit();
+    /// Waits until there is something for a turn to do.
+    fn wait(&mut self) {
+        let began = Instant::now();
+        let linger = usize::from(self.operations.len() == 0);
+        if !self.look_around(began, self.lingers[linger].limit()) {
+            self.sleep();
+        }
+        self.lingers[linger].waited(began.elapsed());
+    }
+
+    /// Looks for news until `limit` has passed; says whether there are any.
+    fn look_around(&mut self, began: Instant, limit: Duration) -> bool {
         if limit.is_zero() || self.submit_now().is_err() {
             return false;
         }
-        let began = Instant::now();
         loop {
             if self.has_news() {
                 return true;
@@ -198,17 +210,15 @@ impl Worker {
         self.ring.submit().inspect_err(|error| tracing::debug!(%error, "vhost-user: the kernel takes no submissions now"))
     }
 
-    /// Asks for kicks, and waits until there is something for a turn to do.
+    /// Asks for kicks, and sleeps until something happens.
     fn sleep(&mut self) {
         if self.may_take() && self.arm() {
             return;
         }
-        let began = Instant::now();
         if let Err(error) = self.ring.wait() {
             tracing::warn!(volume = self.device.volume.name, %error, "vhost-user: the kernel takes no submissions now: trying again");
             std::thread::sleep(REFUSED_PAUSE);
         }
-        self.linger.slept(began.elapsed());
         self.disarm();
     }
 

@@ -92,8 +92,10 @@ impl Worker {
         let request = operation.request();
         let space = match request.op {
             Op::Read | Op::Write(_) | Op::Flush => {
-                let work = operation.work.take().unwrap_or(Work::Sync);
-                return self.start_work(key, work);
+                return match operation.work.take() {
+                    Some(work) => self.start_work(key, work),
+                    None => self.sync(key),
+                };
             }
             Op::Discard => Space::MayFree,
             Op::WriteZeroes(space, _) => space,
@@ -102,6 +104,14 @@ impl Worker {
         let job = Job { mailbox: self.mailbox.clone(), key, space, offset: request.offset, len_bytes: request.len_bytes };
         if self.zeroing.send(job).is_err() {
             self.stage_done(key, Err(io::Error::other("the thread that makes zeroes has ended")));
+        }
+    }
+
+    fn sync(&mut self, key: usize) {
+        let alone = self.operations.len() == 1 && !self.has_available();
+        match alone.then(|| self.inline_sync.sync(&self.device.volume.image)).flatten() {
+            Some(result) => self.step_done(key, result),
+            None => self.start_work(key, Work::Sync),
         }
     }
 
@@ -135,7 +145,7 @@ impl Worker {
         let Some(operation) = self.operations.get_mut(key) else { return };
         if result.is_ok() && operation.wants_sync() {
             operation.syncing = true;
-            return self.start_work(key, Work::Sync);
+            return self.sync(key);
         }
         self.step_done(key, result);
     }
