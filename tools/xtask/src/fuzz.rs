@@ -19,7 +19,7 @@ const CORPUS: &str = "tests/fuzz/corpus";
 const RUSTFLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares";
 /// Longest input. Most are sequences, of which this is a long one.
-const INPUT_BYTES: u64 = 4096;
+const INPUT_BYTES: u64 = 1024;
 /// Longest that one input may take.
 const INPUT_LIMIT_S: u64 = 40;
 /// Most memory of a target.
