@@ -63,7 +63,7 @@ impl Served {
     /// A volume named `vm1`, served over vhost-user.
     pub fn vhost_user(size_bytes: u64) -> Self {
         let (directory, volume) = make(size_bytes);
-        let options = VhostUserOptions { access: SocketAccess::PRIVATE, threads: 1, cpus: Arc::new([]), poll: std::time::Duration::ZERO };
+        let options = VhostUserOptions { access: SocketAccess::PRIVATE, threads: 1, cpus: Arc::new([]), poll: Duration::ZERO };
         let service = VhostUserService::start(options);
         // A socket whose client had to be hung up on takes no other for a while.
         let sockets: Vec<_> = (0..SOCKETS).map(|number| directory.path().join(format!("{number}.sock"))).collect();
