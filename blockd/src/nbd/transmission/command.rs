@@ -4,6 +4,7 @@ use super::reply::Failure;
 use crate::nbd::handshake::{Contexts, Replies};
 use crate::nbd::wire::{EXTENDED_REQUEST_MAGIC, REQUEST_MAGIC, command, command_flag, take_u16, take_u32, take_u64};
 use crate::request::{Access, Durability, MAX_TRANSFER_BYTES, Op, Request, RequestError, Space};
+use crate::store::PAGE_BYTES;
 
 /// Length of the longest request without its data.
 pub const MAX_REQUEST_HEADER_BYTES: usize = 32;
@@ -172,6 +173,10 @@ impl Command {
         // Without a change there is nothing to make durable.
         let durability = if op.changes() { durability } else { Durability::Cached };
         let zeroing = if has(command_flag::FAST_ZERO) { Zeroing::Fast } else { Zeroing::AnyWay };
+        // What sticks out of whole pages is written; and a request that is refused for the rest must have changed nothing.
+        if zeroing == Zeroing::Fast && !(self.offset | self.len_bytes).is_multiple_of(PAGE_BYTES) {
+            return Err(Failure::NotSupported);
+        }
         Ok(Plan::Serve(Order { request, durability, zeroing }))
     }
 

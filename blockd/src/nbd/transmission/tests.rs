@@ -112,12 +112,20 @@ fn flags_that_were_not_offered_are_refused() {
                 command::BLOCK_STATUS => flag & (command_flag::FUA | command_flag::REQ_ONE) != 0,
                 _ => flag == command_flag::FUA,
             };
-            assert_eq!(!matches!(plan(kind, flag, 0, 512), Ok(Plan::Refuse(_))), allowed, "{kind} {flag:#x}");
+            assert_eq!(!matches!(plan(kind, flag, 0, 4096), Ok(Plan::Refuse(_))), allowed, "{kind} {flag:#x}");
         }
     }
     let simple = Session { replies: Replies::Simple, contexts: Contexts::NONE, ..session() };
     assert_eq!(plan_in(simple, command::READ, command_flag::DF, 0, 512), refused(Failure::Invalid, 0));
     assert_eq!(plan_in(simple, command::BLOCK_STATUS, 0, 0, 512), refused(Failure::Invalid, 0));
+}
+
+#[test]
+fn zeroes_are_fast_for_whole_pages_only() {
+    for (offset, len, fast) in [(0, 4096, true), (4096, 8192, true), (512, 4096, false), (4096, 512, false)] {
+        let plan = plan(command::WRITE_ZEROES, command_flag::FAST_ZERO, offset, len);
+        assert!(if fast { matches!(plan, Ok(Plan::Serve(_))) } else { plan == refused(Failure::NotSupported, 0) }, "{offset} {len}");
+    }
 }
 
 #[test]
