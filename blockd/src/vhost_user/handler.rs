@@ -215,7 +215,8 @@ impl VhostUserBackendReqHandlerMut for Handler {
         self.queues.iter_mut().for_each(|queue| *queue = Queue::default());
         self.features = 0;
         self.inflight = None;
-        self.device.set_cache(CacheMode::WriteBack);
+        // The cache mode stays: QEMU keeps what the guest has chosen and says it once.
+        self.device.set_can_flush(true);
         Ok(())
     }
 
@@ -231,9 +232,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
             return Err(Error::InvalidOperation("a queue runs"));
         }
         self.features = features;
-        // Who cannot flush must not need to. Who can may still choose, in the configuration space.
-        let can_flush = features & (1 << blk::VIRTIO_BLK_F_FLUSH) != 0;
-        self.device.set_cache(if can_flush { CacheMode::WriteBack } else { CacheMode::WriteThrough });
+        self.device.set_can_flush(features & (1 << blk::VIRTIO_BLK_F_FLUSH) != 0);
         if features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
             return (0..QUEUES).try_for_each(|index| self.enable(index, true));
         }
@@ -336,7 +335,8 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn set_config(&mut self, offset: u32, content: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
         let mode = ConfigSpace::written(offset, content).ok_or(Error::InvalidParam)?;
-        self.device.set_cache(mode);
+        self.device.choose_cache(mode);
+        self.inflight.iter().for_each(|inflight| inflight.note_cache(mode));
         Ok(())
     }
 
@@ -400,11 +400,16 @@ impl VhostUserBackendReqHandlerMut for Handler {
 }
 
 impl Handler {
-    /// Queues that start from now on keep their record there.
+    /// Queues that start from now on keep their record there. A daemon before this one may have been told how the guest wants to have writes
+    /// cached; this one will not be.
     fn use_inflight(&mut self, inflight: Inflight) -> Result<()> {
         if self.queues.iter().any(|queue| queue.running) {
             return Err(Error::InvalidOperation("a queue runs"));
         }
+        if inflight.noted_cache() == CacheMode::WriteThrough {
+            self.device.choose_cache(CacheMode::WriteThrough);
+        }
+        inflight.note_cache(self.device.chosen_cache());
         self.inflight = Some(inflight);
         Ok(())
     }

@@ -8,12 +8,16 @@
 //!   16 for each descriptor:  │ in flight (1) │ – (5) │ next (2) │ counter (8) │
 //! ```
 //!
+//! The features are zero by that specification, and nobody looks at them. In those of the first queue, the highest bit says that the guest
+//! has chosen to have no cache: QEMU tells a daemon once, and not the one after it.
+//!
 //! A head is marked when it is taken, in the order of the ring, and before anything is done about it. Heads that are given back form a list
 //! from `last batch head` along `next`; then the used ring's index moves, then the marks go, then `used index` follows. Whoever finds the two
 //! indices apart knows that the marks of as many heads from the front of the list are stale: those were given back.
 //!
 //! The memory is as trustworthy as the front end: whatever stands in it, [`QueueLog::recover`] ends and yields heads of the queue only.
 
+use super::config_space::CacheMode;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
 use std::fs::File;
 use std::io;
@@ -27,6 +31,8 @@ const HEADER_BYTES: u64 = 16;
 const ENTRY_BYTES: u64 = 16;
 const VERSION: u16 = 1;
 
+const FEATURES_AT: usize = 0;
+const WRITE_THROUGH: u64 = 1 << 63;
 const VERSION_AT: usize = 8;
 const DESCRIPTORS_AT: usize = 10;
 const LAST_BATCH_HEAD_AT: usize = 12;
@@ -74,6 +80,19 @@ impl Inflight {
         }
         let mapping = MmapRegion::from_file(FileOffset::new(file, offset), len_bytes as usize).map_err(io::Error::other)?;
         Ok(Self { mapping: Arc::new(mapping), queues, queue_size })
+    }
+
+    /// Writes down how the guest wants to have writes cached.
+    pub(super) fn note_cache(&self, mode: CacheMode) {
+        let features = if mode == CacheMode::WriteThrough { WRITE_THROUGH } else { 0 };
+        let stored = self.mapping.as_volatile_slice().store(features, FEATURES_AT, Release);
+        debug_assert!(stored.is_ok(), "there is a first queue");
+    }
+
+    /// What was written down.
+    pub(super) fn noted_cache(&self) -> CacheMode {
+        let features: u64 = self.mapping.as_volatile_slice().load(FEATURES_AT, Acquire).unwrap_or_default();
+        if features & WRITE_THROUGH == 0 { CacheMode::WriteBack } else { CacheMode::WriteThrough }
     }
 
     /// The part of queue `number`, which has `size` descriptors; `None` if it has no part, an error if that is too small.
