@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// Clients of an export at once: a VM, the one that it migrates to on the same host, and some that have not noticed that they are dead.
 /// Further ones wait in the socket's backlog.
@@ -19,6 +20,9 @@ const MAX_CLIENTS: usize = 4;
 /// How long nobody is accepted when the system has no more descriptors or threads, or when a client had to be hung up on: one that tries
 /// again and again fills neither the log nor the processor.
 const ACCEPT_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// How long a client may take to read its answers when it is hung up on.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// See the module's documentation.
 pub(super) struct Listener {
@@ -101,6 +105,11 @@ impl Serving {
         drop(socket);
         drop(file);
         self.clients.iter().for_each(Client::hang_up);
+        let deadline = Instant::now() + FAREWELL;
+        while Instant::now() < deadline && !self.clients.iter().all(Client::is_done) {
+            self.wait(None, Some(&ACCEPT_PAUSE));
+        }
+        self.clients.iter().filter(|client| client.takes_no_answers()).for_each(Client::cut_off);
         let _: Vec<Parting> = self.clients.drain(..).map(Client::join).collect();
     }
 
@@ -144,7 +153,7 @@ impl Serving {
     }
 
     fn forget_the_gone(&mut self) -> Vec<Parting> {
-        let (gone, here) = std::mem::take(&mut self.clients).into_iter().partition(|client| client.done.load(SeqCst));
+        let (gone, here) = std::mem::take(&mut self.clients).into_iter().partition(Client::is_done);
         self.clients = here;
         let gone: Vec<Client> = gone;
         gone.into_iter().map(Client::join).collect()
@@ -156,6 +165,21 @@ impl Client {
     fn hang_up(&self) {
         // It fails if the client has hung up.
         let _ = self.stream.shutdown(Shutdown::Read);
+    }
+
+    fn is_done(&self) -> bool {
+        self.done.load(SeqCst)
+    }
+
+    /// Whether whoever answers it may have to wait for it, for ever.
+    fn takes_no_answers(&self) -> bool {
+        let mut socket = [PollFd::new(&self.stream, PollFlags::OUT)];
+        poll(&mut socket, Some(&Timespec::default())) == Ok(0)
+    }
+
+    /// Answers it no more, either.
+    fn cut_off(&self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 
     fn join(self) -> Parting {
