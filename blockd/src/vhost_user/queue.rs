@@ -96,6 +96,8 @@ pub(super) enum Broken {
     TooManyChains,
     #[error("a chain is available that is being carried out")]
     TakenTwice,
+    #[error("its kick is nothing that can be waited for")]
+    Unwatchable,
 }
 
 /// A queue's rings in a mapping of the guest's memory.
@@ -358,7 +360,8 @@ impl VirtQueue {
         }
     }
 
-    fn fail(&mut self, why: Broken) {
+    /// Leaves the queue alone from now on.
+    pub(super) fn fail(&mut self, why: Broken) {
         tracing::debug!(queue = self.number, %why, "vhost-user: a queue is broken");
         self.broken = true;
         if let Some(error) = &self.error {

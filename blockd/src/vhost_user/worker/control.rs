@@ -1,8 +1,8 @@
 //! Messages: queues that start, change and stop, and answers that operations wait for.
 
 use super::super::mailbox::{Control, Message};
-use super::super::queue::{Change, Setup, VirtQueue};
-use super::{BELL, PLACES, Worker};
+use super::super::queue::{Broken, Change, Setup, VirtQueue};
+use super::{BELL, MAX_UNWATCHED, PLACES, Worker};
 use std::io;
 use std::os::fd::AsFd;
 
@@ -54,6 +54,7 @@ impl Worker {
         }
         self.device.start(queue.number);
         self.queues[place] = Some(queue);
+        self.unwatched[place] = 0;
         self.watch(place)
     }
 
@@ -63,6 +64,7 @@ impl Worker {
         queue.change(change);
         if rewatch {
             self.unwatch(place);
+            self.unwatched[place] = 0;
             if let Err(error) = self.watch(place) {
                 tracing::warn!(volume = self.device.volume.name, %error, "vhost-user: a kick cannot be waited for");
             }
@@ -126,20 +128,34 @@ impl Worker {
     }
 
     pub(super) fn kicked(&mut self, token: u64) {
-        if let Some(queue) = self.watched(token).and_then(|place| self.queues[place].as_ref()) {
-            queue.acknowledge_kick();
+        if let Some(place) = self.watched(token) {
+            self.unwatched[place] = 0;
+            self.acknowledge(place);
         }
     }
 
+    fn acknowledge(&self, place: usize) {
+        self.queues[place].iter().for_each(VirtQueue::acknowledge_kick);
+    }
+
     pub(super) fn watch_again(&mut self, token: u64) {
-        self.kicked(token);
         let watched = match self.watched(token) {
             _ if token == BELL => self.ring.watch(BELL, self.mailbox.as_fd()),
-            Some(place) => self.watch(place),
+            Some(place) => self.watch_kick_again(place),
             None => return,
         };
         if let Err(error) = watched {
             tracing::warn!(volume = self.device.volume.name, %error, "vhost-user: a descriptor cannot be waited for");
         }
+    }
+
+    fn watch_kick_again(&mut self, place: usize) -> io::Result<()> {
+        self.acknowledge(place);
+        if self.unwatched[place] == MAX_UNWATCHED {
+            self.queues[place].iter_mut().for_each(|queue| queue.fail(Broken::Unwatchable));
+            return Ok(());
+        }
+        self.unwatched[place] += 1;
+        self.watch(place)
     }
 }

@@ -47,6 +47,9 @@ const MAX_CHAINS_A_TURN: usize = 256;
 /// How long a worker leaves a kernel alone that takes no submissions.
 const REFUSED_PAUSE: Duration = Duration::from_millis(1);
 
+/// Kicks that are not watched any more are watched again so often in a row. What is no eventfd may be readable at any time, and never tell.
+const MAX_UNWATCHED: u8 = 16;
+
 /// Tokens of watched descriptors: a queue's place below, and above it a number that is never used again.
 const PLACES: u64 = 1 << 8;
 const BELL: u64 = PLACES - 1;
@@ -63,6 +66,8 @@ pub(super) struct Worker {
     queues: Vec<Option<VirtQueue>>,
     /// The token under which each queue's kick is watched.
     tokens: Vec<u64>,
+    /// How often each has been unwatched since it last told something.
+    unwatched: Vec<u8>,
     last_token: u64,
     /// Queues that are to stop, and whom to tell.
     stopping: Vec<(usize, Option<Sender<Option<u16>>>)>,
@@ -108,6 +113,7 @@ impl Worker {
             operations: Table::default(),
             queues: (0..places).map(|_| None).collect(),
             tokens: vec![0; places],
+            unwatched: vec![0; places],
             last_token: 0,
             stopping: Vec::new(),
             closing: false,
