@@ -77,6 +77,32 @@ impl Mailbox {
     }
 }
 
+/// The duty to answer: whoever drops it has answered that it will not be.
+pub(super) struct Debt {
+    mailbox: Arc<Mailbox>,
+    failed: Option<Message>,
+}
+
+impl Debt {
+    /// `failed` is the answer unless there is another.
+    pub(super) fn new(mailbox: &Arc<Mailbox>, failed: Message) -> Self {
+        Self { mailbox: mailbox.clone(), failed: Some(failed) }
+    }
+
+    pub(super) fn answer(mut self, message: Message) {
+        self.failed = None;
+        self.mailbox.send(message);
+    }
+}
+
+impl Drop for Debt {
+    fn drop(&mut self) {
+        if let Some(failed) = self.failed.take() {
+            self.mailbox.send(failed);
+        }
+    }
+}
+
 impl AsFd for Mailbox {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()

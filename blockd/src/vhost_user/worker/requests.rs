@@ -2,7 +2,7 @@
 
 use super::super::chain::{self, Parsed, Status};
 use super::super::descriptors::Descriptors;
-use super::super::mailbox::Message;
+use super::super::mailbox::{Debt, Message};
 use super::super::operation::{Chain, Operation};
 use super::super::queue::Head;
 use super::super::sys::{Finished, Work};
@@ -73,8 +73,9 @@ impl Worker {
         let Some(operation) = self.operations.get_mut(key) else { return Step::Begun };
         let mailbox = &self.mailbox;
         let waiter = || -> Waiter {
-            let mailbox = mailbox.clone();
-            Box::new(move |answer| mailbox.send(Message::Admitted(key, answer)))
+            let never = Message::Admitted(key, Err(io::Error::other("the volume is being closed")));
+            let debt = Debt::new(mailbox, never);
+            Box::new(move |answer| debt.answer(Message::Admitted(key, answer)))
         };
         match self.device.volume.admit(operation.request(), waiter) {
             Admission::Granted(pass) => {
@@ -101,10 +102,10 @@ impl Worker {
             Op::WriteZeroes(space, _) => space,
             Op::Cache => return self.stage_done(key, Ok(())),
         };
-        let job = Job { mailbox: self.mailbox.clone(), key, space, offset: request.offset, len_bytes: request.len_bytes };
-        if self.zeroing.send(job).is_err() {
-            self.stage_done(key, Err(io::Error::other("the thread that makes zeroes has ended")));
-        }
+        let never = Message::Zeroed(key, Err(io::Error::other("the thread that makes zeroes has ended")));
+        let debt = Debt::new(&self.mailbox, never);
+        // A job that nobody takes answers by itself.
+        let _ = self.zeroing.send(Job { key, debt, space, offset: request.offset, len_bytes: request.len_bytes });
     }
 
     fn sync(&mut self, key: usize) {
