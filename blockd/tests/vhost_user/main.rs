@@ -6,6 +6,7 @@ mod front_end;
 mod hostile;
 mod lifecycle;
 mod messages;
+mod obstruction;
 mod qemu;
 mod raw;
 mod requests;

@@ -15,6 +15,7 @@ pub const SET_OWNER: u32 = 3;
 pub const SET_MEM_TABLE: u32 = 5;
 pub const SET_LOG_BASE: u32 = 6;
 pub const SET_VRING_NUM: u32 = 8;
+pub const SET_VRING_ADDR: u32 = 9;
 pub const SET_VRING_BASE: u32 = 10;
 pub const GET_VRING_BASE: u32 = 11;
 pub const SET_VRING_KICK: u32 = 12;
