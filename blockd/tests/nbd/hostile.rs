@@ -258,6 +258,33 @@ fn a_connection_has_so_many_requests_under_way_and_not_one_more() {
     volume.gate.set(GateState::Open);
 }
 
+/// Lesson: one client cannot end another. Together these have all the memory that there is for data, and keep it.
+#[test]
+fn clients_that_wait_with_all_that_they_may_ask_for_do_not_hold_up_other_volumes() {
+    let site = Site::new();
+    let (_witnessed, _) = site.serve("vm1", MIB);
+    let mut witness = Witness::new(&site);
+    let volume = site.volume("vm2", 64 * MIB);
+    site.export(&volume, &site.socket("waiting.sock"));
+    volume.gate.set(GateState::Shut);
+    let waiting: Vec<_> = (0..30)
+        .map(|_| {
+            let mut client = Raw::attach(&site.path("waiting.sock"));
+            (0..2).for_each(|cookie| client.request(command::READ, cookie, 0, MAX_TRANSFER_BYTES as u32, &[]));
+            // Whatever it may have is begun: the next is nonsense, and read by nobody while there is no room.
+            client.send(&[0; 10]);
+            client
+        })
+        .collect();
+    let mut late = Witness::new(&site);
+    (0..100).for_each(|_| {
+        witness.works();
+        late.works();
+    });
+    drop(waiting);
+    volume.gate.set(GateState::Open);
+}
+
 /// A client that takes no answers fills its window and stands still; memory is bounded by that, and others go on.
 #[test]
 fn a_client_that_takes_no_answers_holds_up_nobody_else() {

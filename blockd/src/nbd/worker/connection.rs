@@ -20,6 +20,10 @@ pub const MAX_REQUESTS: u32 = 64;
 /// Data of a connection's requests; two of the largest.
 pub const MAX_WINDOW_BYTES: u64 = 64 << 20;
 
+/// Data that a connection may have though others have all the memory: theirs may be waited for without end, by whoever waits for a volume that
+/// is not served here, or takes no answers.
+pub(super) const OWN_BYTES: u64 = 256 << 10;
+
 /// What comes next from the client, or is to be done with what came last.
 #[derive(Clone, Copy)]
 pub(super) enum Reading {
@@ -106,6 +110,11 @@ impl Connection {
     /// Whether a request with that much data may begin.
     pub(super) fn has_room(&self, data_bytes: u64) -> bool {
         self.requests < MAX_REQUESTS && self.window_bytes + data_bytes <= MAX_WINDOW_BYTES
+    }
+
+    /// Whether a request with that much data may begin while others have all the memory.
+    pub(super) fn has_own_room(&self, data_bytes: u64) -> bool {
+        self.window_bytes + data_bytes <= OWN_BYTES
     }
 
     /// A request begins.

@@ -49,8 +49,8 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-/// Most memory for the data of requests, over all workers.
-const MAX_DATA_BYTES: u64 = 1 << 30;
+/// Most memory for the data of requests, over all workers, but for a little that each connection has to itself.
+const MAX_DATA_BYTES: i64 = 1 << 30;
 /// When a thread that does not answer is asked whether it waits for a disk.
 const ANSWER_LIMIT: Duration = Duration::from_millis(100);
 /// Files of a connection: its socket and its image.
@@ -98,7 +98,7 @@ impl Workers {
             let mailbox = Arc::new(Mailbox::new()?);
             mailboxes.push(mailbox.clone());
             let (started, start) = std::sync::mpsc::sync_channel(1);
-            let budget_bytes = MAX_DATA_BYTES / threads as u64;
+            let budget_bytes = MAX_DATA_BYTES / threads as i64;
             let run = move || run(mailbox, max_connections, budget_bytes, &started);
             handles.push(std::thread::Builder::new().name(format!("tern-nbd-{number}")).spawn(run)?);
             // Whether there is io_uring here is known only on the thread that uses it.
@@ -145,7 +145,7 @@ impl Workers {
     }
 }
 
-fn run(mailbox: Arc<Mailbox>, max_connections: usize, budget_bytes: u64, started: &SyncSender<io::Result<()>>) {
+fn run(mailbox: Arc<Mailbox>, max_connections: usize, budget_bytes: i64, started: &SyncSender<io::Result<()>>) {
     match Worker::new(mailbox, max_connections, budget_bytes) {
         Ok(mut worker) => {
             let _ = started.send(Ok(()));
@@ -170,8 +170,8 @@ struct Worker {
     /// Operations that wait for another thread, or for its answer.
     helping: VecDeque<usize>,
     helpers: usize,
-    /// Memory for data that may still be used.
-    budget_bytes: u64,
+    /// Memory for data that may still be used; below zero by what connections have beyond it, [`connection::OWN_BYTES`] each at most.
+    budget_bytes: i64,
     /// Connections that wait for it.
     starved: Vec<usize>,
     /// Of this turn.
@@ -182,7 +182,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(mailbox: Arc<Mailbox>, max_connections: usize, budget_bytes: u64) -> io::Result<Self> {
+    fn new(mailbox: Arc<Mailbox>, max_connections: usize, budget_bytes: i64) -> io::Result<Self> {
         let mut ring = Ring::new(1 + FILES * max_connections)?;
         let bell = ring.learn(MAILBOX, &*mailbox);
         ring.start(bell, 0, Work::Listen(Box::default()));

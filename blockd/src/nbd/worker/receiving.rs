@@ -66,7 +66,8 @@ impl Worker {
             _ => 0,
         };
         let connection = &mut self.connections[key];
-        if !connection.has_room(window_bytes) || self.budget_bytes < window_bytes {
+        let has_memory = self.budget_bytes >= window_bytes as i64 || connection.has_own_room(window_bytes);
+        if !connection.has_room(window_bytes) || !has_memory {
             if connection.has_room(window_bytes) && !self.starved.contains(&key) {
                 self.starved.push(key);
             }
@@ -74,7 +75,7 @@ impl Worker {
             return false;
         }
         connection.enter(window_bytes);
-        self.budget_bytes -= window_bytes;
+        self.budget_bytes -= window_bytes as i64;
         connection.reading = Reading::Header;
         match plan {
             Plan::Disconnect => {}

@@ -106,7 +106,7 @@ impl Worker {
     /// There is room in the window again.
     pub(super) fn release(&mut self, key: usize, requests: u32, window_bytes: u64) {
         self.connections[key].leave(requests, window_bytes);
-        self.budget_bytes += window_bytes;
+        self.budget_bytes += window_bytes as i64;
         self.call(key);
         for key in std::mem::take(&mut self.starved) {
             if self.connections.contains(key) {
