@@ -12,6 +12,7 @@
 mod connection;
 mod edges;
 mod exports;
+mod greeting;
 pub mod handshake;
 mod listener;
 mod log_limit;

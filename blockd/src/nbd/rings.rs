@@ -2,6 +2,7 @@
 
 use super::connection;
 use super::exports::{ConnectionId, ExportTable};
+use super::greeting::Greeting;
 use super::handshake::Security;
 use super::log_limit::LogLimit;
 use super::tls::{Tls, TlsPolicy};
@@ -52,6 +53,7 @@ pub(super) struct Shared {
     pub(super) handshake_timeout: Duration,
     pub(super) stall_timeout: Duration,
     pub(super) log_limit: LogLimit,
+    pub(super) greeting: Greeting,
     pub(super) workers: Workers,
 }
 
@@ -78,7 +80,8 @@ impl Rings {
         stall_timeout: Duration,
     ) -> io::Result<(Arc<Self>, Vec<JoinHandle<()>>)> {
         let (workers, mut handles) = Workers::start(threads.max(1), max_connections)?;
-        let shared = Arc::new(Shared { handshake_timeout, stall_timeout, log_limit: LogLimit::default(), workers });
+        let (log_limit, greeting) = (LogLimit::default(), Greeting::new(max_connections));
+        let shared = Arc::new(Shared { handshake_timeout, stall_timeout, log_limit, greeting, workers });
         let (queue, newcomers) = mpsc::unbounded_channel();
         // Whether there is io_uring here is known only on the thread that uses it.
         let (started, start) = std::sync::mpsc::sync_channel(1);
@@ -99,6 +102,7 @@ impl Rings {
     /// Has a client greeted, or closes its connection if there are too many.
     pub(super) fn welcome(&self, newcomer: Newcomer) {
         let Ok(permit) = self.connections.clone().try_acquire_owned() else {
+            self.shared.greeting.make_room();
             if let Some(suppressed) = self.log_limit().admit(Instant::now()) {
                 tracing::warn!(suppressed, "nbd: too many connections, a client is turned away: see nbd.max_connections");
             }
@@ -112,7 +116,9 @@ impl Rings {
         };
         let (id, table) = (newcomer.id, newcomer.table.clone());
         table.enter(id, newcomer.socket.clone());
+        self.shared.greeting.enter(id, newcomer.socket.clone());
         if queue.send(Admitted { newcomer, stream, _permit: permit }).is_err() {
+            self.shared.greeting.leave(id);
             table.leave(id);
         }
     }
@@ -159,17 +165,19 @@ fn run(shared: Arc<Shared>, mut newcomers: mpsc::UnboundedReceiver<Admitted>, st
 async fn serve(admitted: Admitted, shared: Arc<Shared>) {
     let (id, table) = (admitted.newcomer.id, admitted.newcomer.table.clone());
     // Also if the task panics: who waits for the connection to end must not wait for ever.
-    let _leave = Leave { id, table };
+    let _leave = Leave { id, table, shared: shared.clone() };
     connection::serve(admitted.newcomer, admitted.stream, shared).await;
 }
 
 struct Leave {
     id: ConnectionId,
     table: Arc<ExportTable>,
+    shared: Arc<Shared>,
 }
 
 impl Drop for Leave {
     fn drop(&mut self) {
+        self.shared.greeting.leave(self.id);
         self.table.leave(self.id);
     }
 }

@@ -40,7 +40,7 @@ impl Witness {
 fn clients_that_say_nothing_are_cut_off_at_the_deadline_and_hold_no_place_after_it() {
     let site = Site::with(|options| {
         options.handshake_timeout = Duration::from_millis(300);
-        options.max_connections = 4;
+        options.max_connections = 6;
     });
     site.serve("vm1", MIB);
     let path = site.path("nbd.sock");
@@ -48,15 +48,35 @@ fn clients_that_say_nothing_are_cut_off_at_the_deadline_and_hold_no_place_after_
     let mut silent: Vec<_> = (0..3).map(|_| Raw::connect(&path)).collect();
     let mut half = silent.pop().unwrap();
     half.send(b"\0\0");
-    // The places are taken, as soon as the listener has seen them all.
     silent.iter_mut().chain([&mut half]).for_each(|client| drop(client.receive(18).unwrap()));
-    Raw::connect(&path).expect_end();
     silent.iter_mut().chain([&mut half]).for_each(Raw::expect_end);
-    eventually("a place is free again", || {
+    // There is one for each place but the witness's.
+    let _others: Vec<_> = (0..5).map(|_| Raw::attach(&path)).collect();
+    Raw::connect(&path).expect_end();
+    witness.works();
+}
+
+/// Lesson: clients that say nothing (CVE-2024-7409); they do not keep out those that do, even before the deadline.
+#[test]
+fn clients_that_say_nothing_leave_room_for_others() {
+    let site = Site::with(|options| {
+        options.handshake_timeout = Duration::from_secs(60);
+        options.max_connections = 4;
+    });
+    site.serve("vm1", MIB);
+    let path = site.path("nbd.sock");
+    let mut witness = Witness::new(&site);
+    let silent: Vec<_> = (0..100).map(|_| Raw::connect(&path)).collect();
+    eventually("one that speaks is served", || {
         let mut client = Raw::connect(&path);
-        client.receive(18).is_ok()
+        client.receive(18).is_ok() && {
+            client.send(&3_u32.to_be_bytes());
+            client.option(option::EXPORT_NAME, 0, &[]);
+            client.receive(10).is_ok()
+        }
     });
     witness.works();
+    drop(silent);
 }
 
 /// Lesson: the deadline is one for the whole handshake, however busy the client seems.

@@ -60,6 +60,7 @@ struct Line {
 pub(super) async fn serve(newcomer: Newcomer, stream: OwnedFd, shared: Arc<Shared>) {
     let mut line = Line::new(stream);
     let choice = choose(&mut line, &newcomer, shared.handshake_timeout).await;
+    shared.greeting.leave(newcomer.id);
     let Line { stream, input, tunnel } = line;
     let mut result = match choice {
         Ok(Some((agreement, offer))) => transmit(input, stream, &shared, offer, &agreement).await,
