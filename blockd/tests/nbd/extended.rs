@@ -3,6 +3,7 @@
 use crate::raw::Raw;
 use crate::site::Site;
 use blockd::nbd::wire::{EXTENDED_CHUNK_MAGIC, EXTENDED_REQUEST_MAGIC, chunk, command, command_flag, option, option_reply};
+use std::sync::{Arc, Mutex};
 
 const GIB: u64 = 1 << 30;
 
@@ -85,4 +86,32 @@ fn block_status_and_zeroes_reach_beyond_4_gib() {
     let hole = [&b"\0\0\0\x01\0\0\0\x01"[..], &(16 * GIB - 4096).to_be_bytes(), &3_u64.to_be_bytes()].concat();
     assert_eq!(reply(&mut client, 4096), (0, chunk::BLOCK_STATUS_EXT, hole));
     assert_eq!(reply(&mut client, 4096).0, chunk::DONE);
+}
+
+/// Whoever knows what is dirty, and a disk that makes holes, may take as long as they like.
+#[test]
+fn a_volume_that_does_not_answer_holds_up_no_other_volumes_holes() {
+    let site = Site::new();
+    let (volume, _) = site.serve("vm1", GIB);
+    let unanswered = Arc::new(Mutex::new(Vec::new()));
+    let ask = {
+        let unanswered = unanswered.clone();
+        move |_, reply| unanswered.lock().unwrap().push(reply)
+    };
+    volume.intake.behind().set(Box::new(ask));
+    site.export(&site.volume("vm2", GIB), &site.socket("other.sock"));
+    // Each thread has one of each.
+    let mut stuck: Vec<_> = (0..2).map(|_| attach(&site)).collect();
+    let mut others: Vec<_> = (0..2).map(|_| Raw::attach(&site.path("other.sock"))).collect();
+    for client in &mut stuck {
+        (0..32).for_each(|_| request(client, command::BLOCK_STATUS, 0, 0, 4096, &[]));
+    }
+    assert!(stuck.iter_mut().all(Raw::is_silent));
+    for other in &mut others {
+        other.request(command::TRIM, 1, 0, 1 << 20, &[]);
+        assert_eq!(other.reply(), (0, 1));
+    }
+    volume.intake.behind().set(Box::new(|_, _| ()));
+    unanswered.lock().unwrap().clear();
+    stuck.iter_mut().for_each(|client| drop(reply(client, 0)));
 }

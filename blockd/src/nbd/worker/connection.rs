@@ -57,6 +57,9 @@ pub(super) struct Connection {
     pub(super) large_writes: bool,
     /// Each with the room in the window that it gives back; bounded by the window.
     pub(super) replies: VecDeque<(Reply, u64)>,
+    /// Operations that wait for another thread, and how many are with one.
+    pub(super) helping: VecDeque<usize>,
+    pub(super) helpers: usize,
     /// Away while it is sent.
     pub(super) batch: Option<Box<Batch>>,
     /// The client takes nothing any more.
@@ -94,6 +97,8 @@ impl Connection {
             expect: Expect::Something,
             large_writes: false,
             replies: VecDeque::new(),
+            helping: VecDeque::new(),
+            helpers: 0,
             batch: Some(Box::default()),
             broken: false,
             requests: 0,

@@ -35,7 +35,6 @@ use connection::Connection;
 use mailbox::{Mailbox, Message};
 use operation::Operation;
 use slab::Slab;
-use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -167,9 +166,6 @@ struct Worker {
     due: Vec<usize>,
     /// Operations that found their gate shut.
     waiting: Vec<usize>,
-    /// Operations that wait for another thread, or for its answer.
-    helping: VecDeque<usize>,
-    helpers: usize,
     /// Memory for data that may still be used; below zero by what connections have beyond it, [`connection::OWN_BYTES`] each at most.
     budget_bytes: i64,
     /// Connections that wait for it.
@@ -195,8 +191,6 @@ impl Worker {
             operations: Slab::new(),
             due: Vec::new(),
             waiting: Vec::new(),
-            helping: VecDeque::new(),
-            helpers: 0,
             budget_bytes,
             starved: Vec::new(),
             now: Instant::now(),

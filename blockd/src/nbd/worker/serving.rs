@@ -18,8 +18,9 @@ use crate::volume::{Admission, Pass, Waiter};
 use std::io;
 use std::ops::Range;
 
-/// Threads of a worker that do what would block it: holes, and looking for them.
-const HELPERS: usize = 16;
+/// Threads for a connection that do what would block the worker: holes, and looking for them. A file system makes one hole of a file at a time
+/// anyway, and a disk that hangs must not take other clients with it.
+const HELPERS: usize = 4;
 
 impl Worker {
     /// A buffer for the data of a request, and where the data lies in it: at the same distance from a multiple of the image's alignment as
@@ -194,17 +195,18 @@ impl Worker {
 
     /// Has another thread do what would block this one.
     fn help(&mut self, number: usize) {
-        self.helping.push_back(number);
-        self.start_helpers();
+        let key = self.operations[number].connection;
+        self.connections[key].helping.push_back(number);
+        self.start_helpers(key);
     }
 
-    fn start_helpers(&mut self) {
-        while self.helpers < HELPERS
-            && let Some(number) = self.helping.pop_front()
+    fn start_helpers(&mut self, key: usize) {
+        let connection = &mut self.connections[key];
+        while connection.helpers < HELPERS
+            && let Some(number) = connection.helping.pop_front()
         {
-            self.helpers += 1;
+            connection.helpers += 1;
             let operation = &self.operations[number];
-            let connection = &self.connections[operation.connection];
             let (volume, contexts) = (connection.served.volume.clone(), connection.session.contexts);
             let (task, part) = (operation.task, operation.part);
             let space = operation.zeroes().unwrap_or(Space::MayFree);
@@ -219,8 +221,9 @@ impl Worker {
     }
 
     pub(super) fn helped(&mut self, number: usize, result: io::Result<Statuses>) {
-        self.helpers -= 1;
-        self.start_helpers();
+        let key = self.operations[number].connection;
+        self.connections[key].helpers -= 1;
+        self.start_helpers(key);
         self.done(number, result);
     }
 
