@@ -62,10 +62,15 @@ impl Listener {
         Ok(Self { control, thread })
     }
 
-    /// Hangs up on the clients, and frees the path. Blocks until what they began is complete.
-    pub(super) fn close(self) {
+    /// Begins to hang up on the clients.
+    pub(super) fn stop(&self) {
         self.control.stopping.store(true, SeqCst);
         self.control.ring();
+    }
+
+    /// Hangs up on the clients, and frees the path. Blocks until what they began is complete.
+    pub(super) fn close(self) {
+        self.stop();
         if self.thread.join().is_err() {
             tracing::error!("vhost-user: a listener failed");
         }

@@ -92,6 +92,8 @@ impl VhostUserService {
 
 /// Closes listeners, which blocks, on another thread.
 async fn close(listeners: Vec<Listener>) {
+    // One farewell for all: each in turn would add up.
+    listeners.iter().for_each(Listener::stop);
     let closed = tokio::task::spawn_blocking(|| listeners.into_iter().for_each(Listener::close)).await;
     if let Err(error) = closed {
         tracing::error!(%error, "vhost-user: an export could not be closed");
