@@ -28,7 +28,7 @@ pub trait SegmentFiles: Send {
     fn list(&self) -> io::Result<Vec<u64>>;
     /// Makes an empty file; its name is durable on return.
     fn create(&mut self, number: u64) -> io::Result<()>;
-    /// Appends to the file that was created last.
+    /// Appends to the file that was created last. After an error, some of it may be there.
     fn append(&mut self, number: u64, bytes: &[u8]) -> io::Result<()>;
     /// Makes what was appended durable.
     fn sync(&mut self, number: u64) -> io::Result<()>;
@@ -38,7 +38,7 @@ pub trait SegmentFiles: Send {
     fn read(&self, number: u64, offset: u64, content: &mut [u8]) -> io::Result<()>;
     /// Cuts the file off at `len_bytes`, durably.
     fn truncate(&mut self, number: u64, len_bytes: u64) -> io::Result<()>;
-    /// Removes the file, durably.
+    /// Removes the file, durably; it may be gone already.
     fn delete(&mut self, number: u64) -> io::Result<()>;
 }
 

@@ -9,6 +9,7 @@
 //! Records are the frames of the wire (`record`). What follows the last commit is staged: it belongs to no epoch yet. Invariants:
 //! - A commit record is durable, with everything before it, before [`Journal::commit`] returns.
 //! - A segment is deleted only when all of it is folded and the image is durable.
+//! - A segment is as long as its records: what a failed append left behind them is cut off before anything else is written.
 
 mod record;
 mod scan;
@@ -20,6 +21,7 @@ use bytes::Bytes;
 use record::{RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::{Commit, Envelope, Message};
+use std::collections::VecDeque;
 use std::io;
 
 /// A segment that has grown to this is closed and a new one begun.
@@ -43,8 +45,14 @@ pub struct Journal<F> {
     committed: Position,
     /// What is before is in the image, though perhaps not durably.
     folded: Position,
+    /// What is before is in the image durably.
+    durable: Position,
     oldest_segment: u64,
-    used_bytes: u64,
+    /// Lengths of the segments from the oldest up to the one before the last.
+    closed: VecDeque<u64>,
+    closed_bytes: u64,
+    /// Something of a record may be behind the end.
+    is_torn: bool,
     quota_bytes: u64,
 }
 
@@ -57,15 +65,18 @@ impl<F: SegmentFiles> Journal<F> {
         if last_epoch.max(folded_epoch) < expected {
             return Err(JournalError::CommitMissing { expected, found: last_epoch });
         }
-        let used_bytes = scan::mend(&mut files, &found)?;
+        let closed = scan::mend(&mut files, &found)?;
         let folded = Position { segment: found.oldest_segment, offset: SEGMENT_HEADER_BYTES };
         let journal = Self {
             files,
             end: found.end,
             committed: found.committed.max(folded),
             folded,
+            durable: folded,
             oldest_segment: found.oldest_segment,
-            used_bytes,
+            closed_bytes: closed.iter().sum(),
+            closed,
+            is_torn: false,
             quota_bytes,
         };
         Ok((journal, found.last_commit))
@@ -73,7 +84,7 @@ impl<F: SegmentFiles> Journal<F> {
 
     /// Bytes in use, and the quota.
     pub fn used_bytes(&self) -> (u64, u64) {
-        (self.used_bytes, self.quota_bytes)
+        (self.closed_bytes + self.end.offset, self.quota_bytes)
     }
 
     /// Whether everything that is committed is folded.
@@ -89,15 +100,17 @@ impl<F: SegmentFiles> Journal<F> {
     /// Appends a frame. `StorageFull` if it would go over the quota.
     pub fn append(&mut self, frame: &Bytes) -> io::Result<()> {
         let record = record::encode(frame);
-        if self.used_bytes + record.len() as u64 > self.quota_bytes {
+        if self.used_bytes().0 + record.len() as u64 > self.quota_bytes {
             return Err(io::Error::new(io::ErrorKind::StorageFull, quota_is_too_small(self.quota_bytes)));
         }
         if self.end.offset >= SEGMENT_BYTES {
             self.rotate()?;
         }
+        self.cut_torn()?;
+        self.is_torn = true;
         self.files.append(self.end.segment, &record)?;
+        self.is_torn = false;
         self.end.offset += record.len() as u64;
-        self.used_bytes += record.len() as u64;
         Ok(())
     }
 
@@ -112,17 +125,14 @@ impl<F: SegmentFiles> Journal<F> {
     /// Drops what is staged.
     pub fn drop_staged(&mut self) -> io::Result<()> {
         while self.end.segment > self.committed.segment {
-            self.used_bytes -= self.files.len_bytes(self.end.segment)?;
             self.files.delete(self.end.segment)?;
-            self.end = Position { segment: self.end.segment - 1, offset: 0 };
-            self.end.offset = self.files.len_bytes(self.end.segment)?;
+            let len_bytes = self.closed.pop_back().expect("a length for each segment before the end");
+            self.closed_bytes -= len_bytes;
+            self.end = Position { segment: self.end.segment - 1, offset: len_bytes };
         }
-        if self.end.offset > self.committed.offset {
-            self.files.truncate(self.committed.segment, self.committed.offset)?;
-            self.used_bytes -= self.end.offset - self.committed.offset;
-            self.end = self.committed;
-        }
-        Ok(())
+        self.is_torn |= self.end > self.committed;
+        self.end = self.committed;
+        self.cut_torn()
     }
 
     /// The next committed message that is not folded. Call [`Self::folded_one`] once it is in the image.
@@ -130,7 +140,7 @@ impl<F: SegmentFiles> Journal<F> {
         if self.is_folded() {
             return Ok(None);
         }
-        self.skip_to_record()?;
+        self.skip_to_record();
         Ok(Some(self.read_record(self.folded)?.0))
     }
 
@@ -141,22 +151,24 @@ impl<F: SegmentFiles> Journal<F> {
         Ok(())
     }
 
-    /// What was folded may not be in the image: it is folded from the beginning.
+    /// What was folded may not be in the image: it is folded again from where that is certain.
     pub fn fold_again(&mut self) {
-        self.folded = Position { segment: self.oldest_segment, offset: SEGMENT_HEADER_BYTES };
+        self.folded = self.durable;
     }
 
     /// Everything folded so far is durable in the image: segments that hold nothing else go.
     pub fn forget_folded(&mut self) -> io::Result<()> {
+        self.durable = self.folded;
         // A segment that is all folded and all there is would keep its bytes for ever: begin a new one.
         if self.folded == self.end && self.end.offset > SEGMENT_HEADER_BYTES {
             self.rotate()?;
             self.committed = self.end;
             self.folded = self.end;
+            self.durable = self.end;
         }
         while self.oldest_segment < self.folded.segment {
-            self.used_bytes -= self.files.len_bytes(self.oldest_segment)?;
             self.files.delete(self.oldest_segment)?;
+            self.closed_bytes -= self.closed.pop_front().expect("a length for each segment before the end");
             self.oldest_segment += 1;
         }
         Ok(())
@@ -166,7 +178,7 @@ impl<F: SegmentFiles> Journal<F> {
     pub fn for_each_staged(&self, mut visit: impl FnMut(Message)) -> io::Result<()> {
         let mut at = self.committed;
         while at < self.end {
-            if at.offset >= self.files.len_bytes(at.segment)? {
+            if at.offset >= self.len_bytes(at.segment) {
                 at = Position { segment: at.segment + 1, offset: SEGMENT_HEADER_BYTES };
                 continue;
             }
@@ -178,20 +190,33 @@ impl<F: SegmentFiles> Journal<F> {
     }
 
     fn rotate(&mut self) -> io::Result<()> {
+        self.cut_torn()?;
         self.files.sync(self.end.segment)?;
         let segment = self.end.segment + 1;
         self.files.create(segment)?;
         self.files.append(segment, &record::segment_header(segment))?;
+        self.closed.push_back(self.end.offset);
+        self.closed_bytes += self.end.offset;
         self.end = Position { segment, offset: SEGMENT_HEADER_BYTES };
-        self.used_bytes += SEGMENT_HEADER_BYTES;
         Ok(())
     }
 
-    fn skip_to_record(&mut self) -> io::Result<()> {
-        while self.folded.segment < self.committed.segment && self.folded.offset >= self.files.len_bytes(self.folded.segment)? {
-            self.folded = Position { segment: self.folded.segment + 1, offset: SEGMENT_HEADER_BYTES };
+    fn cut_torn(&mut self) -> io::Result<()> {
+        if self.is_torn {
+            self.files.truncate(self.end.segment, self.end.offset)?;
+            self.is_torn = false;
         }
         Ok(())
+    }
+
+    fn skip_to_record(&mut self) {
+        while self.folded.segment < self.committed.segment && self.folded.offset >= self.len_bytes(self.folded.segment) {
+            self.folded = Position { segment: self.folded.segment + 1, offset: SEGMENT_HEADER_BYTES };
+        }
+    }
+
+    fn len_bytes(&self, segment: u64) -> u64 {
+        self.closed.get((segment - self.oldest_segment) as usize).copied().unwrap_or(self.end.offset)
     }
 
     fn read_record(&self, at: Position) -> io::Result<(Message, u64)> {

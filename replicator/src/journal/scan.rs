@@ -6,6 +6,7 @@ use crate::disk::SegmentFiles;
 use bytes::Bytes;
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::{Commit, Envelope, Message};
+use std::collections::VecDeque;
 use std::io;
 
 /// Why a journal cannot be used.
@@ -61,13 +62,16 @@ pub(super) fn scan<F: SegmentFiles>(files: &F) -> Result<Found, JournalError> {
         }
         found.torn = found.end.offset < len_bytes;
     }
+    if found.good_segments == 0 {
+        (found.oldest_segment, found.end, found.committed) = (1, start(1), start(1));
+    }
     found.surplus = segments[found.good_segments as usize..].to_vec();
     Ok(found)
 }
 
-/// Cuts off what was found torn, so that appending can go on; returns the bytes in use. Call it once nothing that was acknowledged is
-/// missing: until then the files are the evidence.
-pub(super) fn mend<F: SegmentFiles>(files: &mut F, found: &Found) -> io::Result<u64> {
+/// Cuts off what was found torn, so that appending can go on; returns the lengths of the segments before the last. Call it once nothing
+/// that was acknowledged is missing: until then the files are the evidence.
+pub(super) fn mend<F: SegmentFiles>(files: &mut F, found: &Found) -> io::Result<VecDeque<u64>> {
     for segment in found.surplus.iter().rev() {
         files.delete(*segment)?;
     }
@@ -78,7 +82,7 @@ pub(super) fn mend<F: SegmentFiles>(files: &mut F, found: &Found) -> io::Result<
     } else if found.torn {
         files.truncate(found.end.segment, found.end.offset)?;
     }
-    (found.oldest_segment..=found.end.segment).map(|segment| files.len_bytes(segment)).sum()
+    (found.oldest_segment..found.end.segment).map(|segment| files.len_bytes(segment)).collect()
 }
 
 fn has_header<F: SegmentFiles>(files: &F, segment: u64) -> io::Result<bool> {

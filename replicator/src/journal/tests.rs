@@ -7,7 +7,18 @@ use replicator_engine::wire::{Blocks, Commit, Content, Encoding};
 use std::collections::BTreeMap;
 
 #[derive(Clone, Default)]
-struct Memory(BTreeMap<u64, Vec<u8>>);
+struct Memory(BTreeMap<u64, Vec<u8>>, Disk);
+
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Disk {
+    #[default]
+    Good,
+    Full {
+        room_bytes: usize,
+    },
+    /// Names go, but nobody knows whether for good.
+    CannotSync,
+}
 
 impl SegmentFiles for Memory {
     fn list(&self) -> io::Result<Vec<u64>> {
@@ -18,8 +29,9 @@ impl SegmentFiles for Memory {
         Ok(())
     }
     fn append(&mut self, number: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.get_mut(&number).unwrap().extend_from_slice(bytes);
-        Ok(())
+        let room_bytes = if let Disk::Full { room_bytes } = self.1 { room_bytes } else { bytes.len() };
+        self.0.get_mut(&number).unwrap().extend_from_slice(&bytes[..room_bytes.min(bytes.len())]);
+        if room_bytes < bytes.len() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
     fn sync(&mut self, _number: u64) -> io::Result<()> {
         Ok(())
@@ -38,7 +50,7 @@ impl SegmentFiles for Memory {
     }
     fn delete(&mut self, number: u64) -> io::Result<()> {
         self.0.remove(&number);
-        Ok(())
+        if self.1 == Disk::CannotSync { Err(io::Error::other("the disk fails")) } else { Ok(()) }
     }
 }
 
@@ -86,7 +98,7 @@ fn a_journal_cut_at_any_byte_opens_at_the_last_whole_commit() {
     let (journal, ends) = written();
     let whole = journal.files.0[&1].clone();
     for len in 0..=whole.len() {
-        let (mut reopened, last) = open(Memory(BTreeMap::from([(1, whole[..len].to_vec())])));
+        let (mut reopened, last) = open(Memory(BTreeMap::from([(1, whole[..len].to_vec())]), Disk::Good));
         let expected = ends.iter().filter(|end| **end <= len as u64).count();
         assert_eq!(last.unwrap_or(0), expected as u64, "cut at {len}");
         assert_eq!(fold_all(&mut reopened).len(), expected * 2, "cut at {len}");
@@ -140,4 +152,56 @@ fn a_full_journal_says_so_and_keeps_what_it_has() {
     assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     assert!(error.to_string().contains("quota of 200 bytes") && error.to_string().contains("`[journal]`"), "{error}");
     assert_eq!(open(journal.files).0.used_bytes().0, journal.end.offset);
+}
+
+#[test]
+fn half_a_record_on_a_full_disk_is_neither_counted_nor_read() {
+    for room_bytes in 0..frame(blocks(2)).len() {
+        let mut journal = open(Memory::default()).0;
+        journal.append(&frame(blocks(1))).unwrap();
+        journal.commit(&frame(commit(1))).unwrap();
+        let fail = |journal: &mut Journal<Memory>| {
+            journal.files.1 = Disk::Full { room_bytes };
+            journal.append(&frame(blocks(2))).unwrap_err();
+            journal.files.1 = Disk::Good;
+        };
+        // What follows takes its place.
+        fail(&mut journal);
+        journal.commit(&frame(commit(2))).unwrap();
+        assert_eq!(open(journal.files.clone()).1, Some(2), "{room_bytes} bytes of it");
+        // Or its segment goes.
+        fail(&mut journal);
+        assert_eq!(fold_all(&mut journal), [blocks(1), commit(1), commit(2)]);
+        journal.forget_folded().unwrap();
+        assert_eq!(journal.used_bytes().0, SEGMENT_HEADER_BYTES, "{room_bytes} bytes of it");
+        journal.commit(&frame(commit(3))).unwrap();
+        assert_eq!(fold_all(&mut journal), [commit(3)]);
+    }
+}
+
+#[test]
+fn a_segment_whose_deletion_failed_is_counted_once_and_not_read_again() {
+    let (mut journal, _) = written();
+    journal.commit(&frame(commit(3))).unwrap();
+    fold_all(&mut journal);
+    journal.files.1 = Disk::CannotSync;
+    for _ in 0..3 {
+        journal.forget_folded().unwrap_err();
+    }
+    journal.fold_again();
+    assert_eq!(fold_all(&mut journal), []);
+    journal.files.1 = Disk::Good;
+    journal.forget_folded().unwrap();
+    assert_eq!(journal.used_bytes().0, SEGMENT_HEADER_BYTES);
+}
+
+#[test]
+fn nothing_but_strangers_segments_is_an_empty_journal() {
+    let files = Memory(BTreeMap::from([(u64::MAX, record::segment_header(7))]), Disk::Good);
+    let (mut journal, last) = open(files);
+    assert_eq!((last, journal.used_bytes().0), (None, SEGMENT_HEADER_BYTES));
+    journal.commit(&frame(commit(1))).unwrap();
+    fold_all(&mut journal);
+    journal.forget_folded().unwrap();
+    assert_eq!(journal.files.list().unwrap(), [2]);
 }

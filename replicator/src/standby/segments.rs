@@ -50,7 +50,8 @@ impl SegmentFiles for SegmentDir {
         for entry in std::fs::read_dir(&self.dir)? {
             let name = entry?.file_name();
             let number = name.to_str().and_then(|name| name.strip_suffix(".seg")).and_then(|number| number.parse::<u64>().ok());
-            numbers.extend(number);
+            // A copy that somebody left there under another name is none of ours.
+            numbers.extend(number.filter(|number| self.path(*number).file_name() == Some(&name)));
         }
         numbers.sort_unstable();
         Ok(numbers)
@@ -106,8 +107,11 @@ impl SegmentFiles for SegmentDir {
             self.last = None;
         }
         *self.read.get_mut().expect("no panic under this lock") = None;
-        std::fs::remove_file(self.path(number))?;
-        self.sync_dir()
+        match std::fs::remove_file(self.path(number)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            // Gone before, perhaps not durably.
+            _ => self.sync_dir(),
+        }
     }
 }
 
@@ -132,5 +136,17 @@ mod tests {
         files.append(3, b"!").unwrap();
         files.delete(4).unwrap();
         assert_eq!((files.list().unwrap(), files.len_bytes(3).unwrap()), (vec![3], 6));
+        files.delete(4).unwrap();
+    }
+
+    #[test]
+    fn a_stray_copy_under_another_name_is_no_segment() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = SegmentDir::open(dir.path()).unwrap();
+        files.create(1).unwrap();
+        for name in ["1.seg", "+000000000000001.seg", "0000000000000002.seg.bak", "x.seg"] {
+            std::fs::write(dir.path().join(name), b"").unwrap();
+        }
+        assert_eq!(files.list().unwrap(), [1]);
     }
 }
