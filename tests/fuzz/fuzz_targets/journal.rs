@@ -1,4 +1,5 @@
-//! A journal that is written, folded, damaged and opened again: an error is fine. While nothing is damaged, what was committed is there.
+//! A journal that is written, folded, damaged and opened again, on a disk that may be full: an error is fine. While nothing is damaged, what
+//! was committed is there; and it never counts what it does not hold.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -17,7 +18,7 @@ struct World {
     writer: Writer,
     /// The last commit, until something was damaged.
     committed: Option<Option<u64>>,
-    /// A segment that was deleted: a crash may bring it back.
+    /// What was folded and deleted: a crash may bring it back.
     deleted: Vec<(u64, Vec<u8>)>,
 }
 
@@ -44,7 +45,8 @@ impl World {
             7 => drop(self.journal.for_each_staged(|_| ())),
             8 | 9 => self.fold(usize::from(bytes.u8() % 4)),
             10 => self.open(bytes),
-            11 => self.restore(),
+            11 => self.restore(bytes),
+            12 => self.files.0.lock().unwrap().room_bytes = Some(usize::from(bytes.u8())),
             _ => {
                 self.damage(bytes);
                 self.committed = None;
@@ -52,6 +54,7 @@ impl World {
             }
         }
         let (used_bytes, quota_bytes) = self.journal.used_bytes();
+        assert!(used_bytes <= self.held_bytes());
         // A segment's header is not worth a refusal.
         assert!(self.committed.is_none() || used_bytes <= quota_bytes + 64);
     }
@@ -65,23 +68,29 @@ impl World {
             }
         }
         if self.journal.is_folded() {
-            let before = self.files.0.lock().unwrap().clone();
+            self.files.0.lock().unwrap().deleted.clear();
             let _ = self.journal.forget_folded();
-            let now = self.files.0.lock().unwrap();
-            self.deleted = before.into_iter().filter(|(number, _)| !now.contains_key(number)).collect();
-            if !self.deleted.is_empty() {
+            self.deleted = std::mem::take(&mut self.files.0.lock().unwrap().deleted);
+            // What is staged keeps its segment, and with it the last commit.
+            if !self.deleted.is_empty() && !self.journal.has_staged() {
                 self.committed = self.committed.map(|_| None);
             }
         }
     }
 
     /// The power went before the deletion was durable.
-    fn restore(&mut self) {
+    fn restore(&mut self, bytes: &mut Bytes<'_>) {
         let restored = std::mem::take(&mut self.deleted);
         if !restored.is_empty() {
-            self.committed = None;
-            self.files.0.lock().unwrap().extend(restored);
+            // With nothing behind them, their commits are the last again.
+            self.committed = self.committed.filter(Option::is_some);
+            self.files.0.lock().unwrap().segments.extend(restored);
+            self.open(bytes);
         }
+    }
+
+    fn held_bytes(&self) -> u64 {
+        self.files.0.lock().unwrap().segments.values().map(|file| file.len() as u64).sum()
     }
 
     fn open(&mut self, bytes: &mut Bytes<'_>) {
@@ -89,6 +98,7 @@ impl World {
         match Journal::open(self.files.clone(), QUOTA_BYTES, u64::from(bytes.u8() % 4), expected) {
             Ok((journal, found)) => {
                 self.journal = journal;
+                assert_eq!(self.journal.used_bytes().0, self.held_bytes());
                 assert!(self.committed.is_none_or(|committed| committed == found.as_ref().map(|commit| commit.epoch)));
             }
             Err(_) => {
@@ -99,7 +109,7 @@ impl World {
     }
 
     fn damage(&mut self, bytes: &mut Bytes<'_>) {
-        let mut files = self.files.0.lock().unwrap();
+        let files = &mut self.files.0.lock().unwrap().segments;
         let which = usize::from(bytes.u8()) % files.len().max(1);
         let Some((number, file)) = files.iter_mut().nth(which).map(|(number, file)| (*number, file)) else { return };
         let at = usize::from(bytes.u16()) % (file.len() + 1);

@@ -81,26 +81,39 @@ impl BlockDevice for Image {
 
 /// A directory of segments; clones are the same one.
 #[derive(Clone, Default)]
-pub struct Files(pub Arc<Mutex<BTreeMap<u64, Vec<u8>>>>);
+pub struct Files(pub Arc<Mutex<Directory>>);
+
+/// What is in a directory of segments.
+#[derive(Default)]
+pub struct Directory {
+    /// What they hold.
+    pub segments: BTreeMap<u64, Vec<u8>>,
+    /// What those held that were deleted.
+    pub deleted: Vec<(u64, Vec<u8>)>,
+    /// What the next append finds room for, if that is less than it needs.
+    pub room_bytes: Option<usize>,
+}
 
 impl Files {
     fn of<T>(&self, number: u64, work: impl FnOnce(&mut Vec<u8>) -> T) -> io::Result<T> {
-        self.0.lock().unwrap().get_mut(&number).map(work).ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.0.lock().unwrap().segments.get_mut(&number).map(work).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 
 impl SegmentFiles for Files {
     fn list(&self) -> io::Result<Vec<u64>> {
-        Ok(self.0.lock().unwrap().keys().copied().collect())
+        Ok(self.0.lock().unwrap().segments.keys().copied().collect())
     }
 
     fn create(&mut self, number: u64) -> io::Result<()> {
-        self.0.lock().unwrap().insert(number, Vec::new());
+        self.0.lock().unwrap().segments.insert(number, Vec::new());
         Ok(())
     }
 
     fn append(&mut self, number: u64, bytes: &[u8]) -> io::Result<()> {
-        self.of(number, |file| file.extend_from_slice(bytes))
+        let room_bytes = self.0.lock().unwrap().room_bytes.take().unwrap_or(usize::MAX);
+        self.of(number, |file| file.extend_from_slice(&bytes[..bytes.len().min(room_bytes)]))?;
+        if room_bytes < bytes.len() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
     fn sync(&mut self, number: u64) -> io::Result<()> {
@@ -122,7 +135,10 @@ impl SegmentFiles for Files {
     }
 
     fn delete(&mut self, number: u64) -> io::Result<()> {
-        self.0.lock().unwrap().remove(&number).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+        let mut directory = self.0.lock().unwrap();
+        let segment = directory.segments.remove(&number);
+        directory.deleted.extend(segment.map(|content| (number, content)));
+        Ok(())
     }
 }
 
