@@ -119,7 +119,7 @@ impl Connection {
 
     /// Whether a request with that much data may begin while others have all the memory.
     pub(super) fn has_own_room(&self, data_bytes: u64) -> bool {
-        self.window_bytes + data_bytes <= OWN_BYTES
+        data_bytes == 0 || self.window_bytes + data_bytes <= OWN_BYTES
     }
 
     /// A request begins.

@@ -12,7 +12,8 @@
 //! unaligned write), comes back by the [`mailbox`].
 //!
 //! Requests run concurrently and are answered as they complete. Whatever ends a connection (DISC, a client that is gone, a fault, the
-//! service), what has begun is completed before it is over; what still waits for its volume does not begin.
+//! service), what has begun is completed before it is over; what still waits for its volume does not begin. Of a long range of zeroes, what
+//! is not done when nobody can be answered any more stays undone.
 
 mod batch;
 mod connection;

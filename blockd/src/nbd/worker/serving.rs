@@ -238,13 +238,21 @@ impl Worker {
     fn done(&mut self, number: usize, result: io::Result<Statuses>) {
         self.let_go(number);
         let operation = &mut self.operations[number];
-        let volume = &self.connections[operation.connection].served.volume;
+        let connection = &self.connections[operation.connection];
+        let volume = &connection.served.volume;
         let result = match operation.pass.take() {
             Some(pass) => volume.complete(pass, result),
             None => result,
         };
         match result {
-            Ok(_) if operation.advance() => self.admit(number),
+            // It may be hours until the zeroes of a whole disk are written, and nobody hears of it any more.
+            Ok(_) if operation.advance() => {
+                if connection.broken {
+                    self.forget(number)
+                } else {
+                    self.admit(number)
+                }
+            }
             Ok(statuses) => self.succeed(number, statuses),
             Err(error) => self.fail(number, &error),
         }

@@ -55,6 +55,7 @@ impl Worker {
             Reading::Over => {
                 connection.idle_ticks += 1;
                 if connection.idle_ticks >= FAREWELL_TICKS {
+                    connection.broken = true;
                     connection.hang_up();
                 }
             }
