@@ -246,13 +246,10 @@ impl Worker {
         };
         match result {
             // It may be hours until the zeroes of a whole disk are written, and nobody hears of it any more.
-            Ok(_) if operation.advance() => {
-                if connection.broken {
-                    self.forget(number)
-                } else {
-                    self.admit(number)
-                }
-            }
+            Ok(_) if operation.advance() => match connection.broken {
+                true => self.forget(number),
+                false => self.admit(number),
+            },
             Ok(statuses) => self.succeed(number, statuses),
             Err(error) => self.fail(number, &error),
         }
