@@ -171,7 +171,7 @@ impl VirtQueue {
         // Whatever was taken is either used or inherited; the front end does not know how many the latter are.
         let next_available = recovered.as_ref().map_or(base, |inherited| used.wrapping_add(inherited.len() as u16));
         let inherited = recovered.into_iter().flatten().rev().collect();
-        Ok(Self {
+        let queue = Self {
             number,
             layout,
             suppression,
@@ -188,7 +188,10 @@ impl VirtQueue {
             taken: 0,
             enabled: true,
             broken: false,
-        })
+        };
+        // A daemon before this one may have been killed just before it told the guest.
+        queue.interrupt();
+        Ok(queue)
     }
 
     /// What a daemon before this one took and did not give back, and this one has yet to take.
@@ -216,7 +219,11 @@ impl VirtQueue {
     pub(super) fn change(&mut self, change: Change) {
         match change {
             Change::Kick(kick) => self.kick = kick,
-            Change::Call(call) => self.call = call,
+            // What was told the old way since the queue runs may have been told nobody. An interrupt for nothing does no harm.
+            Change::Call(call) => {
+                self.call = call;
+                self.interrupt();
+            }
             Change::Error(error) => self.error = error,
             Change::Enabled(enabled) => self.enabled = enabled,
         }
@@ -316,8 +323,13 @@ impl VirtQueue {
         self.log.iter_mut().for_each(|log| log.published(&self.batch, self.next_used));
         self.batch.clear();
         let before = std::mem::replace(&mut self.published, self.next_used);
-        if self.wants_interrupt(rings, before)
-            && let Some(call) = &self.call
+        if self.wants_interrupt(rings, before) {
+            self.interrupt();
+        }
+    }
+
+    fn interrupt(&self) {
+        if let Some(call) = &self.call
             && let Err(error) = rustix::io::write(call, &1_u64.to_ne_bytes())
         {
             tracing::debug!(queue = self.number, %error, "vhost-user: the guest cannot be told");

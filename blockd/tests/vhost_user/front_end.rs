@@ -237,3 +237,19 @@ fn a_new_size_is_told_as_long_as_the_front_end_listens() {
     eventually("the client is gone", || site.clients() == 0);
     site.volume.image.grow(400 << 20).unwrap();
 }
+
+/// With an event index, one interrupt that is lost would be the last.
+#[test]
+fn a_guest_is_told_of_what_it_may_have_missed() {
+    let site = Site::serve(1 << 20, Access::ReadWrite);
+    let mut raw = Raw::connect(&site.socket());
+    // A daemon before this one was killed when the guest could see the request's end, and had not been told.
+    raw.offer(READ, 0, 512);
+    raw.put_used(0, 0);
+    raw.set_used(1);
+    raw.start(1);
+    assert!(raw.is_called());
+    // QEMU says how to tell its guest when the queue runs already. What was told before that, nobody heard.
+    raw.replace_call();
+    assert!(raw.is_called());
+}

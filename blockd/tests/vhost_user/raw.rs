@@ -215,6 +215,18 @@ impl Raw {
         self.kick.write(1).unwrap();
     }
 
+    /// Whether the guest is interrupted, within a while.
+    pub fn is_called(&self) -> bool {
+        let fd = borrow(&self.call);
+        poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&Timespec { tv_sec: 2, tv_nsec: 0 })).unwrap() > 0
+    }
+
+    /// Has the guest be interrupted in another way from now on.
+    pub fn replace_call(&mut self) {
+        self.call = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).unwrap();
+        self.frontend.set_vring_call(0, &self.call).unwrap();
+    }
+
     pub fn kick_is_seen(&self) -> bool {
         let fd = borrow(&self.kick);
         poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 0
