@@ -9,7 +9,7 @@ mod error;
 mod extents;
 mod image;
 pub mod import;
-mod inline_sync;
+mod inline;
 mod open;
 mod sys;
 mod zero;
@@ -21,7 +21,7 @@ pub use buffer::{AlignedBuf, BufferPool, HEADROOM_BYTES};
 pub use error::StoreError;
 pub use extents::Extents;
 pub use image::Image;
-pub use inline_sync::InlineSync;
+pub use inline::Inline;
 
 /// A volume's size is a multiple of this, and so is the alignment of every [`AlignedBuf`].
 pub const PAGE_BYTES: u64 = 4096;

@@ -8,7 +8,7 @@ use super::chain::Segment;
 use crate::store::{AlignedBuf, Image};
 use io_uring::{Builder, EnterFlags, IoUring, cqueue, opcode, squeue, types};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 
@@ -131,6 +131,27 @@ impl Work {
         }
     }
 
+    /// Asks the kernel to do all of it now; returns what a ring would report.
+    fn attempt(&mut self, image: RawFd) -> i32 {
+        let vectors = |transfer: &Transfer| (transfer.rest().as_ptr(), transfer.rest().len() as i32, transfer.offset as i64);
+        // SAFETY: the transfer owns its vectors and holds what they point to, and the kernel is done with them when it returns. Whoever else
+        // has the guest's memory mapped may write to it meanwhile, as for any device: nobody here holds a reference into it.
+        let done = unsafe {
+            match self {
+                Self::Read(transfer) => {
+                    let (first, count, offset) = vectors(transfer);
+                    libc::preadv(image, first, count, offset)
+                }
+                Self::Write(transfer) => {
+                    let (first, count, offset) = vectors(transfer);
+                    libc::pwritev(image, first, count, offset)
+                }
+                Self::Sync => libc::fdatasync(image) as isize,
+            }
+        };
+        if done < 0 { -io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) } else { done as i32 }
+    }
+
     /// Looks at what the kernel returned. `None`: it is not all done yet.
     fn judge(&mut self, result: i32) -> Option<io::Result<()>> {
         if result < 0 {
@@ -177,8 +198,7 @@ pub(super) struct Ring {
     slots: Vec<Option<Slot>>,
     free: Vec<usize>,
     spare: Vec<Vectors>,
-    /// Keeps the registered descriptor's lock and size.
-    _image: Image,
+    image: Image,
 }
 
 impl Ring {
@@ -197,7 +217,7 @@ impl Ring {
             single => single?,
         };
         ring.submitter().register_files(&[image.as_raw_fd()])?;
-        Ok(Self { ring, slots: Vec::new(), free: Vec::new(), spare: Vec::new(), _image: image })
+        Ok(Self { ring, slots: Vec::new(), free: Vec::new(), spare: Vec::new(), image })
     }
 
     /// Works that were started and have not been reaped.
@@ -234,6 +254,16 @@ impl Ring {
             let _ = self.submit();
         }
         Ok(())
+    }
+
+    /// Carries a work out on this thread. Nothing that was started is waited for.
+    pub(super) fn run(&self, tag: usize, mut work: Work) -> Finished {
+        loop {
+            let done = work.attempt(self.image.as_raw_fd());
+            if let Some(result) = work.judge(done) {
+                return Finished { tag, work, result };
+            }
+        }
     }
 
     /// Reports, until [`Self::unwatch`], when the descriptor is made readable: at once if it is, and then at each change.

@@ -8,6 +8,7 @@ use super::{Client, CutOff};
 use crate::bells::Rope;
 use crate::nbd::exports::Served;
 use crate::nbd::transmission::{self, Command, Failure, Header, Plan, Session};
+use rustix::net::RecvFlags;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -163,6 +164,12 @@ impl Connection {
         if !self.is_ended() {
             (self.reading, self.end, self.idle_ticks) = (Reading::Over, end, 0);
         }
+    }
+
+    /// Whether there is something from the client that the ring has not received.
+    pub(super) fn has_sent_more(&self) -> bool {
+        let peek = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        rustix::net::recv(&self.socket, &mut [0_u8; 1], peek).is_ok_and(|(_, len_bytes)| len_bytes > 0)
     }
 
     /// Whether nothing is left to be done.

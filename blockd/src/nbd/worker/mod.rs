@@ -31,7 +31,7 @@ pub use connection::{MAX_REQUESTS, MAX_WINDOW_BYTES};
 use super::connection::InputError;
 use super::exports::Served;
 use super::transmission::{Fault, Session};
-use crate::store::{BufferPool, InlineSync};
+use crate::store::{BufferPool, Inline};
 use connection::Connection;
 use mailbox::{Mailbox, Message};
 use operation::Operation;
@@ -174,7 +174,7 @@ struct Worker {
     /// Of this turn.
     now: Instant,
     watch: watch::Watch,
-    inline_sync: InlineSync,
+    inline: Inline,
     closing: bool,
 }
 
@@ -196,7 +196,7 @@ impl Worker {
             starved: Vec::new(),
             now: Instant::now(),
             watch: watch::Watch::default(),
-            inline_sync: InlineSync::default(),
+            inline: Inline::default(),
             closing: false,
         })
     }
@@ -217,6 +217,7 @@ impl Worker {
         !(self.closing && self.connections.is_empty())
     }
 
+    /// What was started, or carried out at once, is done.
     fn finished(&mut self, finished: Finished) {
         let Finished { tag, work, result, expect } = finished;
         match work {

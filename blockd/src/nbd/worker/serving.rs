@@ -8,7 +8,7 @@
 use super::Worker;
 use super::mailbox::{Debt, Message};
 use super::operation::{Stage, Task};
-use super::sys::{Transfer, Work};
+use super::sys::{self, Transfer, Work};
 use crate::nbd::edges::Hold;
 use crate::nbd::statuses::statuses;
 use crate::nbd::transmission::{Order, Statuses, Zeroing};
@@ -140,7 +140,23 @@ impl Worker {
         let transfer = Transfer::whole(buf, offset);
         let writes = stage == Stage::Data && operation.part.op != Op::Read;
         let work = if writes { Work::Write(transfer) } else { Work::Read(transfer) };
-        self.ring.start(self.connections[operation.connection].image_file, number, work);
+        self.start(number, work);
+    }
+
+    /// Has the ring do a work on the image, or does it now if there is nothing else to do.
+    fn start(&mut self, number: usize, work: Work) {
+        let connection = &self.connections[self.operations[number].connection];
+        // A disk that hangs must not take other clients with it.
+        let alone = self.operations.len() == 1 && self.connections.len() == 1 && connection.input.len() == 0;
+        if !self.inline.begin(alone) || matches!(work, Work::Read(_)) {
+            return self.ring.start(connection.image_file, number, work);
+        }
+        self.ring.submit();
+        let finished = self.inline.run(|| self.mailbox.while_at_disk(|| sys::run(&connection.served.volume.image, number, work)));
+        if connection.has_sent_more() {
+            self.inline.held_up();
+        }
+        self.finished(finished);
     }
 
     /// A transfer of the operation is over.
@@ -172,19 +188,8 @@ impl Worker {
     }
 
     fn sync(&mut self, number: usize) {
-        // A disk that hangs must not take other clients with it.
-        let alone = self.operations.len() == 1 && self.connections.len() == 1;
-        let operation = &mut self.operations[number];
-        operation.stage = Stage::Sync;
-        let connection = &self.connections[operation.connection];
-        if alone {
-            self.ring.submit();
-        }
-        let inline = || self.mailbox.while_at_disk(|| self.inline_sync.sync(&connection.served.volume.image));
-        match alone.then(inline).flatten() {
-            Some(result) => self.done(number, result.map(|()| Vec::new())),
-            None => self.ring.start(connection.image_file, number, Work::Sync),
-        }
+        self.operations[number].stage = Stage::Sync;
+        self.start(number, Work::Sync);
     }
 
     pub(super) fn synced(&mut self, number: usize, result: io::Result<()>) {

@@ -195,6 +195,16 @@ impl Ring {
     }
 }
 
+/// Writes to an image, or makes it durable, on this thread.
+pub(super) fn run(image: &impl AsRawFd, tag: usize, mut work: Work) -> Finished {
+    loop {
+        let done = work.attempt(image.as_raw_fd());
+        if let Some(result) = work.judge(done) {
+            return Finished { tag, work, result, expect: Expect::Nothing };
+        }
+    }
+}
+
 /// With the ways of a ring that belongs to one thread, where the kernel knows them (6.1).
 fn build() -> io::Result<IoUring> {
     let modern = IoUring::builder().dontfork().setup_cqsize(COMPLETIONS).setup_single_issuer().setup_defer_taskrun().build(SUBMISSIONS);
@@ -253,6 +263,22 @@ impl Work {
             Self::Sync => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
             Self::Listen(count) => opcode::Read::new(fd, count.as_mut_ptr(), 8).build(),
         }
+    }
+
+    /// Asks the kernel to write or sync now; returns what a ring would report.
+    fn attempt(&mut self, image: RawFd) -> i32 {
+        let done = match self {
+            Self::Write(transfer) => {
+                let offset = transfer.offset as i64;
+                let (data, len) = transfer.target();
+                // SAFETY: the transfer's buffer is as long, and borrowed until the kernel is done with it.
+                unsafe { libc::pwrite(image, data.cast(), len as usize, offset) }
+            }
+            // SAFETY: it takes a descriptor and touches no memory.
+            Self::Sync => unsafe { libc::fdatasync(image) as isize },
+            _ => return -libc::ENOTSUP,
+        };
+        if done < 0 { -io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) } else { done as i32 }
     }
 
     /// Looks at what the kernel returned. `None`: it is not all done yet.

@@ -28,7 +28,7 @@ use super::sys::{Completion, Ring};
 use super::table::Table;
 use super::zeroing::Job;
 use crate::request::MAX_TRANSFER_BYTES;
-use crate::store::{BufferPool, InlineSync};
+use crate::store::{BufferPool, Inline};
 use crate::volume::GateState;
 use linger::Linger;
 use std::io;
@@ -80,7 +80,7 @@ pub(super) struct Worker {
     bounce_bytes: u64,
     /// While operations are under way, and while the guest is to begin some.
     lingers: [Linger; 2],
-    inline_sync: InlineSync,
+    inline: Inline,
 }
 
 /// What a turn has come to.
@@ -122,7 +122,7 @@ impl Worker {
             pool: BufferPool::default(),
             bounce_bytes: 0,
             lingers: [Linger::new(poll), Linger::new(poll)],
-            inline_sync: InlineSync::default(),
+            inline: Inline::default(),
         })
     }
 

@@ -93,10 +93,8 @@ impl Worker {
         let request = operation.request();
         let space = match request.op {
             Op::Read | Op::Write(_) | Op::Flush => {
-                return match operation.work.take() {
-                    Some(work) => self.start_work(key, work),
-                    None => self.sync(key),
-                };
+                let work = operation.work.take().unwrap_or(Work::Sync);
+                return self.start_work(key, work);
             }
             Op::Discard => Space::MayFree,
             Op::WriteZeroes(space, _) => space,
@@ -108,15 +106,15 @@ impl Worker {
         let _ = self.zeroing.send(Job { key, debt, space, offset: request.offset, len_bytes: request.len_bytes });
     }
 
-    fn sync(&mut self, key: usize) {
-        let alone = self.operations.len() == 1 && !self.has_available();
-        match alone.then(|| self.inline_sync.sync(&self.device.volume.image)).flatten() {
-            Some(result) => self.step_done(key, result),
-            None => self.start_work(key, Work::Sync),
-        }
-    }
-
     fn start_work(&mut self, key: usize, work: Work) {
+        let alone = self.operations.len() == 1 && !self.has_available();
+        if self.inline.begin(alone) && !matches!(work, Work::Read(_)) {
+            let finished = self.inline.run(|| self.ring.run(key, work));
+            if self.has_available() {
+                self.inline.held_up();
+            }
+            return self.finished(finished);
+        }
         if let Err(error) = self.ring.start(key, work) {
             self.step_done(key, Err(error));
         }
@@ -146,7 +144,7 @@ impl Worker {
         let Some(operation) = self.operations.get_mut(key) else { return };
         if result.is_ok() && operation.wants_sync() {
             operation.syncing = true;
-            return self.sync(key);
+            return self.start_work(key, Work::Sync);
         }
         self.step_done(key, result);
     }
