@@ -23,22 +23,43 @@ impl Exports for Names {
     }
 }
 
-/// What a client sends next.
-fn next_input(bytes: &mut Bytes<'_>, wanted: usize) -> Vec<u8> {
-    let mut input = match (bytes.u8() % 4, wanted) {
-        (0, _) | (_, 4) => bytes.slice(wanted).to_vec(),
-        // A header that is right, of an option that may be.
-        (1.., 16) => {
-            let (option, len) = (u32::from(bytes.u8() % 12), u32::from(bytes.u8()));
-            [&wire::OPTION_MAGIC.to_be_bytes()[..], &option.to_be_bytes(), &len.to_be_bytes()].concat()
+/// The data of an option as the protocol has it, to the last byte: few mutations find lengths that fit together.
+fn data_of(option: u32) -> Vec<u8> {
+    let name = [&1_u32.to_be_bytes()[..], b"a"].concat();
+    match option {
+        option::EXPORT_NAME => b"a".to_vec(),
+        option::INFO | option::GO => [&name[..], &0_u16.to_be_bytes()].concat(),
+        option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
+            [&name[..], &1_u32.to_be_bytes(), &15_u32.to_be_bytes(), b"base:allocation"].concat()
         }
-        // Data that begins with the name of an export.
-        (1, _) => [&1_u32.to_be_bytes()[..], b"a", bytes.slice(wanted)].concat(),
-        (2, _) => [&1_u32.to_be_bytes()[..], b"a", &1_u32.to_be_bytes(), &15_u32.to_be_bytes(), b"base:allocation"].concat(),
-        (_, _) => bytes.slice(wanted).to_vec(),
-    };
-    input.resize(wanted, 0);
-    input
+        _ => Vec::new(),
+    }
+}
+
+#[derive(Default)]
+struct Client {
+    /// The data that belongs to the last header.
+    data: Vec<u8>,
+}
+
+impl Client {
+    /// What it sends next.
+    fn next_input(&mut self, bytes: &mut Bytes<'_>, wanted: usize) -> Vec<u8> {
+        let mut input = match (bytes.u8() % 8, wanted) {
+            (0, _) | (_, 4) => bytes.slice(wanted).to_vec(),
+            (kind, 16) => {
+                let option = u32::from(bytes.u8() % 12);
+                self.data = data_of(option);
+                let len = if kind == 1 { u32::from(bytes.u8()) } else { self.data.len() as u32 };
+                [&wire::OPTION_MAGIC.to_be_bytes()[..], &option.to_be_bytes(), &len.to_be_bytes()].concat()
+            }
+            // Data that begins with the name of an export.
+            (1, _) => [&1_u32.to_be_bytes()[..], b"a", bytes.slice(wanted)].concat(),
+            _ => self.data.clone(),
+        };
+        input.resize(wanted, 0);
+        input
+    }
 }
 
 fuzz_target!(|data: &[u8]| {
@@ -46,14 +67,14 @@ fuzz_target!(|data: &[u8]| {
     let exports = Names(["a", "b", "a name with spaces"][..1 + usize::from(bytes.u8() % 3)].to_vec());
     let security = [Security::Plain, Security::Offered, Security::Required][usize::from(bytes.u8() % 3)];
     let mut handshake = Handshake::with(security);
-    let mut is_secured = false;
+    let (mut client, mut is_secured) = (Client::default(), false);
     // What was said since TLS began, if it did: nothing from before counts.
     let mut asked: Vec<u32> = Vec::new();
     handshake.take_output();
     while !bytes.0.is_empty() {
         let wanted = handshake.wanted_bytes();
         assert!(wanted <= MAX_OPTION_BYTES as usize);
-        let input = next_input(&mut bytes, wanted);
+        let input = client.next_input(&mut bytes, wanted);
         if wanted == 16 && input.starts_with(&wire::OPTION_MAGIC.to_be_bytes()) {
             asked.push(u32::from(input[11]));
         }
