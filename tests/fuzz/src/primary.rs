@@ -53,7 +53,7 @@ impl Primary {
             7 => self.sender.handle_disconnected(&self.tracker),
             8..12 => self.receive(bytes),
             12 => self.sender.request_cut(),
-            // While an epoch is closing nothing is kept for it. An overflow then would have its blocks forgotten.
+            // The intake keeps nothing while an epoch is closing (its lock sees to that), so it cannot overflow then.
             13 if bytes.u8().is_multiple_of(4) && !self.is_closing => {
                 self.sender.handle_overflow(&self.tracker);
                 self.tracker.thaw();
