@@ -1,7 +1,7 @@
 //! A daemon, its state directory, and `tern` at its socket.
 
 use crate::{NbdClient, PATIENCE};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use serde_json::Value;
 use std::fs::File;
 use std::net::UdpSocket;
@@ -129,6 +129,14 @@ impl Site {
     pub fn signal(&self, signal: Signal) {
         let daemon = self.daemon.as_ref().expect("a daemon that runs");
         kill_process(Pid::from_child(daemon), signal).expect("a process to signal");
+    }
+
+    /// `SIGSTOP`, and none of its threads does anything any more. The signal alone is only sent: they stop one by one.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+        let daemon = WaitId::Pid(Pid::from_child(self.daemon.as_ref().expect("a daemon that runs")));
+        let state = waitid(daemon, WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).expect("a child to wait for");
+        assert!(state.is_some_and(|state| state.stopped()), "the daemon has ended");
     }
 
     /// `SIGTERM`, and its end.

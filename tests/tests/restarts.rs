@@ -25,7 +25,7 @@ fn kill_under_load(site: &mut Site, record: &InFlight, at_least: usize) -> usize
     loop {
         assert!(began.elapsed() < Duration::from_secs(60), "the guest puts no such load on its disk");
         if record.requests() >= at_least {
-            site.signal(Signal::STOP);
+            site.freeze();
             // It may have ended some since the first look.
             if record.requests() >= at_least {
                 break;
@@ -35,7 +35,9 @@ fn kill_under_load(site: &mut Site, record: &InFlight, at_least: usize) -> usize
         std::thread::yield_now();
     }
     site.kill();
-    record.requests()
+    let left = record.requests();
+    assert!(left >= at_least, "{left} of {at_least} are left");
+    left
 }
 
 /// How many requests the daemons have taken over from those before them.
