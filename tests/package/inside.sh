@@ -25,8 +25,8 @@ tern --help >/dev/null
 say "started, ready, enabled"
 
 [ "$(status_of Uid)" = "$(id -u tern)" ]
-[ "$(status_of CapPrm)" = 0000000000000000 ] && [ "$(status_of CapBnd)" = 0000000000000000 ]
-[ "$(status_of NoNewPrivs)" = 1 ] && [ "$(status_of Seccomp)" = 2 ]
+[ "$(status_of CapPrm) $(status_of CapBnd)" = "0000000000000000 0000000000000000" ]
+[ "$(status_of NoNewPrivs) $(status_of Seccomp)" = "1 2" ]
 [ "$(stat --format %U:%G:%a /run/tern/blockd.sock)" = root:root:660 ]
 [ "$(stat --format %U:%a /var/lib/tern)" = tern:700 ]
 say "user tern, no capabilities, system calls filtered, admin socket for root only"
@@ -76,10 +76,11 @@ say "upgraded: started anew, its configuration kept"
 
 systemctl stop blockd.service
 [ "$(systemctl show --property=Result --value blockd.service)" = success ]
-! grep -E 'sandbox refused|panicked' /result/blockd.log
+if grep -E 'sandbox refused|panicked' /result/blockd.log; then false; fi
 score=$(systemd-analyze security --no-pager blockd.service | tail -n 1)
 say "${score#*→ }"
 dpkg --purge tern
-[ ! -e /usr/sbin/blockd ] && [ -d /var/lib/tern/catalogue ]
+[ ! -e /usr/sbin/blockd ]
+[ -d /var/lib/tern/catalogue ]
 say "purged, its volumes kept"
 echo passed
