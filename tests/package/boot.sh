@@ -19,6 +19,11 @@ mount -t tmpfs tmpfs "$root/run"
 mount --rbind /dev "$root/dev"
 mkdir "$root/result"
 mount --bind "$result" "$root/result"
+# The guest's scripts and parts, for those checks that have one.
+mkdir -p "$root"/{tests,guest-cache}
+mount --bind "$(dirname "$checks")/.." "$root/tests"
+mkdir -p "${TERN_CACHE:=$HOME/.cache/tern}"
+mount --bind "$TERN_CACHE" "$root/guest-cache"
 ip link set lo up
 
 # Only what the package brings: no hardware, no kernel settings, nobody else's services.
@@ -29,12 +34,13 @@ rm -f "$root/usr/sbin/policy-rc.d"
 cp "$package" "$root/tern.deb"
 chroot "$root" dpkg --install --force-depends /tern.deb
 cp "$checks" "$root/checks"
-cat >"$root/etc/systemd/system/checks.service" <<'UNIT'
+cat >"$root/etc/systemd/system/checks.service" <<UNIT
 [Unit]
 SuccessAction=exit-force
 FailureAction=exit-force
 [Service]
 Type=oneshot
+Environment=TERN_CACHE=/guest-cache RESTARTS=${RESTARTS:-}
 ExecStart=/checks
 StandardOutput=append:/result/checks.log
 StandardError=append:/result/checks.log
