@@ -8,6 +8,7 @@ pub mod bells;
 pub mod catalogue;
 pub mod config;
 pub mod daemon;
+mod debt;
 pub mod metrics;
 pub mod nbd;
 pub mod request;

@@ -13,6 +13,7 @@ mod http;
 pub use histogram::Histogram;
 pub use http::serve;
 
+use crate::request::Op;
 use blockd_api::{PeerList, Status, VolumeName};
 use std::{
     collections::BTreeMap,
@@ -34,6 +35,20 @@ pub enum RequestOp {
     Discard,
     /// Write zeroes.
     WriteZeroes,
+}
+
+impl RequestOp {
+    /// As what a request is measured, if it is.
+    pub fn of(op: Op) -> Option<Self> {
+        match op {
+            Op::Read => Some(Self::Read),
+            Op::Write(_) => Some(Self::Write),
+            Op::Flush => Some(Self::Flush),
+            Op::Discard => Some(Self::Discard),
+            Op::WriteZeroes(..) => Some(Self::WriteZeroes),
+            Op::Cache => None,
+        }
+    }
 }
 
 impl RequestOp {

@@ -1,6 +1,7 @@
 //! Where other threads leave what a worker is to know.
 
 use super::queue::{Change, Setup};
+use crate::debt::{self, Inbox};
 use crate::volume::Pass;
 use rustix::event::{EventfdFlags, eventfd};
 use std::io;
@@ -34,6 +35,9 @@ pub(super) enum Control {
     Close,
 }
 
+/// The duty to answer one of the messages.
+pub(super) type Debt = debt::Debt<Mailbox>;
+
 /// Messages, and an eventfd that is written to when there are some, or when the volume's gate has changed.
 pub(super) struct Mailbox {
     /// As many as there are operations and connections, at most.
@@ -47,12 +51,6 @@ impl Mailbox {
     pub(super) fn new() -> io::Result<Self> {
         let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
         Ok(Self { messages: Mutex::default(), news: AtomicBool::new(false), bell })
-    }
-
-    /// Leaves a message and rings.
-    pub(super) fn send(&self, message: Message) {
-        self.messages.lock().unwrap_or_else(PoisonError::into_inner).push(message);
-        self.ring();
     }
 
     /// Has the worker look around.
@@ -77,29 +75,13 @@ impl Mailbox {
     }
 }
 
-/// The duty to answer: whoever drops it has answered that it will not be.
-pub(super) struct Debt {
-    mailbox: Arc<Mailbox>,
-    failed: Option<Message>,
-}
+impl Inbox for Mailbox {
+    type Message = Message;
 
-impl Debt {
-    /// `failed` is the answer unless there is another.
-    pub(super) fn new(mailbox: &Arc<Mailbox>, failed: Message) -> Self {
-        Self { mailbox: mailbox.clone(), failed: Some(failed) }
-    }
-
-    pub(super) fn answer(mut self, message: Message) {
-        self.failed = None;
-        self.mailbox.send(message);
-    }
-}
-
-impl Drop for Debt {
-    fn drop(&mut self) {
-        if let Some(failed) = self.failed.take() {
-            self.mailbox.send(failed);
-        }
+    /// Leaves a message and rings.
+    fn send(&self, message: Message) {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner).push(message);
+        self.ring();
     }
 }
 

@@ -125,7 +125,7 @@ impl Operation {
         chain::answer(&self.chain.memory, self.status, status);
         // All steps of one operation are of a kind.
         if status == Status::Ok
-            && let Some(op) = observed(self.request.op)
+            && let Some(op) = RequestOp::of(self.request.op)
         {
             device.metrics.observe_request(op, self.begun.elapsed());
         }
@@ -180,15 +180,4 @@ fn identify(name: &str, memory: &GuestMemoryMmap, data: &[Segment]) -> Status {
         left = rest;
     }
     Status::Ok
-}
-
-fn observed(op: Op) -> Option<RequestOp> {
-    match op {
-        Op::Read => Some(RequestOp::Read),
-        Op::Write(_) => Some(RequestOp::Write),
-        Op::Flush => Some(RequestOp::Flush),
-        Op::Discard => Some(RequestOp::Discard),
-        Op::WriteZeroes(..) => Some(RequestOp::WriteZeroes),
-        Op::Cache => None,
-    }
 }

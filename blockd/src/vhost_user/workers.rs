@@ -10,6 +10,7 @@ use super::service::VhostUserOptions;
 use super::worker::Worker;
 use super::zeroing::Job;
 use crate::bells::Rope;
+use crate::debt::Inbox;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::io;
 use std::net::Shutdown;

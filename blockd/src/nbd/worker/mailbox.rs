@@ -1,6 +1,7 @@
 //! Where other threads leave what a worker waits for.
 
 use super::Client;
+use crate::debt::{self, Inbox};
 use crate::nbd::edges::Hold;
 use crate::nbd::transmission::Statuses;
 use crate::volume::Pass;
@@ -8,7 +9,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 
 /// What a worker is told. Numbers are those of operations.
@@ -26,6 +27,9 @@ pub(super) enum Message {
     /// End with the last connection.
     Close,
 }
+
+/// The duty to answer one of the messages.
+pub(super) type Debt = debt::Debt<Mailbox>;
 
 /// Messages, and an eventfd that is readable when there may be some, or when a volume's gate has changed.
 pub(super) struct Mailbox {
@@ -45,20 +49,6 @@ impl Mailbox {
         self.messages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Leaves a message and rings. Where nobody reads it, it is dropped.
-    pub(super) fn send(&self, message: Message) {
-        let unread = match &mut *self.lock() {
-            Some(messages) => {
-                messages.push(message);
-                None
-            }
-            None => Some(message),
-        };
-        if unread.is_none() {
-            self.ring();
-        }
-    }
-
     /// Has the worker look around.
     pub(super) fn ring(&self) {
         // Neither 2^64 rings nor another end of it are to be expected.
@@ -69,9 +59,7 @@ impl Mailbox {
     pub(super) fn take(&self) -> Vec<Message> {
         self.lock().as_mut().map(std::mem::take).unwrap_or_default()
     }
-}
 
-impl Mailbox {
     /// The worker waits for a disk, and reads nothing before that is done.
     pub(super) fn while_at_disk<T>(&self, wait: impl FnOnce() -> T) -> T {
         self.at_disk.store(true, Relaxed);
@@ -93,34 +81,26 @@ impl Mailbox {
     }
 }
 
+impl Inbox for Mailbox {
+    type Message = Message;
+
+    /// Leaves a message and rings. Where nobody reads it, it is dropped.
+    fn send(&self, message: Message) {
+        let unread = match &mut *self.lock() {
+            Some(messages) => {
+                messages.push(message);
+                None
+            }
+            None => Some(message),
+        };
+        if unread.is_none() {
+            self.ring();
+        }
+    }
+}
+
 impl AsRawFd for Mailbox {
     fn as_raw_fd(&self) -> RawFd {
         self.bell.as_raw_fd()
-    }
-}
-
-/// The duty to answer: whoever drops it has answered that it will not be.
-pub(super) struct Debt {
-    mailbox: Arc<Mailbox>,
-    failed: Option<Message>,
-}
-
-impl Debt {
-    /// `failed` is the answer unless there is another.
-    pub(super) fn new(mailbox: &Arc<Mailbox>, failed: Message) -> Self {
-        Self { mailbox: mailbox.clone(), failed: Some(failed) }
-    }
-
-    pub(super) fn answer(mut self, message: Message) {
-        self.failed = None;
-        self.mailbox.send(message);
-    }
-}
-
-impl Drop for Debt {
-    fn drop(&mut self) {
-        if let Some(failed) = self.failed.take() {
-            self.mailbox.send(failed);
-        }
     }
 }

@@ -31,6 +31,7 @@ pub use connection::{MAX_REQUESTS, MAX_WINDOW_BYTES};
 use super::connection::InputError;
 use super::exports::Served;
 use super::transmission::{Fault, Session};
+use crate::debt::Inbox;
 use crate::store::{BufferPool, Inline};
 use connection::Connection;
 use mailbox::{Mailbox, Message};

@@ -115,14 +115,7 @@ impl Operation {
     /// As what it is measured.
     pub(super) fn observed(&self) -> Option<RequestOp> {
         let Task::Serve(order) = self.task else { return None };
-        match order.request.op {
-            Op::Read => Some(RequestOp::Read),
-            Op::Write(_) => Some(RequestOp::Write),
-            Op::Flush => Some(RequestOp::Flush),
-            Op::Discard => Some(RequestOp::Discard),
-            Op::WriteZeroes(..) => Some(RequestOp::WriteZeroes),
-            Op::Cache => None,
-        }
+        RequestOp::of(order.request.op)
     }
 }
 

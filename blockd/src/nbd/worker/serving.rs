@@ -9,6 +9,7 @@ use super::Worker;
 use super::mailbox::{Debt, Message};
 use super::operation::{Stage, Task};
 use super::sys::{self, Transfer, Work};
+use crate::debt::Inbox;
 use crate::nbd::edges::Hold;
 use crate::nbd::statuses::statuses;
 use crate::nbd::transmission::{Order, Statuses, Zeroing};
