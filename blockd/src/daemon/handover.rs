@@ -19,13 +19,15 @@ use replicator_engine::wire::Base;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// For a stream to the standby that has just ended to come back: it does at once if its link gave way to another.
+const REATTACH_DEADLINE: Duration = Duration::from_secs(3);
 /// For requests that are inside the gate.
 pub(super) const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 /// For what is not at the standby yet to arrive there while clients go on.
 const CATCH_UP_DEADLINE: Duration = Duration::from_secs(60);
 /// For the last epoch to arrive.
 const LAST_EPOCH_DEADLINE: Duration = Duration::from_secs(30);
-/// For the answer to a handover: longer than the three before.
+/// For the answer to a handover: longer than the four before.
 pub(super) const HANDOVER_DEADLINE: Duration = Duration::from_secs(110);
 
 pub(super) fn wrong_state(message: String, hint: &str) -> ApiError {
@@ -158,12 +160,12 @@ fn client_active(name: &VolumeName, attached: &[&str]) -> ApiError {
 
 /// Gets what the standby lacks there, but for what clients write meanwhile.
 async fn catch_up(replica: &Replica) -> Result<(), &'static str> {
-    let seen = replica.status().borrow().clone();
-    if seen.phase != Phase::Online {
-        return Err("its standby is not connected");
-    }
-    if seen.known.is_none() {
-        return Err("its standby has no recovery point yet");
+    let mut status = replica.status();
+    let online = status.wait_for(|seen| seen.phase == Phase::Online);
+    match tokio::time::timeout(REATTACH_DEADLINE, online).await {
+        Ok(Ok(seen)) if seen.known.is_some() => {}
+        Ok(Ok(_)) => return Err("its standby has no recovery point yet"),
+        _ => return Err("its standby is not connected"),
     }
     let cut = tokio::time::timeout(CATCH_UP_DEADLINE, replica.snapshot()).await;
     cut.map_err(|_| "too much is not at the standby yet")?.map(drop).map_err(|_| "the connection broke")
