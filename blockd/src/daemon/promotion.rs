@@ -104,10 +104,11 @@ impl Daemon {
             let message = format!("{}: {why}: whatever was written after recovery point {committed} would be lost", peer.name);
             Err(ApiError::new(ErrorCode::WouldLoseData, message).with_hint("--force accepts that"))
         };
-        let Some(link) = self.sites.links.get(&peer_site(peer)?) else { return unreachable("the primary does not answer".into()) };
+        let (links, site) = (&self.sites.links, peer_site(peer)?);
+        let Some(link) = links.get(&site) else { return unreachable("the primary does not answer".into()) };
         // A site that died leaves a link that looks alive for some seconds.
         let patience = if force { FORCED_PING_DEADLINE } else { PING_DEADLINE } + 2 * link.stats().round_trip;
-        if let Err(error) = request::ask(&link, &Question::Ping, patience).await {
+        if let Err(error) = request::ask(links, &site, &Question::Ping, patience).await {
             return unreachable(format!("the primary does not answer ({error})"));
         }
         let generation = match &record.wanted_generation {
@@ -116,7 +117,7 @@ impl Daemon {
         };
         self.volumes.lock().await.change(name, |record| record.wanted_generation = Some(generation.clone()))?;
         let question = Question::Handover { volume: record.id.clone(), generation, force };
-        match request::ask(&link, &question, HANDOVER_DEADLINE).await {
+        match request::ask(links, &site, &question, HANDOVER_DEADLINE).await {
             Ok(Answer::Granted { epoch }) => Ok(Some(epoch)),
             Ok(Answer::NotPrimary { committed }) => {
                 let mine = standby.status().borrow().committed;

@@ -86,18 +86,16 @@ impl Daemon {
 
     /// Has a standby made at the other site, if there is none yet.
     async fn ask_for_standby(&self, record: &VolumeRecord, lineage: &Lineage, site: &SiteId, to: &SiteName) -> Outcome<()> {
-        let link = self.sites.link(site, to)?;
         let question = Question::CreateStandby {
             name: record.name.to_string(),
             volume: record.id.clone(),
             size_bytes: record.size_bytes,
             lineage: lineage_records(lineage),
         };
-        match request::ask(&link, &question, CREATE_DEADLINE).await {
-            Ok(Answer::Done) => Ok(()),
-            Ok(Answer::Refused { message, .. }) => Err(ApiError::new(ErrorCode::WrongState, format!("{to}: {message}"))),
-            Ok(other) => Err(ApiError::new(ErrorCode::Internal, format!("{to} answered {other:?}"))),
-            Err(error) => Err(ApiError::new(ErrorCode::PeerUnreachable, format!("site {to}: {error}"))),
+        match self.sites.ask(site, to, &question, CREATE_DEADLINE).await? {
+            Answer::Done => Ok(()),
+            Answer::Refused { message, .. } => Err(ApiError::new(ErrorCode::WrongState, format!("{to}: {message}"))),
+            other => Err(ApiError::new(ErrorCode::Internal, format!("{to} answered {other:?}"))),
         }
     }
 
@@ -206,10 +204,8 @@ impl Daemon {
         if tokio::time::timeout(DRAIN_DEADLINE, closed).await.is_err() {
             tracing::warn!(volume = %name, "a write does not complete: restart blockd before this volume is replicated again");
         }
-        if let Some(link) = self.sites.links.get(&peer_site(peer)?) {
-            let question = Question::Detach { volume: record.id };
-            tokio::spawn(async move { drop(request::ask(&link, &question, CREATE_DEADLINE).await) });
-        }
+        let (links, site, question) = (self.sites.links.clone(), peer_site(peer)?, Question::Detach { volume: record.id });
+        tokio::spawn(async move { drop(request::ask(&links, &site, &question, CREATE_DEADLINE).await) });
         self.volumes.lock().await.get(name).map(status::status)
     }
 

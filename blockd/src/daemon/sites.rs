@@ -7,7 +7,8 @@ use blockd_api::{ApiError, ErrorCode, Invite, Peer as PeerInfo, PeerList, SiteNa
 use replicator::catalogue::Catalogue;
 use replicator::identity::{Identity, SiteId};
 use replicator::pairing::{PairingDesk, Peer, PeerBook};
-use replicator::transport::{Congestion, IncomingStream, Link, Links, PathPlan, Settings, Transport};
+use replicator::site_link::request::{self, Answer, AskError, Question};
+use replicator::transport::{Congestion, IncomingStream, Links, PathPlan, Settings, Transport};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,11 +65,13 @@ impl Sites {
         self.desk.book().find(site)?.name.parse().ok()
     }
 
-    /// The live link to a peer.
-    pub fn link(&self, site: &SiteId, name: &SiteName) -> Outcome<Link> {
-        self.links.get(site).ok_or_else(|| {
-            let why = self.links.last_failure(site).map_or_else(String::new, |why| format!(" ({why})"));
-            ApiError::new(ErrorCode::PeerUnreachable, format!("site {name} does not answer{why}"))
+    /// A peer's answer.
+    pub async fn ask(&self, site: &SiteId, name: &SiteName, question: &Question, deadline: Duration) -> Outcome<Answer> {
+        request::ask(&self.links, site, question, deadline).await.map_err(|error| {
+            let failure = self.links.last_failure(site).filter(|_| error == AskError::NotConnected);
+            let why = failure.unwrap_or_else(|| error.to_string());
+            ApiError::new(ErrorCode::PeerUnreachable, format!("site {name} does not answer ({why})"))
+                .with_hint("once `tern peer list` shows it connected, run the same command again: nothing is done twice")
         })
     }
 

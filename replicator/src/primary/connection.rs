@@ -52,7 +52,7 @@ impl Replica {
             tokio::select! {
                 () = tokio::time::sleep(if refused { REFUSED_RETRY } else { RETRY }) => {}
                 // Another link is another chance.
-                () = new_link(&route, &link) => {}
+                _ = route.links.another(&link) => {}
             }
         }
     }
@@ -95,18 +95,5 @@ impl Replica {
         self.tell(Input::Disconnected(session));
         site_link::account_once(&meter, &route.counters);
         ended
-    }
-}
-
-/// Returns when there is another link than `old`.
-async fn new_link(route: &Route, old: &Link) {
-    let mut links = route.links.changed();
-    loop {
-        if route.links.get(&route.site).is_some_and(|link| !link.is(old)) {
-            return;
-        }
-        if links.changed().await.is_err() {
-            return std::future::pending().await;
-        }
     }
 }

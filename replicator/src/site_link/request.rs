@@ -1,9 +1,12 @@
 //! What sites ask each other outside of replication: one question and one answer, as JSON, on a stream of their own.
 //!
-//! A site acts on a question only if the volume's own record allows it; the transport has proved who asks.
+//! A site acts on a question only if the volume's own record allows it; the transport has proved who asks. Every question may be asked
+//! again: what was done already is answered as if it were done now. So one whose link gave way to another, as of two that the sites dialled
+//! at the same time, is asked again over that one.
 
 use super::REQUEST;
-use crate::transport::{IncomingStream, Link, StreamError};
+use crate::identity::SiteId;
+use crate::transport::{IncomingStream, Link, Links, StreamError};
 use bytes::Bytes;
 use replicator_engine::generation::{Generation, Id, Lineage};
 use serde::{Deserialize, Serialize};
@@ -13,6 +16,12 @@ use std::time::Duration;
 const MAX_BYTES: usize = 256 * 1024;
 /// For the question to come, and for an answer to be taken.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// For the link to show up here that the other side keeps, at most; it is there in a round trip unless it ends, too.
+const SUCCESSOR_DEADLINE: Duration = Duration::from_secs(5);
+/// The admin API's word for a site that another operation on the volume keeps from acting.
+const BUSY: &str = "busy";
+/// How often a site is asked that may be busy with the same question.
+const BUSY_POLL: Duration = Duration::from_millis(250);
 
 /// One generation, as it is written down.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,17 +112,56 @@ pub enum Answer {
     },
 }
 
-/// Asks a site and waits for its answer, at most until `deadline`.
-pub async fn ask(link: &Link, question: &Question, deadline: Duration) -> Result<Answer, StreamError> {
+/// Why there is no answer. What was asked may have been done all the same.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// There is no link to the site.
+    #[error("it is not connected")]
+    NotConnected,
+    /// The link ended, or the site gave the question up.
+    #[error(transparent)]
+    Lost(#[from] StreamError),
+    /// The link gave way to another one, which is not there.
+    #[error("its connection gave way to another one, which was lost before the question could be asked again")]
+    LostTwice,
+    /// It did not answer in time.
+    #[error("no answer within {:.1} s", deadline.as_secs_f64())]
+    Late {
+        /// How long it was waited for.
+        deadline: Duration,
+    },
+    /// It answered something else than an answer.
+    #[error("its answer makes no sense: {0}")]
+    Senseless(String),
+}
+
+/// Asks a site and waits for its answer, at most until `deadline`, over however many links.
+pub async fn ask(links: &Links, site: &SiteId, question: &Question, deadline: Duration) -> Result<Answer, AskError> {
     let header = serde_json::to_vec(question).map_err(|_| StreamError::Ended)?;
     let asked = async {
-        let (mut send, mut recv) = link.open(REQUEST, &header).await?;
-        send.finish();
-        recv.set_limit(MAX_BYTES);
-        let answer = recv.recv().await?.ok_or(StreamError::CutShort)?;
-        serde_json::from_slice(&answer).map_err(|_| StreamError::CutShort)
+        let first = links.get(site).ok_or(AskError::NotConnected)?;
+        let mut link = first.clone();
+        loop {
+            match ask_over(&link, &header).await {
+                // With the first asking, whose answer is lost.
+                Ok(Answer::Refused { code, .. }) if code == BUSY && !link.is(&first) => tokio::time::sleep(BUSY_POLL).await,
+                Err(_) if link.gave_way() => {
+                    tracing::debug!(%site, "the link gave way to another: asking again");
+                    link = tokio::time::timeout(SUCCESSOR_DEADLINE, links.another(&link)).await.map_err(|_| AskError::LostTwice)?;
+                }
+                ended => return ended,
+            }
+        }
     };
-    tokio::time::timeout(deadline, asked).await.unwrap_or(Err(StreamError::Ended))
+    tokio::time::timeout(deadline, asked).await.unwrap_or(Err(AskError::Late { deadline }))
+}
+
+async fn ask_over(link: &Link, header: &[u8]) -> Result<Answer, AskError> {
+    let (mut send, mut recv) = link.open(REQUEST, header).await?;
+    send.finish();
+    recv.set_limit(MAX_BYTES);
+    let answer = recv.recv().await?.ok_or(StreamError::CutShort)?;
+    serde_json::from_slice(&answer).map_err(|error| AskError::Senseless(error.to_string()))
 }
 
 /// The question that a stream asks.

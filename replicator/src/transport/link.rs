@@ -12,6 +12,7 @@ use quinn::Connection;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 /// Longest header of a stream, in bytes.
@@ -70,6 +71,8 @@ struct Inner {
     features: u64,
     direction: Direction,
     metered: Metered,
+    /// Whether this side ended it because it keeps another.
+    superseded: AtomicBool,
 }
 
 impl Drop for Inner {
@@ -90,7 +93,8 @@ impl Link {
     pub(super) fn new(connection: Connection, peer: SiteId, direction: Direction, agreement: Agreement, settings: Arc<Settings>) -> Self {
         tokio::spawn(follow_congestion_window(connection.clone(), settings));
         let Agreement { hello, version, features } = agreement;
-        Self { inner: Arc::new(Inner { connection, peer, hello, version, features, direction, metered: Metered::default() }) }
+        let (metered, superseded) = (Metered::default(), AtomicBool::new(false));
+        Self { inner: Arc::new(Inner { connection, peer, hello, version, features, direction, metered, superseded }) }
     }
 
     /// The site at the other end.
@@ -185,8 +189,20 @@ impl Link {
         self.inner.connection.closed().await.into()
     }
 
+    /// Whether it ended because one of the sides keeps another link to the other.
+    pub fn gave_way(&self) -> bool {
+        match self.inner.connection.close_reason().map(Closed::from) {
+            Some(Closed::Here) => self.inner.superseded.load(SeqCst),
+            Some(closed) => closed.code() == Some(CloseCode::Superseded),
+            None => false,
+        }
+    }
+
     /// Ends the link; the peer is told why.
     pub fn close(&self, code: CloseCode, reason: &str) {
+        if code == CloseCode::Superseded {
+            self.inner.superseded.store(true, SeqCst);
+        }
         self.inner.connection.close(code.number(), reason.as_bytes());
     }
 

@@ -103,7 +103,7 @@ impl Site {
     }
 
     /// Waits until something holds.
-    pub fn wait_until(&self, what: &str, mut holds: impl FnMut(&Self) -> Result<bool>) -> Result<()> {
+    pub fn wait_until(&self, what: &str, holds: impl Fn(&Self) -> Result<bool>) -> Result<()> {
         let began = Instant::now();
         while !holds(self)? {
             if began.elapsed() > PATIENCE {

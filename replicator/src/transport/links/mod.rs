@@ -63,6 +63,18 @@ impl Links {
         self.table.live(site)
     }
 
+    /// The link to the same peer that takes the place of `old`, once there is one.
+    pub async fn another(&self, old: &Link) -> Link {
+        let mut changes = self.table.links.subscribe();
+        loop {
+            if let Some(link) = self.get(&old.peer()).filter(|link| !link.is(old)) {
+                return link;
+            }
+            // Fails only without a sender; the table has it.
+            let _ = changes.changed().await;
+        }
+    }
+
     /// Sees every change of the live links, beginning with what they are now.
     pub fn changed(&self) -> watch::Receiver<LiveLinks> {
         let mut links = self.table.links.subscribe();
@@ -73,6 +85,14 @@ impl Links {
     /// Why the last attempt to reach a peer failed, if there is no link to it.
     pub fn last_failure(&self, site: &SiteId) -> Option<String> {
         self.table.failures.borrow().get(site).cloned()
+    }
+}
+
+#[cfg(test)]
+impl Links {
+    /// Takes in a link that a test dialled.
+    pub(in crate::transport) fn adopt(&self, link: Link) {
+        self.table.adopt(link);
     }
 }
 

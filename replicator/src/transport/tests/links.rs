@@ -8,12 +8,12 @@ use tokio::sync::mpsc;
 
 const KIND: StreamKind = StreamKind(3);
 
-struct Linked {
-    identity: Identity,
-    book: Arc<PeerBook>,
-    transport: Transport,
-    links: Arc<Links>,
-    streams: mpsc::Receiver<IncomingStream>,
+pub(super) struct Linked {
+    pub(super) identity: Identity,
+    pub(super) book: Arc<PeerBook>,
+    pub(super) transport: Transport,
+    pub(super) links: Arc<Links>,
+    pub(super) streams: mpsc::Receiver<IncomingStream>,
 }
 
 struct ByBook(Arc<PeerBook>);
@@ -25,7 +25,7 @@ impl PeerPolicy for ByBook {
 }
 
 impl Linked {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         let book = Arc::new(PeerBook::open(Arc::new(MemoryCatalogue::default())).unwrap());
         Self::with(Identity::ephemeral().unwrap(), book, seed)
     }
@@ -36,7 +36,7 @@ impl Linked {
         Self { identity, book, transport, links, streams }
     }
 
-    fn id(&self) -> SiteId {
+    pub(super) fn id(&self) -> SiteId {
         self.identity.id()
     }
 
@@ -45,12 +45,12 @@ impl Linked {
         self.book.record(Peer { id: other.id(), name: name.to_owned(), addresses }, &[]).unwrap();
     }
 
-    async fn link_to(&self, other: SiteId) -> Link {
+    pub(super) async fn link_to(&self, other: SiteId) -> Link {
         let mut links = self.links.changed();
         soon(links.wait_for(|links| links.get(&other).is_some_and(Link::is_live))).await.unwrap()[&other].clone()
     }
 
-    async fn no_link_to(&self, other: SiteId) {
+    pub(super) async fn no_link_to(&self, other: SiteId) {
         let mut links = self.links.changed();
         soon(links.wait_for(|links| !links.contains_key(&other))).await.unwrap();
     }

@@ -1,6 +1,7 @@
 //! Two endpoints on loopback, in one process.
 
 mod bad_input;
+mod giving_way;
 mod links;
 mod peers;
 mod streams;
