@@ -2,7 +2,7 @@
 
 use super::values;
 use blockd_api::{NbdAddress, SocketPath, VolumeName};
-use clap::Args;
+use clap::{ArgGroup, Args};
 
 /// Makes this site the primary.
 #[derive(Debug, Args)]
@@ -45,12 +45,13 @@ pub struct ResyncArgs {
 
 /// Works on a copy.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("export").args(["nbd", "vhost_user", "end"]).required(true).multiple(true))]
 pub struct DrillArgs {
     /// Which volume
     #[arg(value_name = "NAME")]
     pub volume: VolumeName,
     /// Serve the copy over NBD at unix:PATH or tcp:IP:PORT
-    #[arg(long, value_name = "ADDRESS", value_parser = values::nbd_address, required_unless_present_any = ["vhost_user", "end"])]
+    #[arg(long, value_name = "ADDRESS", value_parser = values::nbd_address)]
     pub nbd: Option<NbdAddress>,
     /// Serve the copy over vhost-user-blk on this socket
     #[arg(long, value_name = "PATH", value_parser = values::socket_path)]

@@ -109,6 +109,14 @@ fn wrong_command_lines_are_usage() {
 }
 
 #[test]
+fn a_volume_that_is_to_be_served_nowhere_is_told_every_way() {
+    for (line, end) in [("volume export vm1", "--remove"), ("drill vm1", "--end")] {
+        let error = parse(line).expect_err(line).to_string();
+        assert!(["--nbd", "--vhost-user", end].iter().all(|way| error.contains(way)), "{error}");
+    }
+}
+
+#[test]
 fn values_arrive_as_they_were_meant() {
     let Verb::Replicate(arguments) = verb("replicate vm1 --to oregon --rpo 5s --bandwidth 50Mbit") else { panic!() };
     assert_eq!((arguments.mode, arguments.rpo), (Mode::Async, Some(Span::from_seconds(5))));

@@ -3,7 +3,7 @@
 use super::values;
 use crate::qemu_version::QemuVersion;
 use blockd_api::{NbdAddress, Size, SocketPath, VolumeName};
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use std::path::PathBuf;
 
 /// Makes, serves and deletes volumes.
@@ -75,12 +75,13 @@ pub struct ShowArgs {
 
 /// Serves a volume.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("export").args(["nbd", "vhost_user", "remove"]).required(true).multiple(true))]
 pub struct ExportArgs {
     /// Which volume
     #[arg(value_name = "NAME")]
     pub volume: VolumeName,
     /// Serve NBD at unix:PATH or tcp:IP:PORT
-    #[arg(long, value_name = "ADDRESS", value_parser = values::nbd_address, required_unless_present_any = ["vhost_user", "remove"])]
+    #[arg(long, value_name = "ADDRESS", value_parser = values::nbd_address)]
     pub nbd: Option<NbdAddress>,
     /// Serve vhost-user-blk on this socket
     #[arg(long, value_name = "PATH", value_parser = values::socket_path)]
