@@ -26,7 +26,7 @@ pub struct Receiver {
     announced_bytes: u64,
     attached: bool,
     digest: EpochDigest,
-    /// Staged by the attempt under way.
+    /// Staged by the attempt under way, or by an earlier one and confirmed by this one.
     staged: RoaringBitmap,
     /// Staged by attempts that were broken off, and not confirmed since.
     unconfirmed: RoaringBitmap,
@@ -220,9 +220,11 @@ impl Receiver {
     /// The blocks of a comparison with the epoch that were found equal.
     pub fn handle_compared(&mut self, against: Against, equal: &[Run]) {
         if against == Against::Epoch {
-            for run in equal {
-                self.unconfirmed.remove_range(run.blocks());
-            }
+            let mut confirmed = RoaringBitmap::new();
+            equal.iter().for_each(|run| _ = confirmed.insert_range(run.blocks()));
+            confirmed &= &self.unconfirmed;
+            self.unconfirmed -= &confirmed;
+            self.staged |= confirmed;
         }
     }
 
@@ -305,6 +307,20 @@ mod tests {
         assert_eq!(send(&mut receiver, &lineage(), commit(7, &[])), Err(Refusal::Protocol));
         receiver.handle_compared(Against::Epoch, &[Run::new(1, 1).unwrap()]);
         assert!(matches!(send(&mut receiver, &lineage(), commit(7, &[])), Ok(Step::Commit(_))));
+    }
+
+    #[test]
+    fn what_was_confirmed_in_a_broken_attempt_must_be_confirmed_again() {
+        let mut receiver = receiver(Base::Point, 5);
+        attach(&mut receiver, &lineage()).unwrap();
+        send(&mut receiver, &lineage(), Message::Blocks(blocks(1))).unwrap();
+        for _ in 0..2 {
+            receiver.handle_disconnected();
+            attach(&mut receiver, &lineage()).unwrap();
+            assert_eq!(send(&mut receiver, &lineage(), commit(7, &[])), Err(Refusal::Protocol));
+            receiver.handle_compared(Against::Epoch, &[Run::new(0, 4).unwrap()]);
+            assert!(matches!(send(&mut receiver, &lineage(), commit(7, &[])), Ok(Step::Commit(_))));
+        }
     }
 
     #[test]
