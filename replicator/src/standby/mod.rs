@@ -206,8 +206,11 @@ impl<F: SegmentFiles> Standby<F> {
             }
             return self.append(frame).map_err(StandbyError::Disk);
         }
-        if self.place.base != *self.receiver.base() {
+        reach(&*self.image, blocks.runs.iter().map(|(run, _)| *run))?;
+        if self.place.base != *self.receiver.base() || self.place.size_bytes < self.image.size_bytes() {
             self.place.base = self.receiver.base().clone();
+            // Before content is there: who opens the copy knows how far it may reach, and the first commit zeroes what is beyond its end.
+            self.place.size_bytes = self.place.size_bytes.max(self.image.size_bytes());
             self.place.store(&*self.catalogue, Persist::Synced)?;
         }
         self.write_blocks(blocks)

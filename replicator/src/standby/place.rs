@@ -17,7 +17,7 @@ pub struct Place {
     pub replica: Id,
     /// The lineage that was last adopted.
     pub lineage: Lineage,
-    /// Size at the committed epoch.
+    /// Size at the committed epoch; before the first one, at least as far as content reaches.
     pub size_bytes: u64,
     /// The last committed epoch that is known here; the journal may hold a later one.
     pub committed: Epoch,

@@ -7,30 +7,38 @@ use replicator_engine::block::{BLOCK_BYTES, BlockNumber};
 use replicator_engine::generation::Id;
 use replicator_engine::wire::{Against, Attach, Compare, Compared, EpochDigest};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
-/// An image that ends where it ends, on a disk that may be full.
+/// An image that ends where it ends, on a disk that may be full. Its file may be longer.
 #[derive(Default)]
 pub(super) struct Image {
     content: Mutex<Vec<u8>>,
+    size_bytes: AtomicU64,
     pub full: AtomicBool,
 }
 
 impl Image {
     pub fn new(blocks: u64) -> Arc<Self> {
-        Arc::new(Self { content: Mutex::new(vec![0; (blocks * BLOCK) as usize]), ..Self::default() })
+        let size_bytes = blocks * BLOCK;
+        Arc::new(Self { content: Mutex::new(vec![0; size_bytes as usize]), size_bytes: size_bytes.into(), ..Self::default() })
+    }
+
+    /// The daemon began again: the image ends where its record says, which is older than the last growth.
+    fn reopen(&self, blocks: u64) {
+        self.size_bytes.store(blocks * BLOCK, SeqCst);
     }
 
     fn with<T>(&self, run: Run, work: impl FnOnce(&mut [u8]) -> T) -> io::Result<T> {
         let range = run.offset() as usize..(run.offset() + run.len_bytes()) as usize;
-        self.content.lock().unwrap().get_mut(range).map(work).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+        let mut content = self.content.lock().unwrap();
+        content[..self.size_bytes.load(SeqCst) as usize].get_mut(range).map(work).ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
 
     /// The first byte of every block.
     pub fn bytes(&self) -> Vec<u8> {
-        self.content.lock().unwrap().iter().step_by(BLOCK_BYTES).copied().collect()
+        self.content.lock().unwrap()[..self.size_bytes.load(SeqCst) as usize].iter().step_by(BLOCK_BYTES).copied().collect()
     }
 }
 
@@ -54,10 +62,13 @@ impl BlockDevice for Image {
         Ok(Run::covering(u64::from(from) * BLOCK, self.size_bytes().saturating_sub(u64::from(from) * BLOCK)))
     }
     fn size_bytes(&self) -> u64 {
-        self.content.lock().unwrap().len() as u64
+        self.size_bytes.load(SeqCst)
     }
     fn grow(&self, size_bytes: u64) -> io::Result<()> {
-        self.content.lock().unwrap().resize(size_bytes as usize, 0);
+        let mut content = self.content.lock().unwrap();
+        let file_bytes = content.len().max(size_bytes as usize);
+        content.resize(file_bytes, 0);
+        self.size_bytes.store(size_bytes, SeqCst);
         Ok(())
     }
 }
@@ -180,6 +191,28 @@ fn nothing_of_a_larger_copy_is_left_when_the_volume_grows_into_it() {
     let image = Image::new(8);
     image.write(Run { start: 6, len: 1 }, &[9; BLOCK_BYTES]).unwrap();
     let site = Site::new(8, Base::PointBut(RoaringBitmap::from_iter([1])));
+    let mut standby = site.open(&image);
+    let mut primary = Primary { blocks: 4, epoch: 0 };
+    primary.attach(&mut standby);
+    primary.send(&mut standby, 1, 3);
+    primary.blocks = 8;
+    primary.attach(&mut standby);
+    primary.send(&mut standby, 2, 4);
+    standby.settle().unwrap();
+    assert_eq!(image.bytes(), [0, 3, 4, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn nothing_of_a_larger_attempt_is_left_after_a_restart() {
+    let (mut site, image) = (Site::new(4, Base::Blank), Image::new(4));
+    let mut standby = site.open(&image);
+    let mut primary = Primary { blocks: 8, epoch: 0 };
+    primary.attach(&mut standby);
+    let [content, _] = primary.epoch_frames(6, 9);
+    standby.handle_frame(content).unwrap();
+    // The primary lost power, too, and its growth.
+    image.reopen(4);
+    site.place = Place::load(Id([7; 16]), &*site.catalogue).unwrap().unwrap();
     let mut standby = site.open(&image);
     let mut primary = Primary { blocks: 4, epoch: 0 };
     primary.attach(&mut standby);
