@@ -1,5 +1,5 @@
 //! Two halves that talk to anybody: a standby under a primary that sends anything in any order, and the other way round. An error is fine;
-//! what is sent never breaks the standby's copy for good, and never makes the primary forget a write.
+//! what is sent never makes the standby's copy another than that of the epoch it answered for, and never makes the primary forget a write.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -7,10 +7,10 @@ use replicator::catalogue::Persist;
 
 use replicator::standby::{Place, Standby, StandbyError};
 use replicator_engine::generation::{Id, Lineage};
-use replicator_engine::wire::Message;
 use std::sync::Arc;
 use tern_fuzz::Bytes;
 use tern_fuzz::disk::{Files, Image, Pairs};
+use tern_fuzz::judge::Judge;
 use tern_fuzz::messages::{VOLUME, Writer};
 use tern_fuzz::primary::Primary;
 
@@ -24,7 +24,7 @@ struct Copy {
     catalogue: Arc<Pairs>,
     standby: Standby<Files>,
     writer: Writer,
-    committed: u64,
+    judge: Judge,
 }
 
 fn open(image: &Arc<Image>, files: &Files, catalogue: &Arc<Pairs>) -> Standby<Files> {
@@ -35,16 +35,18 @@ fn open(image: &Arc<Image>, files: &Files, catalogue: &Arc<Pairs>) -> Standby<Fi
 impl Copy {
     fn new() -> Self {
         let (image, files, catalogue) = (Image::new(SIZE_BYTES), Files::default(), Arc::<Pairs>::default());
-        let place = Place::blank(VOLUME, Id([8; 16]), Lineage::first(Id([1; 16])), SIZE_BYTES);
+        let lineage = Lineage::first(Id([1; 16]));
+        let place = Place::blank(VOLUME, Id([8; 16]), lineage.clone(), SIZE_BYTES);
         place.store(&*catalogue, Persist::Synced).expect("a writable catalogue");
         let standby = open(&image, &files, &catalogue);
-        Self { image, files, catalogue, standby, writer: Writer::new(), committed: 0 }
+        Self { image, files, catalogue, standby, writer: Writer::new(), judge: Judge::new(lineage, SIZE_BYTES) }
     }
 
     fn step(&mut self, bytes: &mut Bytes<'_>) {
         match bytes.u8() % 16 {
             0 => {
                 self.standby.handle_disconnected();
+                self.judge.handle_disconnected();
                 self.writer.handle_refused();
             }
             1 => self.restart(),
@@ -52,28 +54,28 @@ impl Copy {
             2 => {}
             _ => self.receive(bytes),
         }
-        assert!(self.standby.place().committed >= self.committed, "a recovery point was lost");
+        self.judge.check_place(self.standby.place());
     }
 
     fn receive(&mut self, bytes: &mut Bytes<'_>) {
-        match self.standby.handle_frame(self.writer.primary(bytes)) {
-            Ok(Some(Message::Committed(epoch))) => self.committed = epoch,
-            Ok(_) => {}
-            Err(error) => {
-                let refused = error.refusal(&self.standby.place().lineage);
-                assert!(refused.text.len() < 500);
-                if matches!(error, StandbyError::Disk(_)) {
-                    self.reopen();
-                }
-                self.standby.handle_disconnected();
-                self.writer.handle_refused();
+        let frame = self.writer.primary(bytes);
+        let result = self.standby.handle_frame(frame.clone());
+        self.judge.handle_frame(frame, &result);
+        if let Err(error) = result {
+            let refused = error.refusal(&self.standby.place().lineage);
+            assert!(refused.text.len() < 500);
+            if matches!(error, StandbyError::Disk(_)) {
+                self.reopen();
             }
+            self.standby.handle_disconnected();
+            self.writer.handle_refused();
         }
     }
 
     /// After its disk failed.
     fn reopen(&mut self) {
         self.standby = open(&self.image, &self.files, &self.catalogue);
+        self.judge.handle_reopened();
     }
 
     /// After the power went.
@@ -87,7 +89,9 @@ impl Copy {
     fn settle(mut self) {
         self.restart();
         self.standby.settle().expect("the recovery point is folded");
-        assert!(self.standby.place().committed >= self.committed && self.standby.journal().is_folded());
+        assert!(self.standby.journal().is_folded());
+        self.judge.check_place(self.standby.place());
+        self.judge.check_image(&self.image);
     }
 }
 

@@ -1,8 +1,10 @@
 //! A disk, a directory and a catalogue in memory. They keep to what the real ones promise, ends and errors included.
 
 use replicator::catalogue::{Catalogue, Change, Persist};
+use replicator::codec::fingerprint;
 use replicator::disk::{BlockDevice, SegmentFiles};
 use replicator_engine::block::{BLOCK_BYTES, BlockNumber, MAX_BLOCKS, Run};
+use replicator_engine::wire::Fingerprint;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -23,6 +25,11 @@ impl Image {
     /// What a daemon that starts again finds: the size that its record says.
     pub fn reopen(&self, size_bytes: u64) {
         self.size_bytes.store(size_bytes, SeqCst);
+    }
+
+    /// What the blocks hold that are not known to be zeroes.
+    pub fn content(&self) -> BTreeMap<BlockNumber, Fingerprint> {
+        self.blocks.lock().unwrap().iter().map(|(block, content)| (*block, fingerprint(content))).collect()
     }
 
     fn check(&self, run: Run) -> io::Result<()> {

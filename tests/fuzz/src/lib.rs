@@ -2,6 +2,7 @@
 
 pub mod disk;
 pub mod front_end;
+pub mod judge;
 pub mod messages;
 pub mod nbd_client;
 pub mod primary;

@@ -1,0 +1,213 @@
+//! What a standby may do, as a second opinion: drawn from the frames that it got and the answers that it gave.
+//!
+//! It says which messages must have been refused, what a comparison must have found, and what the recovery point holds. That something was
+//! refused is never wrong: what is too careful shows elsewhere.
+
+use crate::disk::Image;
+use bytes::Bytes;
+use replicator::codec::{Decoder, fingerprint};
+use replicator::standby::{Place, StandbyError};
+use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run, block_count};
+use replicator_engine::generation::Lineage;
+use replicator_engine::wire::*;
+use roaring::RoaringBitmap;
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::sync::LazyLock;
+
+static ZERO: LazyLock<Fingerprint> = LazyLock::new(|| fingerprint(&[0; BLOCK_BYTES]));
+
+/// See the module's documentation.
+pub struct Judge {
+    lineage: Lineage,
+    is_attached: bool,
+    /// The last recovery point, if there is one.
+    committed: u64,
+    size_bytes: u64,
+    /// The content of the copy without what is staged; blocks of zeroes are not there.
+    content: BTreeMap<BlockNumber, Fingerprint>,
+    /// What came since the recovery point, zeroes included.
+    staged: BTreeMap<BlockNumber, Fingerprint>,
+    /// What came in attempts that were broken off, and was not sent or found equal since.
+    owed: RoaringBitmap,
+    digest: EpochDigest,
+    decoder: Option<Decoder>,
+}
+
+impl Judge {
+    /// Of a blank copy.
+    pub fn new(lineage: Lineage, size_bytes: u64) -> Self {
+        Self {
+            lineage,
+            is_attached: false,
+            committed: 0,
+            size_bytes,
+            content: BTreeMap::new(),
+            staged: BTreeMap::new(),
+            owed: RoaringBitmap::new(),
+            digest: EpochDigest::default(),
+            decoder: None,
+        }
+    }
+
+    /// A frame was handled.
+    pub fn handle_frame(&mut self, frame: Bytes, result: &Result<Option<Message>, StandbyError>) {
+        let envelope = Envelope::decode(frame);
+        match result {
+            Ok(answer) => self.handle_taken(envelope.expect("what is no message is refused"), answer.as_ref()),
+            Err(StandbyError::Disk(error)) => {
+                let kind = error.kind();
+                assert!(matches!(kind, ErrorKind::StorageFull | ErrorKind::Other), "what was written cannot be read: {error}");
+                self.handle_reopened();
+            }
+            Err(StandbyError::Payload(_)) => {
+                if let Ok(Envelope { message: Message::Blocks(blocks), .. }) = envelope {
+                    insert(&mut self.owed, blocks.runs.iter().map(|(run, _)| run));
+                }
+                self.handle_disconnected();
+            }
+            Err(_) => self.handle_disconnected(),
+        }
+    }
+
+    /// The stream broke.
+    pub fn handle_disconnected(&mut self) {
+        self.is_attached = false;
+        self.restart_epoch();
+    }
+
+    /// The daemon began again: it knows of what is staged, and of nothing that failed.
+    pub fn handle_reopened(&mut self) {
+        self.owed.clear();
+        self.handle_disconnected();
+    }
+
+    /// The standby says that it stands at `place`.
+    pub fn check_place(&self, place: &Place) {
+        assert_eq!((place.committed, &place.lineage), (self.committed, &self.lineage), "the place is not what was answered");
+    }
+
+    /// The standby is settled and has `image`.
+    pub fn check_image(&self, image: &Image) {
+        let mut content = image.content();
+        content.retain(|_, found| *found != *ZERO);
+        let wrong: Vec<_> =
+            content.keys().chain(self.content.keys()).filter(|block| content.get(block) != self.content.get(block)).collect();
+        assert!(wrong.is_empty(), "the copy differs from epoch {} in blocks {wrong:?}", self.committed);
+    }
+
+    fn has_point(&self) -> bool {
+        self.committed > 0
+    }
+
+    fn handle_taken(&mut self, envelope: Envelope, answer: Option<&Message>) {
+        if let (Message::Attach(attach), Some(Message::Attached(attached))) = (&envelope.message, answer) {
+            assert_eq!(attached.committed, self.committed);
+            return self.attach(attach);
+        }
+        assert!(self.is_attached && envelope.generation == self.lineage.current(), "a message of another generation was taken");
+        match (envelope.message, answer) {
+            (Message::Blocks(blocks), None) => self.stage(&blocks),
+            (Message::Compare(compare), Some(Message::Compared(compared))) => self.compare(&compare, compared),
+            (Message::Commit(commit), Some(Message::Committed(epoch))) if commit.epoch == *epoch => self.commit(&commit),
+            (Message::Abandon, None) => self.restart_epoch(),
+            (message, answer) => panic!("{message:?} was answered with {answer:?}"),
+        }
+    }
+
+    fn attach(&mut self, attach: &Attach) {
+        let (mine, theirs) = (self.lineage.current().id, attach.lineage.generations());
+        if self.has_point() || !self.content.is_empty() {
+            let at =
+                theirs.iter().position(|generation| generation.id == mine).expect("a primary that does not continue the copy was taken");
+            let branch = theirs.get(at + 1).map_or(u64::MAX, |next| next.branch_epoch);
+            assert!(!self.has_point() || self.committed <= branch, "a primary was taken that never had epoch {}", self.committed);
+        }
+        assert!(!self.has_point() || attach.size_bytes >= self.size_bytes, "the copy is larger than the primary's volume");
+        self.restart_epoch();
+        let is_beyond = self.owed.max().is_some_and(|last| u64::from(last) >= block_count(attach.size_bytes));
+        if is_beyond || attach.lineage.current().id != mine {
+            self.staged.clear();
+            self.owed.clear();
+        }
+        self.lineage = attach.lineage.clone();
+        self.is_attached = true;
+    }
+
+    fn stage(&mut self, blocks: &Blocks) {
+        self.digest.add(blocks);
+        let decoder = self.decoder.get_or_insert_with(|| Decoder::new().expect("a decoder"));
+        let content = decoder.decode(blocks).expect("a payload that does not decode was taken");
+        assert!(blake3::hash(content) == blocks.digest, "a damaged payload was taken");
+        let mut content = content.chunks_exact(BLOCK_BYTES).map(fingerprint);
+        let is_point = self.committed > 0;
+        for (run, kind) in &blocks.runs {
+            self.owed.remove_range(run.blocks());
+            for block in run.blocks() {
+                let here = if *kind == Content::Zero { *ZERO } else { content.next().expect("content for each block") };
+                if is_point {
+                    self.staged.insert(block, here);
+                } else if here == *ZERO {
+                    self.content.remove(&block);
+                } else {
+                    self.content.insert(block, here);
+                }
+            }
+        }
+    }
+
+    fn compare(&mut self, compare: &Compare, compared: &Compared) {
+        assert_eq!(compare.ticket, compared.ticket);
+        let (mut asked, mut different, mut answered) = <(RoaringBitmap, RoaringBitmap, RoaringBitmap)>::default();
+        insert(&mut asked, compare.runs.iter().map(|(run, _)| run));
+        let mut fingerprints = compare.fingerprints.iter();
+        for (run, kind) in &compare.runs {
+            if *kind == Content::Zero {
+                let known = self.content.range(run.blocks()).chain(self.staged.range(run.blocks())).map(|(block, _)| *block);
+                different.extend(known.filter(|block| self.at(*block, compare.against) != *ZERO));
+            } else {
+                different.extend(run.blocks().filter(|block| Some(&self.at(*block, compare.against)) != fingerprints.next()));
+            }
+        }
+        insert(&mut answered, &compared.different);
+        // Whoever asks twice about a block may get either answer.
+        if asked.len() == compare.runs.iter().map(|(run, _)| u64::from(run.len)).sum::<u64>() {
+            assert_eq!(answered, different, "a comparison found other blocks to be different");
+        }
+        if compare.against == Against::Epoch {
+            self.owed -= asked - answered;
+        }
+    }
+
+    /// What the standby has of a block.
+    fn at(&self, block: BlockNumber, against: Against) -> Fingerprint {
+        let staged = self.staged.get(&block).filter(|_| against == Against::Epoch);
+        *staged.or_else(|| self.content.get(&block)).unwrap_or(&ZERO)
+    }
+
+    fn commit(&mut self, commit: &Commit) {
+        let (epoch, blocks) = (commit.epoch, block_count(commit.size_bytes));
+        assert!(epoch > self.committed, "epoch {epoch} became the recovery point after {}", self.committed);
+        assert!((commit.blocks, commit.digest) == self.digest.value(), "epoch {epoch} was committed with another digest");
+        assert!(self.owed.is_empty(), "epoch {epoch} was committed without {:?}", self.owed);
+        assert!(!self.has_point() || commit.size_bytes >= self.size_bytes, "the volume shrank");
+        assert!(self.staged.keys().all(|block| u64::from(*block) < blocks), "epoch {epoch} has blocks beyond its end");
+        self.content.append(&mut self.staged);
+        self.content.retain(|block, here| u64::from(*block) < blocks && *here != *ZERO);
+        (self.committed, self.size_bytes, self.digest) = (epoch, commit.size_bytes, EpochDigest::default());
+    }
+
+    fn restart_epoch(&mut self) {
+        self.digest = EpochDigest::default();
+        self.owed.extend(self.staged.keys());
+        if !self.has_point() {
+            self.owed.clear();
+        }
+    }
+}
+
+fn insert<'a>(blocks: &mut RoaringBitmap, runs: impl IntoIterator<Item = &'a Run>) {
+    for run in runs {
+        blocks.insert_range(run.blocks());
+    }
+}
