@@ -11,6 +11,7 @@ mod image;
 pub mod import;
 mod inline;
 mod open;
+mod pace;
 mod sys;
 mod zero;
 
@@ -22,6 +23,7 @@ pub use error::StoreError;
 pub use extents::Extents;
 pub use image::Image;
 pub use inline::Inline;
+pub use pace::Pace;
 
 /// A volume's size is a multiple of this, and so is the alignment of every [`AlignedBuf`].
 pub const PAGE_BYTES: u64 = 4096;

@@ -3,11 +3,12 @@
 use super::batch::{Batch, Reply};
 use super::input::Input;
 use super::mailbox::Mailbox;
-use super::sys::{Expect, File};
+use super::sys::{Expect, File, Work};
 use super::{Client, CutOff};
 use crate::bells::Rope;
 use crate::nbd::exports::Served;
 use crate::nbd::transmission::{self, Command, Failure, Header, Plan, Session};
+use crate::store::Pace;
 use rustix::net::RecvFlags;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -56,6 +57,8 @@ pub(super) struct Connection {
     pub(super) expect: Expect,
     /// The last write was large: not much is received ahead of the next, whose data had to be copied.
     pub(super) large_writes: bool,
+    /// Transfers of operations.
+    pub(super) pace: Pace<(usize, Work)>,
     /// Each with the room in the window that it gives back; bounded by the window.
     pub(super) replies: VecDeque<(Reply, u64)>,
     /// Operations that wait for another thread, and how many are with one.
@@ -97,6 +100,7 @@ impl Connection {
             receiving: false,
             expect: Expect::Something,
             large_writes: false,
+            pace: Pace::default(),
             replies: VecDeque::new(),
             helping: VecDeque::new(),
             helpers: 0,

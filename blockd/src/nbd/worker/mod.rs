@@ -225,7 +225,12 @@ impl Worker {
             Work::Receive(bytes, part, _) => self.received(tag, bytes, part.len(), &result, expect),
             Work::Fill(transfer) => self.filled(tag, transfer, &result),
             Work::Send(batch) => self.sent(tag, batch, &result),
-            Work::Read(transfer) | Work::Write(transfer) => self.transferred(tag, transfer.buf, result.map(drop)),
+            Work::Read(transfer) | Work::Write(transfer) => {
+                let key = self.operations[tag].connection;
+                self.connections[key].pace.done(self.now);
+                self.start_held(key);
+                self.transferred(tag, transfer.buf, result.map(drop));
+            }
             Work::Sync => self.synced(tag, result.map(drop)),
             Work::Listen(count) => {
                 self.ring.start(self.bell, 0, Work::Listen(count));

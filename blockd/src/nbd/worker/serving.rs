@@ -141,7 +141,17 @@ impl Worker {
         let transfer = Transfer::whole(buf, offset);
         let writes = stage == Stage::Data && operation.part.op != Op::Read;
         let work = if writes { Work::Write(transfer) } else { Work::Read(transfer) };
-        self.start(number, work);
+        let key = operation.connection;
+        if let Some((number, work)) = self.connections[key].pace.begin((number, work)) {
+            self.start(number, work);
+        }
+    }
+
+    /// Gives the disk what was kept from it, as far as its pace allows.
+    pub(super) fn start_held(&mut self, key: usize) {
+        while let Some((number, work)) = self.connections[key].pace.resume() {
+            self.start(number, work);
+        }
     }
 
     /// Has the ring do a work on the image, or does it now if there is nothing else to do.

@@ -24,11 +24,11 @@ use super::device::Device;
 use super::mailbox::Mailbox;
 use super::operation::Operation;
 use super::queue::VirtQueue;
-use super::sys::{Completion, Ring};
+use super::sys::{Completion, Ring, Work};
 use super::table::Table;
 use super::zeroing::Job;
 use crate::request::MAX_TRANSFER_BYTES;
-use crate::store::{BufferPool, Inline};
+use crate::store::{BufferPool, Inline, Pace};
 use crate::volume::GateState;
 use linger::Linger;
 use std::io;
@@ -81,6 +81,7 @@ pub(super) struct Worker {
     /// While operations are under way, and while the guest is to begin some.
     lingers: [Linger; 2],
     inline: Inline,
+    pace: Pace<(usize, Work)>,
 }
 
 /// What a turn has come to.
@@ -123,6 +124,7 @@ impl Worker {
             bounce_bytes: 0,
             lingers: [Linger::new(poll), Linger::new(poll)],
             inline: Inline::default(),
+            pace: Pace::default(),
         })
     }
 

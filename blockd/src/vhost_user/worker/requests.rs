@@ -11,6 +11,7 @@ use super::{MAX_CHAINS_A_TURN, Worker};
 use crate::request::{Op, Space};
 use crate::volume::{Admission, GateState, Pass, Waiter};
 use std::io;
+use std::time::Instant;
 
 /// Whether a step could be begun.
 #[derive(PartialEq, Eq)]
@@ -93,8 +94,10 @@ impl Worker {
         let request = operation.request();
         let space = match request.op {
             Op::Read | Op::Write(_) | Op::Flush => {
-                let work = operation.work.take().unwrap_or(Work::Sync);
-                return self.start_work(key, work);
+                return match operation.work.take() {
+                    Some(transfer) => self.transfer(key, transfer),
+                    None => self.start_work(key, Work::Sync),
+                };
             }
             Op::Discard => Space::MayFree,
             Op::WriteZeroes(space, _) => space,
@@ -106,6 +109,19 @@ impl Worker {
         let _ = self.zeroing.send(Job { key, debt, space, offset: request.offset, len_bytes: request.len_bytes });
     }
 
+    fn transfer(&mut self, key: usize, transfer: Work) {
+        if let Some((key, transfer)) = self.pace.begin((key, transfer)) {
+            self.start_work(key, transfer);
+        }
+    }
+
+    /// Gives the disk what was kept from it, as far as its pace allows.
+    pub(super) fn start_held(&mut self) {
+        while let Some((key, transfer)) = self.pace.resume() {
+            self.start_work(key, transfer);
+        }
+    }
+
     fn start_work(&mut self, key: usize, work: Work) {
         let alone = self.operations.len() == 1 && !self.has_available();
         if self.inline.begin(alone) && !matches!(work, Work::Read(_)) {
@@ -115,7 +131,11 @@ impl Worker {
             }
             return self.finished(finished);
         }
+        let paced = !matches!(work, Work::Sync);
         if let Err(error) = self.ring.start(key, work) {
+            if paced {
+                self.pace.done(Instant::now());
+            }
             self.step_done(key, Err(error));
         }
     }
@@ -127,6 +147,8 @@ impl Worker {
             Work::Read(transfer) => (transfer, true),
             Work::Write(transfer) => (transfer, false),
         };
+        self.pace.done(Instant::now());
+        self.start_held();
         let (vectors, buf) = transfer.into_parts();
         self.ring.give(vectors);
         if let Some(buf) = buf {
