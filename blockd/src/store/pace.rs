@@ -16,11 +16,12 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// Transfers at a time from which on it is looked at; a disk has to be given enough for its own parallelism.
-const DEEP: usize = 16;
+const DEEP: usize = 8;
 /// What a disk that reports all at once is given, of what there is.
 const SHARE: (usize, usize) = (5, 8);
-/// What a disk reports within this time, it reports at once.
+/// What a disk reports within this time, or within this part of the time since its last report, it reports at once.
 const AT_ONCE: Duration = Duration::from_micros(50);
+const AT_ONCE_PART: u32 = 8;
 /// Reports of all at once, less others, before that is believed; and the most of them that are remembered.
 const BELIEVED: u32 = 4;
 const REMEMBERED: u32 = 8;
@@ -41,6 +42,8 @@ pub struct Pace<T> {
 #[derive(Debug)]
 struct Report {
     began: Instant,
+    /// How long it takes at most.
+    at_once: Duration,
     /// How many it had then.
     of: usize,
     done: usize,
@@ -62,10 +65,12 @@ impl<T> Pace<T> {
 
     /// One that was started is done, well or not.
     pub fn done(&mut self, now: Instant) {
-        if let Some(report) = self.report.take_if(|report| now.duration_since(report.began) > AT_ONCE) {
+        let mut at_once = AT_ONCE;
+        if let Some(report) = self.report.take_if(|report| now.duration_since(report.began) > report.at_once) {
+            at_once = at_once.max(now.duration_since(report.began) / AT_ONCE_PART);
             self.judge(&report);
         }
-        self.report.get_or_insert(Report { began: now, of: self.at_disk, done: 0 }).done += 1;
+        self.report.get_or_insert(Report { began: now, at_once, of: self.at_disk, done: 0 }).done += 1;
         self.at_disk -= 1;
     }
 
