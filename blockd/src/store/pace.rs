@@ -15,8 +15,6 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Transfers at a time from which on it is looked at; a disk has to be given enough for its own parallelism.
-const DEEP: usize = 8;
 /// What a disk that reports all at once is given, of what there is.
 const SHARE: (usize, usize) = (5, 8);
 /// What a disk reports within this time, or within this part of the time since its last report, it reports at once.
@@ -29,6 +27,7 @@ const REMEMBERED: u32 = 8;
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Pace<T> {
+    deep: usize,
     limit: usize,
     at_disk: usize,
     held: VecDeque<T>,
@@ -49,13 +48,12 @@ struct Report {
     done: usize,
 }
 
-impl<T> Default for Pace<T> {
-    fn default() -> Self {
-        Self { limit: usize::MAX, at_disk: 0, held: VecDeque::new(), most: 0, report: None, in_bulk: 0 }
-    }
-}
-
 impl<T> Pace<T> {
+    /// Looks at what happens while `deep` transfers or more are under way.
+    pub fn new(deep: usize) -> Self {
+        Self { deep, limit: usize::MAX, at_disk: 0, held: VecDeque::new(), most: 0, report: None, in_bulk: 0 }
+    }
+
     /// A transfer: to be started now, or else kept until [`Self::resume`].
     pub fn begin(&mut self, transfer: T) -> Option<T> {
         self.held.push_back(transfer);
@@ -82,7 +80,7 @@ impl<T> Pace<T> {
     }
 
     fn judge(&mut self, &Report { of, done, .. }: &Report) {
-        if of < DEEP / 2 || self.most < DEEP {
+        if of < self.deep / 2 || self.most < self.deep {
             return;
         }
         let most = std::mem::replace(&mut self.most, self.at_disk + self.held.len());
@@ -99,6 +97,8 @@ impl<T> Pace<T> {
 mod tests {
     use super::*;
 
+    const DEEP: usize = 16;
+
     /// A client that has `depth` transfers begun at any time, and a disk that reports up to `report` of them at once.
     struct Bench {
         pace: Pace<()>,
@@ -109,7 +109,7 @@ mod tests {
 
     impl Bench {
         fn new() -> Self {
-            Self { pace: Pace::default(), at_disk: 0, begun: 0, now: Instant::now() }
+            Self { pace: Pace::new(DEEP), at_disk: 0, begun: 0, now: Instant::now() }
         }
 
         /// Returns how many are kept at the end, and how many the disk has.

@@ -26,6 +26,9 @@ pub const MAX_WINDOW_BYTES: u64 = 64 << 20;
 /// is not served here, or takes no answers.
 pub(super) const OWN_BYTES: u64 = 256 << 10;
 
+/// Requests at a time from which on the disk's pace is looked at: a client takes long for the bytes of a few large ones.
+const PACED_REQUESTS: usize = 8;
+
 /// What comes next from the client, or is to be done with what came last.
 #[derive(Clone, Copy)]
 pub(super) enum Reading {
@@ -100,7 +103,7 @@ impl Connection {
             receiving: false,
             expect: Expect::Something,
             large_writes: false,
-            pace: Pace::default(),
+            pace: Pace::new(PACED_REQUESTS),
             replies: VecDeque::new(),
             helping: VecDeque::new(),
             helpers: 0,

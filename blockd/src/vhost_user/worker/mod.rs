@@ -46,6 +46,8 @@ const MAX_BOUNCE_BYTES: u64 = 2 * MAX_TRANSFER_BYTES;
 const MAX_CHAINS_A_TURN: usize = 256;
 /// How long a worker leaves a kernel alone that takes no submissions.
 const REFUSED_PAUSE: Duration = Duration::from_millis(1);
+/// Requests at a time from which on the disk's pace is looked at: a guest refills its ring with fewer so soon that it does not pay.
+const PACED_REQUESTS: usize = 16;
 
 /// Kicks that are not watched any more are watched again so often in a row. What is no eventfd may be readable at any time, and never tell.
 const MAX_UNWATCHED: u8 = 16;
@@ -124,7 +126,7 @@ impl Worker {
             bounce_bytes: 0,
             lingers: [Linger::new(poll), Linger::new(poll)],
             inline: Inline::default(),
-            pace: Pace::default(),
+            pace: Pace::new(PACED_REQUESTS),
         })
     }
 
