@@ -16,9 +16,11 @@
 //! - [`wire`]: the messages between two sites and their encoding.
 //! - [`sender`]: the primary's side of one replica.
 //! - [`receiver`]: the standby's side.
+//! - [`acknowledgement`]: when a guest's request completes.
 
 #![forbid(unsafe_code)]
 
+pub mod acknowledgement;
 pub mod block;
 pub mod generation;
 pub mod receiver;

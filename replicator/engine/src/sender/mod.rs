@@ -162,6 +162,11 @@ impl Sender {
         self.known
     }
 
+    /// The newest epoch that the standby has durably, as a recovery point: with it, every epoch before, whether it came by itself or not.
+    pub fn safe(&self) -> Option<Epoch> {
+        self.known.filter(|_| self.has_point).map(|known| known.acked)
+    }
+
     /// The lineage that goes into every message.
     pub fn lineage(&self) -> &Lineage {
         &self.lineage

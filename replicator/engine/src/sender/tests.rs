@@ -248,3 +248,26 @@ fn no_more_questions_are_asked_than_may_be_open() {
     assert!(matches!(sender.poll(&tracker, 0), Action::Ask(..)));
     assert!(matches!(sender.poll(&tracker, 0), Action::Wait(_)));
 }
+
+#[test]
+fn epochs_are_cut_on_demand_without_waiting_for_those_under_way_and_are_safe_in_order() {
+    let (mut sender, tracker) = online();
+    assert_eq!(sender.safe(), Some(4));
+    cut(&mut sender, &tracker, 2_000);
+    assert!(matches!(sender.poll(&tracker, 2_000), Action::Send(Message::Commit(_))));
+    for epoch in 6..6 + MAX_PENDING_EPOCHS as Epoch - 1 {
+        write(&tracker, epoch as u32, 1);
+        assert!(matches!(sender.poll(&tracker, 2_000), Action::Wait(_)), "not due");
+        sender.request_cut();
+        cut(&mut sender, &tracker, 2_000);
+        ship_frozen(&mut sender, &tracker, 2_000);
+        assert!(matches!(sender.poll(&tracker, 2_000), Action::Send(Message::Commit(commit)) if commit.epoch == epoch));
+    }
+    // What comes now shares the next epoch.
+    sender.request_cut();
+    assert!(matches!(sender.poll(&tracker, 2_000), Action::Wait(_)), "as many as may be are under way");
+    assert!(sender.handle_message(&tracker, Message::Committed(6), 2_001).is_err(), "out of order");
+    sender.handle_message(&tracker, Message::Committed(5), 2_001).unwrap();
+    assert_eq!(sender.safe(), Some(5));
+    assert_eq!(sender.poll(&tracker, 2_001), Action::Cut);
+}
