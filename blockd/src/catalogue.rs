@@ -1,6 +1,6 @@
 //! The site's catalogue: RocksDB behind replication's narrow trait, and the records of volumes in it.
 
-use blockd_api::{Export, SiteName, VolumeName};
+use blockd_api::{Export, Mode, OnDisconnect, SiteName, VolumeName};
 use replicator::catalogue::{Catalogue, Change, Persist};
 use replicator::site_link::request::GenerationRecord;
 use rocksdb::{DB, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
@@ -83,6 +83,22 @@ pub struct PeerRecord {
     pub rpo_ms: u64,
     /// Most that may be sent.
     pub bandwidth_bits_per_second: Option<u64>,
+    /// When requests are acknowledged.
+    #[serde(default)]
+    pub mode: Mode,
+    /// What to do when the standby is gone; `None`: as the mode has it.
+    #[serde(default)]
+    pub on_disconnect: Option<OnDisconnect>,
+    /// How long a request waits for the standby; `None`: the default.
+    #[serde(default)]
+    pub ack_timeout_ms: Option<u64>,
+}
+
+impl PeerRecord {
+    /// A peer of which nothing is asked but that it is there.
+    pub fn new(site: String, name: SiteName, rpo_ms: u64) -> Self {
+        Self { site, name, rpo_ms, bandwidth_bits_per_second: None, mode: Mode::Async, on_disconnect: None, ack_timeout_ms: None }
+    }
 }
 
 /// A handover that was granted.
@@ -228,7 +244,7 @@ mod tests {
         record.role = RecordedRole::Primary;
         record.lineage = vec![GenerationRecord { counter: 1, id: id("1"), branch_epoch: 0 }];
         let (site, name) = ("SITE".into(), "oregon".parse().unwrap());
-        record.peer = Some(PeerRecord { site, name, rpo_ms: 5000, bandwidth_bits_per_second: None });
+        record.peer = Some(PeerRecord::new(site, name, 5000));
         let json = serde_json::to_string(&record).unwrap();
         assert!(include_str!("../../docs/formats.md").contains(&json), "{json}");
         assert_eq!(serde_json::from_str::<VolumeRecord>(&json).unwrap(), record);

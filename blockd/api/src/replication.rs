@@ -1,6 +1,6 @@
 //! Keeping a standby: begin, change, end, and recovery points on demand.
 
-use crate::{Mode, Rate, SiteName, Span};
+use crate::{Mode, OnDisconnect, Rate, SiteName, Span};
 use serde::{Deserialize, Serialize};
 
 /// Begins replication to a site, or replaces its settings.
@@ -18,6 +18,12 @@ pub struct Replicate {
     /// Most that this replica may send; `None`: no limit.
     #[serde(default)]
     pub bandwidth: Option<Rate>,
+    /// What becomes of requests that wait for a standby which is gone; `None`: as the mode has it.
+    #[serde(default)]
+    pub on_disconnect: Option<OnDisconnect>,
+    /// How long a request waits for the standby at most; `None`: the daemon's default.
+    #[serde(default)]
+    pub ack_timeout: Option<Span>,
 }
 
 /// Ends replication.

@@ -206,6 +206,28 @@ words! {
 }
 
 words! {
+    /// What becomes of requests that wait for a standby which is gone, slow or full.
+    OnDisconnect {
+        /// They are acknowledged locally as soon as the connection is gone.
+        Continue = "continue",
+        /// They are acknowledged locally once one has waited for the time-out, until the standby keeps up again.
+        Degrade = "degrade",
+        /// They wait, for as long as it takes.
+        Suspend = "suspend",
+    }
+}
+
+impl Mode {
+    /// What a mode does when the standby is gone, unless it is told otherwise.
+    pub fn on_disconnect(self) -> OnDisconnect {
+        match self {
+            Self::Async | Self::Snapshot => OnDisconnect::Continue,
+            Self::Barrier | Self::Sync => OnDisconnect::Degrade,
+        }
+    }
+}
+
+words! {
     /// How a client is attached.
     FrontEnd {
         /// vhost-user-blk.
@@ -280,6 +302,7 @@ mod tests {
         check(State::ALL);
         check(Mode::ALL);
         check(FrontEnd::ALL);
+        check(OnDisconnect::ALL);
         assert_eq!((Role::ALL.len(), State::ALL.len(), Mode::ALL.len()), (4, 12, 4));
     }
 }

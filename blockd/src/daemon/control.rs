@@ -169,10 +169,7 @@ impl Control for Daemon {
     }
 
     async fn set_mode(&self, volume: VolumeName, request: SetMode) -> Outcome<VolumeStatus> {
-        if request.mode == Mode::Async {
-            return self.volumes.lock().await.get(&volume).map(status);
-        }
-        Err(ApiError::new(ErrorCode::NotSupported, format!("this version does not have mode {}", request.mode)))
+        self.change_mode(&volume, &request).await
     }
 
     async fn wait(&self, volume: VolumeName, condition: Condition, progress: ProgressSink) -> Outcome<VolumeStatus> {

@@ -9,7 +9,7 @@ use crate::catalogue::{Granted, RecordedRole, VolumeRecord};
 use crate::volume::{GateState, Volume};
 use blockd_api::*;
 use replicator::catalogue::{Catalogue, Persist};
-use replicator::primary::{Remains, Replica};
+use replicator::primary::{Remains, Replica, memory};
 use replicator::site_link::request::{Answer, lineage_of, parse_id};
 use replicator::standby::Place;
 use replicator_engine::generation::Lineage;
@@ -194,6 +194,7 @@ impl Volumes {
         if_there(std::fs::remove_dir_all(self.state_dir.journal(&id.to_string()))).map_err(io_error)?;
         let size_bytes = volume.size_bytes();
         let place = Place { volume: id, replica: random_id()?, lineage, size_bytes, committed, folded: committed, base };
+        memory::forget_promises(&*self.catalogue, id).map_err(io_error)?;
         place.store(&*self.catalogue as &dyn Catalogue, Persist::Synced).map_err(io_error)?;
         self.change(name, |record| {
             record.role = RecordedRole::Standby;

@@ -9,6 +9,7 @@ mod create;
 mod exports;
 mod handover;
 mod incoming;
+mod mode;
 mod overtaken;
 mod part;
 mod promotion;

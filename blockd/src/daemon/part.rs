@@ -3,7 +3,7 @@
 use super::volumes::{Volumes, io_error};
 use crate::catalogue::{PeerRecord, VolumeRecord};
 use crate::volume::{GateState, Volume};
-use blockd_api::{ApiError, ErrorCode, VolumeName};
+use blockd_api::{ApiError, ErrorCode, Mode, VolumeName};
 use replicator::catalogue::Catalogue;
 use replicator::identity::SiteId;
 use replicator::primary::connection::Route;
@@ -11,12 +11,16 @@ use replicator::primary::memory::{self, EpochNumbers};
 use replicator::primary::{Replica, Setup};
 use replicator::site_link::request::{lineage_of, parse_id};
 use replicator::standby::{Place, SegmentDir, Standby, StandbyService};
+use replicator_engine::acknowledgement::{OnDisconnect, Promise, Rules};
 use replicator_engine::generation::{Id, Lineage};
 use replicator_engine::sender::{Known, Settings};
 use roaring::RoaringBitmap;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+
+/// How long a request waits for the standby unless told otherwise: guests give a disk 30 s.
+const DEFAULT_ACK_TIMEOUT_MS: u64 = 5_000;
 
 /// See the module's documentation.
 pub(super) enum Part {
@@ -75,6 +79,21 @@ pub(super) fn settings(peer: &PeerRecord) -> Settings {
     Settings { rpo_ms: peer.rpo_ms, ..Settings::default() }
 }
 
+/// When requests complete.
+pub(super) fn rules(peer: &PeerRecord) -> Rules {
+    let wanted = match peer.mode {
+        Mode::Async | Mode::Snapshot => Promise::Local,
+        Mode::Barrier => Promise::Barrier,
+        Mode::Sync => Promise::Sync,
+    };
+    let on_disconnect = match peer.on_disconnect.unwrap_or(peer.mode.on_disconnect()) {
+        blockd_api::OnDisconnect::Continue => OnDisconnect::Continue,
+        blockd_api::OnDisconnect::Degrade => OnDisconnect::Degrade,
+        blockd_api::OnDisconnect::Suspend => OnDisconnect::Suspend,
+    };
+    Rules { wanted, on_disconnect, ack_timeout_ms: peer.ack_timeout_ms.unwrap_or(DEFAULT_ACK_TIMEOUT_MS) }
+}
+
 /// What starting a primary needs beside its record.
 pub(super) struct PrimaryStart<'a> {
     pub volume: &'a Arc<Volume>,
@@ -98,12 +117,14 @@ impl Volumes {
             volume: id,
             lineage,
             settings: settings(peer),
+            rules: rules(peer),
             intake: volume.intake.clone(),
             image: Arc::new(volume.image.clone()),
             catalogue,
             epochs,
             known,
             known_key: memory::known_key(id, &peer.site),
+            promise_key: memory::promise_key(id, &peer.site),
             compare_first,
             counters: volume.counters.clone(),
             on_commit: Box::new(move |elapsed| metrics.epoch_commit.observe(elapsed)),

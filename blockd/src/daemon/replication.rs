@@ -2,7 +2,8 @@
 
 use super::Daemon;
 use super::handover::DRAIN_DEADLINE;
-use super::part::{Part, PrimaryStart, peer_site, settings, volume_id};
+use super::mode::Acknowledgement;
+use super::part::{Part, PrimaryStart, peer_site, rules, settings, volume_id};
 use super::status;
 use super::volumes::{io_error, random_id};
 use crate::admin::{Outcome, ProgressSink};
@@ -29,13 +30,6 @@ const CLOSING_POLL: Duration = Duration::from_millis(2);
 /// How often a condition that is waited for is looked at.
 const WAIT_POLL: Duration = Duration::from_millis(100);
 
-fn only_async(mode: Mode) -> Outcome<()> {
-    if mode == Mode::Async {
-        return Ok(());
-    }
-    Err(ApiError::new(ErrorCode::NotSupported, format!("this version does not have mode {mode}")).with_hint("use --mode async"))
-}
-
 fn replica_error(name: &VolumeName, error: &ReplicaError) -> ApiError {
     let code = match error {
         ReplicaError::Disconnected => ErrorCode::PeerUnreachable,
@@ -48,7 +42,7 @@ fn replica_error(name: &VolumeName, error: &ReplicaError) -> ApiError {
 
 impl Daemon {
     pub(super) async fn begin_replication(&self, name: &VolumeName, request: &Replicate) -> Outcome<VolumeStatus> {
-        only_async(request.mode)?;
+        let acknowledgement = Acknowledgement::of(request)?;
         let rpo_ms = request.rpo.unwrap_or(DEFAULT_RPO).duration().as_millis() as u64;
         if rpo_ms < MIN_RPO_MS {
             return Err(
@@ -57,7 +51,8 @@ impl Daemon {
         }
         let site = self.sites.peer(&request.to)?;
         let bandwidth = request.bandwidth.map(|rate| rate.bytes_per_second() * 8);
-        let peer = PeerRecord { site: site.id.to_string(), name: request.to.clone(), rpo_ms, bandwidth_bits_per_second: bandwidth };
+        let peer = PeerRecord::new(site.id.to_string(), request.to.clone(), rpo_ms);
+        let peer = PeerRecord { bandwidth_bits_per_second: bandwidth, ..acknowledgement.recorded_in(peer) };
         let (record, _operation) = self.begin(name).await?;
         let goes_on = match (record.role, &record.peer) {
             (RecordedRole::Standalone, _) => false,
@@ -126,7 +121,7 @@ impl Daemon {
     async fn change_settings(&self, name: &VolumeName, peer: PeerRecord) -> Outcome<VolumeStatus> {
         let mut volumes = self.volumes.lock().await;
         if let Part::Primary(primary) = &volumes.get(name)?.part {
-            primary.replica.set_settings(settings(&peer));
+            primary.replica.set_settings(settings(&peer), rules(&peer));
             primary.bandwidth.send_replace(peer.bandwidth_bits_per_second);
         }
         volumes.change(name, |record| record.peer = Some(peer))?;
@@ -170,7 +165,7 @@ impl Daemon {
         let mut record = VolumeRecord::new(name, volume.to_owned(), size_bytes, backing, MadeBy::Daemon);
         record.role = RecordedRole::Standby;
         let rpo_ms = DEFAULT_RPO.duration().as_millis() as u64;
-        record.peer = Some(PeerRecord { site: from.to_string(), name: peer, rpo_ms, bandwidth_bits_per_second: None });
+        record.peer = Some(PeerRecord::new(from.to_string(), peer, rpo_ms));
         volumes.create_standby(record, lineage)
     }
 
@@ -179,6 +174,7 @@ impl Daemon {
         let Some(peer) = record.peer.as_ref().filter(|_| record.role == RecordedRole::Primary) else {
             return Err(ApiError::new(ErrorCode::WrongState, format!("{name} is not replicated from here")));
         };
+        self.promise_nothing(name, peer).await?;
         let part = self.volumes.lock().await.take_part(name);
         tokio::task::block_in_place(|| part.stop());
         let mut volumes = self.volumes.lock().await;

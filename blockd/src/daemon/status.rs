@@ -1,14 +1,15 @@
 //! Status documents, computed from counts each time somebody asks.
 
-use super::part::Part;
+use super::part::{Part, rules};
 use super::volumes::{OpenVolume, Unopened};
 use crate::catalogue::{PeerRecord, RecordedRole, VolumeRecord};
 use crate::volume::GateState;
 use blockd_api::*;
 use replicator::counters::read;
-use replicator::primary::PrimaryStatus;
+use replicator::primary::{PrimaryStatus, PromiseStatus};
 use replicator::site_link::request::lineage_of;
 use replicator::standby::StandbyStatus;
+use replicator_engine::acknowledgement::{Promise, Standing};
 use replicator_engine::block::BLOCK_BYTES;
 use replicator_engine::sender::Phase;
 use replicator_engine::wire::Refusal;
@@ -62,7 +63,7 @@ fn recorded_status(record: &VolumeRecord) -> VolumeStatus {
         role: role(record.role),
         state: State::Disconnected,
         promise_held: false,
-        mode: Mode::Async,
+        mode: peer.map_or(Mode::Async, |peer| peer.mode),
         peer: peer.map(|peer| peer.name.clone()),
         generation: lineage_of(&record.lineage).map_or(0, |lineage| lineage.current().counter),
         epoch_open: 0,
@@ -143,23 +144,9 @@ fn unless_alive(status: &mut VolumeStatus, alive: bool) {
 }
 
 fn of_primary(status: &mut VolumeStatus, seen: &PrimaryStatus, peer: &PeerRecord) {
-    let in_time = seen.rpo_ms.is_some_and(|age| age <= peer.rpo_ms);
-    status.state = match (&seen.refused, &seen.phase) {
-        _ if seen.error.is_some() => State::Error,
-        (Some(refused), _) => match refused.reason {
-            Refusal::Storage => State::Suspended,
-            Refusal::SplitBrain => State::SplitBrain,
-            Refusal::NotStandby => State::Disconnected,
-            _ => State::Error,
-        },
-        (None, Phase::Online) if seen.known.is_none() => State::InitialSync,
-        (None, Phase::Online) if seen.is_in_sync() && in_time => State::InSync,
-        (None, Phase::Online) if seen.rpo_ms.is_some_and(|age| age > peer.rpo_ms * NOT_CONVERGING_RPOS) => State::NotConverging,
-        (None, Phase::Online) => State::CatchingUp,
-        (None, Phase::Offline | Phase::Attaching | Phase::Refused(_)) => State::Disconnected,
-    };
+    status.state = primary_state(seen, peer);
     let block = BLOCK_BYTES as u64;
-    status.promise_held = in_time;
+    status.promise_held = is_promise_held(seen, peer);
     status.epoch_open = seen.open_epoch;
     status.epoch_committed = seen.committed();
     status.rpo_seconds = seen.rpo_ms.map(seconds);
@@ -167,7 +154,14 @@ fn of_primary(status: &mut VolumeStatus, seen: &PrimaryStatus, peer: &PeerRecord
     status.backlog_bytes = seen.backlog.unsent_blocks * block;
     status.dirty_blocks = seen.backlog.in_doubt_blocks;
     status.evacuation_seconds = (seen.rate_bytes_per_second > 0).then(|| status.backlog_bytes as f64 / seen.rate_bytes_per_second as f64);
-    status.last_error = seen.error.clone().or_else(|| seen.refused.as_ref().map(|refused| refused.text.clone()));
+    let refused = seen.refused.as_ref().map(|refused| refused.text.clone());
+    status.last_error = seen.error.clone().or(refused).or_else(|| match status.state {
+        State::Degraded => {
+            Some(format!("the standby does not keep up: acknowledged here alone, not as mode {} promises, until it does", status.mode))
+        }
+        State::Suspended => Some(format!("requests wait for the standby: {}", seen.promise.waiting)),
+        _ => None,
+    });
     status.replicas = vec![ReplicaStatus {
         site: peer.name.clone(),
         mode: status.mode,
@@ -176,6 +170,36 @@ fn of_primary(status: &mut VolumeStatus, seen: &PrimaryStatus, peer: &PeerRecord
         rpo_seconds: status.rpo_seconds,
         backlog_bytes: status.backlog_bytes,
     }];
+}
+
+fn is_in_time(seen: &PrimaryStatus, peer: &PeerRecord) -> bool {
+    seen.rpo_ms.is_some_and(|age| age <= peer.rpo_ms)
+}
+
+/// Whether a disaster now would cost no more than the mode says.
+fn is_promise_held(seen: &PrimaryStatus, peer: &PeerRecord) -> bool {
+    let PromiseStatus { wanted, standing, .. } = seen.promise;
+    let kept = wanted == rules(peer).wanted && matches!(standing, Standing::Held | Standing::Suspended);
+    if rules(peer).wanted == Promise::Local { is_in_time(seen, peer) } else { kept }
+}
+
+fn primary_state(seen: &PrimaryStatus, peer: &PeerRecord) -> State {
+    let refusal = seen.refused.as_ref().map(|refused| refused.reason);
+    let held = rules(peer).wanted == Promise::Local || is_promise_held(seen, peer);
+    match (refusal, &seen.phase) {
+        _ if seen.error.is_some() => State::Error,
+        (Some(Refusal::SplitBrain), _) => State::SplitBrain,
+        (None | Some(Refusal::Storage | Refusal::NotStandby), _) if seen.promise.standing == Standing::Suspended => State::Suspended,
+        (None | Some(Refusal::Storage | Refusal::NotStandby), _) if seen.promise.standing == Standing::Degraded => State::Degraded,
+        (Some(Refusal::Storage), _) => State::Suspended,
+        (Some(Refusal::NotStandby), _) => State::Disconnected,
+        (Some(_), _) => State::Error,
+        (None, Phase::Online) if seen.known.is_none() => State::InitialSync,
+        (None, Phase::Online) if seen.is_in_sync() && is_in_time(seen, peer) && held => State::InSync,
+        (None, Phase::Online) if seen.rpo_ms.is_some_and(|age| age > peer.rpo_ms * NOT_CONVERGING_RPOS) => State::NotConverging,
+        (None, Phase::Online) => State::CatchingUp,
+        (None, Phase::Offline | Phase::Attaching | Phase::Refused(_)) => State::Disconnected,
+    }
 }
 
 fn of_standby(status: &mut VolumeStatus, seen: &StandbyStatus) {

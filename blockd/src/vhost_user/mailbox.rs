@@ -15,6 +15,8 @@ use vm_memory::GuestMemoryMmap;
 pub(super) enum Message {
     /// The write of this key, which had to wait, may go on.
     Admitted(usize, io::Result<Pass>),
+    /// The request of this key, which had to wait for the standby, may be answered.
+    Released(usize, io::Result<()>),
     /// The zeroes of this key are in place.
     Zeroed(usize, io::Result<()>),
     /// The front end wants something.

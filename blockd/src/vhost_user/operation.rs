@@ -102,6 +102,11 @@ impl Operation {
         self.request
     }
 
+    /// Whether the step that is under way is the last one.
+    pub(super) fn is_last(&self) -> bool {
+        self.later.is_empty()
+    }
+
     /// Goes on to the next step; `false` if this was the last.
     pub(super) fn advance(&mut self) -> bool {
         let Some(next) = self.later.pop() else { return false };

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   front end ──► admit ──► (its own io_uring on Volume::image) ──► complete ──► front end
-//!                  gate, epoch, activity log                 epoch's count, fence
+//!                  gate, epoch, activity log                 epoch's count, fence   ▲
+//!                                                                 └──► held ────────┘ the standby has it
 //! ```
 //!
 //! The volume moves no data itself: whoever was admitted submits to the image with whatever ring it owns. That keeps one thread on a
@@ -13,10 +14,11 @@ pub mod gate;
 
 pub use gate::{Gate, GateState};
 
-use crate::request::Request;
+use crate::request::{Durability, Op, Request};
 use crate::store::Image;
 use replicator::counters::{self, Counters};
-use replicator::intake::{Intake, Intaken};
+use replicator::intake::{Intake, Intaken, Owner, Release};
+use replicator_engine::acknowledgement::{Done, Kind};
 use replicator_engine::block::{Run, runs};
 use replicator_engine::tracker::Write;
 use std::io;
@@ -46,7 +48,32 @@ pub struct Volume {
 /// Permission to carry out one request. Hand it back with [`Volume::complete`], whatever became of the request.
 #[derive(Debug)]
 #[must_use = "a pass that is not handed back keeps the gate from draining"]
-pub struct Pass(Option<Write>);
+pub struct Pass {
+    write: Option<Write>,
+    /// What its completion promises; `None` for a read.
+    done: Option<Done>,
+}
+
+impl Pass {
+    const READ: Self = Self { write: None, done: None };
+
+    fn of_write(request: Request, write: Write) -> Self {
+        let kind = match request.op {
+            Op::Write(Durability::Durable) | Op::WriteZeroes(_, Durability::Durable) => Kind::Durable,
+            _ => Kind::Write,
+        };
+        Self { done: Some(Done { kind, epoch: write.epoch() }), write: Some(write) }
+    }
+}
+
+/// What becomes of a request that is done here.
+#[derive(Debug)]
+pub enum Completion {
+    /// The client is to be told this.
+    Told(io::Result<()>),
+    /// What [`Volume::finish`] was given is called when the client is to be told. The pass is handed back then, by [`Volume::complete`].
+    Held(Pass),
+}
 
 /// Answer to [`Volume::admit`].
 #[derive(Debug)]
@@ -68,23 +95,39 @@ impl Volume {
         if !self.gate.try_enter() {
             return Admission::Closed;
         }
-        let Some(run) = request.changed_run() else { return Admission::Granted(Pass(None)) };
+        let Some(run) = request.changed_run() else {
+            // Every change that is complete by now is in this epoch or in an earlier one.
+            let flush = || Done { kind: Kind::Durable, epoch: self.intake.tracker().open_epoch() };
+            return Admission::Granted(Pass { done: (request.op == Op::Flush).then(flush), ..Pass::READ });
+        };
         if request.op.moves_data() {
             counters::add(&self.counters.changed_bytes, request.len_bytes);
         }
         match self.intake.admit(run) {
-            Intaken::Ready(write) => Admission::Granted(Pass(Some(write))),
+            Intaken::Ready(write) => Admission::Granted(Pass::of_write(request, write)),
             Intaken::Parked(parked) => {
                 let waiter = waiter();
-                self.intake.resolve(parked, Box::new(move |answer| waiter(answer.map(|write| Pass(Some(write))))));
+                self.intake.resolve(parked, Box::new(move |answer| waiter(answer.map(|write| Pass::of_write(request, write)))));
                 Admission::Pending
             }
         }
     }
 
-    /// The request is done, well or not. Returns what the client is to be told.
+    /// A client's whole request is done here, well or not. It may have to wait for the standby: then `release`, which is only called upon for
+    /// that, makes what is called when it is to be told, on any thread.
+    pub fn finish(&self, mut pass: Pass, result: io::Result<()>, owner: Owner, release: impl FnOnce() -> Release) -> Completion {
+        if let Some(write) = pass.write.take() {
+            self.intake.tracker().finish_write(write);
+        }
+        match pass.done.take() {
+            Some(done) if result.is_ok() && self.intake.held().asks(done, owner, release) => Completion::Held(pass),
+            _ => Completion::Told(self.complete(pass, result)),
+        }
+    }
+
+    /// A part of a request is done, well or not, or one that was held may be told. Returns what the client is to be told.
     pub fn complete<T>(&self, pass: Pass, result: io::Result<T>) -> io::Result<T> {
-        if let Some(write) = pass.0 {
+        if let Some(write) = pass.write {
             self.intake.tracker().finish_write(write);
         }
         self.gate.exit()?;

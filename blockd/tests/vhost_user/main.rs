@@ -3,6 +3,7 @@
 mod chains;
 mod driver;
 mod front_end;
+mod holding;
 mod hostile;
 mod lifecycle;
 mod messages;

@@ -11,10 +11,12 @@
 
 mod activity_log;
 mod behind;
+mod held;
 mod kept;
 
 pub use activity_log::{ActivityLog, EXTENT_BLOCKS, blocks as extent_blocks};
 pub use behind::{AskBehind, Behind};
+pub use held::{DRAIN_LIMIT, Held, Nudge, Owner, Release};
 pub use kept::{KeptBlocks, KeptLimits};
 
 use crate::disk::{BlockDevice, Pages};
@@ -37,6 +39,7 @@ pub struct Intake {
     log: ActivityLog,
     kept: KeptBlocks,
     behind: Behind,
+    held: Held,
     /// Whether the volume has a standby: without one the activity log is not written.
     replicated: AtomicBool,
     /// Held while old content is kept and while an epoch is cut, so that both mean the same frozen epoch.
@@ -81,6 +84,7 @@ impl Intake {
             log,
             kept: KeptBlocks::new(limits),
             behind: Behind::default(),
+            held: Held::default(),
             replicated: AtomicBool::new(false),
             cutting: Mutex::new(Cutting::Frozen),
             lane: OnceLock::new(),
@@ -107,6 +111,11 @@ impl Intake {
         &self.behind
     }
 
+    /// Requests that wait for the standby.
+    pub fn held(&self) -> &Held {
+        &self.held
+    }
+
     /// From now on the activity log covers each write. What was written before is the caller's to mark.
     pub fn start_logging(&self) {
         self.replicated.store(true, SeqCst);
@@ -115,6 +124,7 @@ impl Intake {
     /// The volume has no standby any more.
     pub fn stop_logging(&self) {
         self.replicated.store(false, SeqCst);
+        self.held.forget_promise();
     }
 
     /// Forgets what changed, and opens `first`: this site's copy is a recovery point that others know. No write may be under way and none

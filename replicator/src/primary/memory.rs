@@ -2,9 +2,11 @@
 //!
 //! - Epoch numbers are reserved in chunks, durably, before the first of a chunk is used: none is ever used twice.
 //! - What the standby acknowledged: durable the first time; an older value later is safe, because what changed since is marked.
+//! - Which promise holds for what was acknowledged: durable, before a weaker one comes into force.
 //! - After a clean stop, exactly which blocks the standby lacks. Read once, and gone before the next write.
 
 use crate::catalogue::{Catalogue, Persist};
+use replicator_engine::acknowledgement::Promise;
 use replicator_engine::generation::Id;
 use replicator_engine::sender::Known;
 use replicator_engine::tracker::Epoch;
@@ -88,6 +90,30 @@ pub fn store_known(catalogue: &dyn Catalogue, key: &[u8], known: Option<Known>, 
     catalogue.apply(&[(key.to_vec(), known.map(encode))], persist)
 }
 
+/// The key of what holds for a volume and its standby at a site.
+pub fn promise_key(volume: Id, site: &str) -> Vec<u8> {
+    format!("promise/{volume}/{site}").into_bytes()
+}
+
+/// What holds.
+pub fn load_promise(catalogue: &dyn Catalogue, key: &[u8]) -> io::Result<Promise> {
+    let Some(value) = catalogue.get(key)? else { return Ok(Promise::Local) };
+    let [number] = value[..] else { return Err(damaged(key)) };
+    Promise::from_number(number).ok_or_else(|| damaged(key))
+}
+
+/// Records what holds, durably.
+pub fn store_promise(catalogue: &dyn Catalogue, key: &[u8], promise: Promise) -> io::Result<()> {
+    let value = (promise > Promise::Local).then(|| vec![promise as u8]);
+    catalogue.apply(&[(key.to_vec(), value)], Persist::Synced)
+}
+
+/// Forgets what was promised by a site that is primary no more.
+pub fn forget_promises(catalogue: &dyn Catalogue, volume: Id) -> io::Result<()> {
+    let changes: Vec<_> = catalogue.scan(&promise_key(volume, ""))?.into_iter().map(|(key, _)| (key, None)).collect();
+    if changes.is_empty() { Ok(()) } else { catalogue.apply(&changes, Persist::Synced) }
+}
+
 fn changed_key(volume: Id) -> Vec<u8> {
     format!("changed/{volume}").into_bytes()
 }
@@ -118,7 +144,9 @@ pub fn store_changed(catalogue: &dyn Catalogue, volume: Id, changed: &RoaringBit
 /// Forgets everything of a volume that is deleted or begins anew.
 pub fn forget(catalogue: &dyn Catalogue, volume: Id) -> io::Result<()> {
     let mut keys = vec![changed_key(volume)];
-    keys.extend(catalogue.scan(&known_key(volume, ""))?.into_iter().map(|(key, _)| key));
+    for prefix in [known_key(volume, ""), promise_key(volume, "")] {
+        keys.extend(catalogue.scan(&prefix)?.into_iter().map(|(key, _)| key));
+    }
     let changes: Vec<_> = keys.into_iter().map(|key| (key, None)).collect();
     catalogue.apply(&changes, Persist::Synced)
 }
@@ -143,6 +171,11 @@ mod tests {
             assert_eq!(value(&format!("known/{hex}/SITE")), [&17_u64.to_le_bytes()[..], &id].concat());
             assert_eq!(load_known(&*catalogue, &key).unwrap(), Some(known));
         }
+        let key = promise_key(volume, "SITE");
+        store_promise(&*catalogue, &key, Promise::Sync).unwrap();
+        assert_eq!((value(&format!("promise/{hex}/SITE")), load_promise(&*catalogue, &key).unwrap()), (vec![2], Promise::Sync));
+        store_promise(&*catalogue, &key, Promise::Local).unwrap();
+        assert_eq!((catalogue.get(&key).unwrap(), load_promise(&*catalogue, &key).unwrap()), (None, Promise::Local));
         let changed = RoaringBitmap::from_iter([3, 4, 70_000]);
         store_changed(&*catalogue, volume, &changed).unwrap();
         assert_eq!(RoaringBitmap::deserialize_from(&value(&format!("changed/{hex}"))[..]).unwrap(), changed);
@@ -153,15 +186,16 @@ mod tests {
     #[test]
     fn values_that_cannot_be_read_are_an_error_with_their_key() {
         let (catalogue, volume) = (MemoryCatalogue::default(), Id([0x77; 16]));
-        let (epoch, known) = (key(volume), known_key(volume, "SITE"));
-        let bad = [epoch, known.clone(), changed_key(volume)].map(|key| (key, Some(vec![1, 2, 3])));
+        let (epoch, known, promise) = (key(volume), known_key(volume, "SITE"), promise_key(volume, "SITE"));
+        let bad = [epoch, known.clone(), promise.clone(), changed_key(volume)].map(|key| (key, Some(vec![1, 2, 3])));
         catalogue.apply(&bad, Persist::Synced).unwrap();
         let errors = [
             EpochNumbers::first_unused(&catalogue, volume).unwrap_err(),
             load_known(&catalogue, &known).unwrap_err(),
+            load_promise(&catalogue, &promise).unwrap_err(),
             load_changed(&catalogue, volume).unwrap_err(),
         ];
-        for (error, key) in errors.iter().zip(["epoch/", "known/", "changed/"]) {
+        for (error, key) in errors.iter().zip(["epoch/", "known/", "promise/", "changed/"]) {
             assert!(error.to_string().contains(key), "{error}");
         }
     }

@@ -11,6 +11,7 @@
 //! One thread owns the sender and does what it asks for, disk reads included; [`connection`] keeps a stream to the standby and moves frames.
 //! What must survive a restart is in [`memory`].
 
+mod acknowledging;
 pub mod connection;
 pub mod memory;
 mod read;
@@ -18,6 +19,7 @@ mod shell;
 mod status;
 mod verify;
 
+pub use acknowledging::PromiseStatus;
 pub use status::PrimaryStatus;
 pub use verify::Verified;
 
@@ -27,6 +29,7 @@ use crate::disk::BlockDevice;
 use crate::intake::Intake;
 use bytes::Bytes;
 use memory::EpochNumbers;
+use replicator_engine::acknowledgement::Rules;
 use replicator_engine::block::Run;
 use replicator_engine::generation::{Id, Lineage};
 use replicator_engine::sender::{Known, Settings};
@@ -48,6 +51,8 @@ pub struct Setup {
     pub lineage: Lineage,
     /// How often to cut, how much to have under way.
     pub settings: Settings,
+    /// When requests complete.
+    pub rules: Rules,
     /// The volume's intake; its activity log must be written from before the call.
     pub intake: Arc<Intake>,
     /// The volume's content.
@@ -60,6 +65,8 @@ pub struct Setup {
     pub known: Option<Known>,
     /// Where that is remembered.
     pub known_key: Vec<u8>,
+    /// Where it is remembered which promise holds.
+    pub promise_key: Vec<u8>,
     /// Marked blocks that the standby may have already.
     pub compare_first: RoaringBitmap,
     /// The volume's totals.
@@ -99,6 +106,15 @@ pub enum ReplicaError {
 /// Told how many blocks of how many are done.
 pub type OnProgress = Box<dyn Fn(u64, u64) + Send>;
 
+/// Whatever ends the thread, nobody waits for it any more.
+struct ClosesHeld(Arc<Intake>);
+
+impl Drop for ClosesHeld {
+    fn drop(&mut self) {
+        self.0.held().close();
+    }
+}
+
 enum Input {
     Connected(Session, tokio_mpsc::UnboundedSender<Outgoing>),
     Disconnected(Session),
@@ -110,7 +126,9 @@ enum Input {
     /// Which blocks of the run may differ from the standby.
     Behind(Run, mpsc::SyncSender<RoaringBitmap>),
     Resized(u64),
-    Settings(Settings),
+    Settings(Settings, Rules),
+    /// Requests wait.
+    Held,
     Stop,
 }
 
@@ -137,7 +155,14 @@ impl Replica {
         let (publish, status) = watch::channel(PrimaryStatus::default());
         let (asked, intake) = (inbox.clone(), setup.intake.clone());
         let shell = shell::Shell::new(setup, publish)?;
-        let thread = std::thread::Builder::new().name("tern-primary".into()).spawn(move || shell.run(&inputs))?;
+        let nudge = inbox.clone();
+        intake.held().open(shell.in_force(), Box::new(move || drop(nudge.send(Input::Held))));
+        let closes = ClosesHeld(intake.clone());
+        let run = move || {
+            let _closes = closes;
+            shell.run(&inputs)
+        };
+        let thread = std::thread::Builder::new().name("tern-primary".into()).spawn(run)?;
         // Nobody waits for an answer from a thread that is gone: with its inbox the question is dropped.
         intake.behind().set(Box::new(move |run, reply| drop(asked.send(Input::Behind(run, reply)))));
         Ok(Self { inbox, status, sessions: AtomicU64::new(1), thread: Mutex::new(Some(thread)) })
@@ -168,8 +193,8 @@ impl Replica {
     }
 
     /// The operator wants something else.
-    pub fn set_settings(&self, settings: Settings) {
-        self.tell(Input::Settings(settings));
+    pub fn set_settings(&self, settings: Settings, rules: Rules) {
+        self.tell(Input::Settings(settings, rules));
     }
 
     /// Stops the thread and says what is not at the standby: exact if no client can write any more. Blocks. `None` if it was stopped

@@ -1,6 +1,7 @@
 //! The thread that owns a sender: takes inputs, asks it what to do, does that.
 
-use super::memory::store_known;
+use super::acknowledging::Acknowledging;
+use super::memory::{load_promise, store_known};
 use super::verify::Verification;
 use super::{Input, Outgoing, PrimaryStatus, Remains, ReplicaError, Session, Setup, read};
 use crate::catalogue::Persist;
@@ -8,6 +9,7 @@ use crate::codec::Encoder;
 use crate::counters;
 use crate::intake::extent_blocks;
 use bytes::Bytes;
+use replicator_engine::acknowledgement::Promise;
 use replicator_engine::block::Run;
 use replicator_engine::sender::{Action, Known, Phase, Sender};
 use replicator_engine::tracker::Epoch;
@@ -36,6 +38,7 @@ struct Snapshot {
 pub(super) struct Shell {
     pub(super) setup: Setup,
     pub(super) sender: Sender,
+    pub(super) acknowledging: Acknowledging,
     encoder: Encoder,
     connection: Option<(Session, mpsc::UnboundedSender<Outgoing>)>,
     /// Blocks that were asked about, by ticket.
@@ -59,9 +62,11 @@ impl Shell {
         if !setup.intake.tracker().open().is_empty() {
             sender.forget_ages();
         }
+        let recorded = load_promise(&*setup.catalogue, &setup.promise_key)?;
         let now = Instant::now();
         Ok(Self {
             stored: setup.known,
+            acknowledging: Acknowledging::new(setup.rules, recorded),
             setup,
             sender,
             encoder: Encoder::new()?,
@@ -76,6 +81,11 @@ impl Shell {
             started: now,
             error: None,
         })
+    }
+
+    /// What requests meet from the start.
+    pub(super) fn in_force(&self) -> Promise {
+        self.acknowledging.status.in_force
     }
 
     pub(super) fn run(mut self, inputs: &Receiver<Input>) -> Remains {
@@ -132,8 +142,11 @@ impl Shell {
             // Whoever asked may have left.
             Input::Behind(run, reply) => drop(reply.try_send(self.sender.behind(self.setup.intake.tracker(), run))),
             Input::Resized(size_bytes) => self.sender.handle_resized(size_bytes),
-            Input::Settings(settings) => self.sender.set_settings(settings),
-            Input::Disconnected(_) | Input::Frame(..) | Input::Written(..) | Input::Stop => {}
+            Input::Settings(settings, rules) => {
+                self.sender.set_settings(settings);
+                self.acknowledging.set_rules(rules);
+            }
+            Input::Held | Input::Disconnected(_) | Input::Frame(..) | Input::Written(..) | Input::Stop => {}
         }
     }
 
@@ -222,6 +235,7 @@ impl Shell {
             self.cooled = Instant::now();
             self.tidy_up();
         }
+        self.acknowledge(now_ms);
         let action = self.sender.poll(self.setup.intake.tracker(), now_ms);
         if let Action::Wait(until_ms) = action {
             let nap = if self.verify_some() { Duration::ZERO } else { TICK.min(Duration::from_millis(until_ms.saturating_sub(now_ms))) };
@@ -360,6 +374,7 @@ impl Shell {
             converged: self.sender.is_converged(tracker, now_ms),
             rate_bytes_per_second: self.sender.pace().rate_bytes_per_second(),
             error: self.error.clone(),
+            promise: self.acknowledging.status,
             phase,
         };
         self.status.send_if_modified(|old| {

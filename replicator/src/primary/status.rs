@@ -1,5 +1,6 @@
 //! What the rest of the daemon sees of a replica: computed from counts each time, never a flag that somebody set.
 
+use super::PromiseStatus;
 use replicator_engine::sender::{Backlog, Known, Phase};
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::Refused;
@@ -25,6 +26,8 @@ pub struct PrimaryStatus {
     pub converged: bool,
     /// Bytes a second that the network takes; 0 until measured.
     pub rate_bytes_per_second: u64,
+    /// How the mode's promise stands.
+    pub promise: PromiseStatus,
     /// What failed on this side, until it works again.
     pub error: Option<String>,
 }
@@ -41,6 +44,7 @@ impl Default for PrimaryStatus {
             rpo_ms: None,
             converged: false,
             rate_bytes_per_second: 0,
+            promise: PromiseStatus::default(),
             error: None,
         }
     }

@@ -9,6 +9,7 @@ use crate::bells::Rope;
 use crate::nbd::exports::Served;
 use crate::nbd::transmission::{self, Command, Failure, Header, Plan, Session};
 use crate::store::Pace;
+use replicator::intake::{DRAIN_LIMIT, Owner};
 use rustix::net::RecvFlags;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -80,6 +81,8 @@ pub(super) struct Connection {
     pub(super) idle_ticks: u32,
     /// It was hung up on because it sent nothing more.
     pub(super) stalled: bool,
+    /// Of the requests that wait for the standby.
+    pub(super) owner: Owner,
     end: Result<(), CutOff>,
     over: oneshot::Sender<Result<(), CutOff>>,
     _bell: Rope,
@@ -90,6 +93,7 @@ impl Connection {
         let Client { socket, input: (bytes, filled), served, session, stall_timeout, runtime, over } = client;
         let mailbox = mailbox.clone();
         let bell = served.volume.gate.bells().add(move || mailbox.ring());
+        let owner = served.volume.intake.held().new_owner();
         Self {
             socket,
             socket_file,
@@ -114,6 +118,7 @@ impl Connection {
             due: false,
             idle_ticks: 0,
             stalled: false,
+            owner,
             end: Ok(()),
             over,
             _bell: bell,
@@ -170,6 +175,7 @@ impl Connection {
     pub(super) fn end(&mut self, end: Result<(), CutOff>) {
         if !self.is_ended() {
             (self.reading, self.end, self.idle_ticks) = (Reading::Over, end, 0);
+            self.served.volume.intake.held().set_deadline(self.owner, DRAIN_LIMIT);
         }
     }
 
@@ -186,6 +192,7 @@ impl Connection {
 
     /// Tells whoever waits for it.
     pub(super) fn tell_the_end(self) {
+        self.served.volume.intake.held().forget_deadline(self.owner);
         // Nobody may wait any more: then the thread of the handshakes has failed.
         let _ = self.over.send(self.end);
     }

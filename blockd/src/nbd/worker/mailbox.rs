@@ -18,6 +18,8 @@ pub(super) enum Message {
     Client(Box<Client>),
     /// A write that had to wait may go on, or never will.
     Admitted(usize, io::Result<Pass>),
+    /// One that had to wait for the standby may be answered, or failed.
+    Released(usize, io::Result<()>),
     /// Its turn at the edges has come.
     Edges(usize, Hold),
     /// Another thread has carried it out.

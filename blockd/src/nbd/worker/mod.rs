@@ -244,6 +244,7 @@ impl Worker {
             match message {
                 Message::Client(client) => self.welcome(*client),
                 Message::Admitted(key, answer) => self.answered(key, answer),
+                Message::Released(key, result) => self.released(key, result),
                 Message::Edges(key, hold) => self.held(key, hold),
                 Message::Helped(key, result) => self.helped(key, result),
                 // Whoever asked may not wait any more.

@@ -15,7 +15,8 @@ use crate::nbd::statuses::statuses;
 use crate::nbd::transmission::{Order, Statuses, Zeroing};
 use crate::request::{Op, Request, Space};
 use crate::store::{AlignedBuf, Image};
-use crate::volume::{Admission, Pass, Waiter};
+use crate::volume::{Admission, Completion, Pass, Waiter};
+use replicator::intake::Release;
 use std::io;
 use std::ops::Range;
 
@@ -256,16 +257,43 @@ impl Worker {
         let operation = &mut self.operations[number];
         let connection = &self.connections[operation.connection];
         let volume = &connection.served.volume;
+        let Some(pass) = operation.pass.take() else { return self.answer(number, result) };
+        if result.is_ok() && operation.advance() {
+            return match volume.complete(pass, result) {
+                // It may be hours until the zeroes of a whole disk are written, and nobody hears of it any more.
+                Ok(_) if connection.broken => self.forget(number),
+                Ok(_) => self.admit(number),
+                Err(error) => self.fail(number, &error),
+            };
+        }
+        if matches!(operation.task, Task::Describe(_)) {
+            let result = volume.complete(pass, result);
+            return self.answer(number, result);
+        }
+        let release = || -> Release {
+            let never = Message::Released(number, Err(io::Error::other("the volume is being closed")));
+            let debt = Debt::new(&self.mailbox, never);
+            Box::new(move |result| debt.answer(Message::Released(number, result)))
+        };
+        match volume.finish(pass, result.map(drop), connection.owner, release) {
+            Completion::Told(result) => self.answer(number, result.map(|()| Vec::new())),
+            Completion::Held(pass) => operation.pass = Some(pass),
+        }
+    }
+
+    /// The standby has what was held, or never will.
+    pub(super) fn released(&mut self, number: usize, result: io::Result<()>) {
+        let operation = &mut self.operations[number];
+        let volume = &self.connections[operation.connection].served.volume;
         let result = match operation.pass.take() {
             Some(pass) => volume.complete(pass, result),
             None => result,
         };
+        self.answer(number, result.map(|()| Vec::new()));
+    }
+
+    fn answer(&mut self, number: usize, result: io::Result<Statuses>) {
         match result {
-            // It may be hours until the zeroes of a whole disk are written, and nobody hears of it any more.
-            Ok(_) if operation.advance() => match connection.broken {
-                true => self.forget(number),
-                false => self.admit(number),
-            },
             Ok(statuses) => self.succeed(number, statuses),
             Err(error) => self.fail(number, &error),
         }

@@ -3,6 +3,7 @@
 use super::super::mailbox::{Control, Message};
 use super::super::queue::{Broken, Change, Setup, VirtQueue};
 use super::{BELL, MAX_UNWATCHED, PLACES, Worker};
+use replicator::intake::DRAIN_LIMIT;
 use std::io;
 use std::os::fd::AsFd;
 
@@ -14,6 +15,7 @@ impl Worker {
                 self.device.volume.abandon();
                 self.complete(key, Err(error));
             }
+            Message::Released(key, result) => self.released(key, result),
             Message::Zeroed(key, result) => self.stage_done(key, result),
             Message::Control(control) => self.control(control),
         }
@@ -30,6 +32,7 @@ impl Worker {
             Control::Stop(place, done) => match self.queues.get_mut(place).and_then(Option::as_mut) {
                 Some(queue) => {
                     queue.enabled = false;
+                    self.device.volume.intake.held().set_deadline(self.owners[place], DRAIN_LIMIT);
                     self.stopping.push((place, Some(done)));
                 }
                 None => drop(done.send(None)),
@@ -76,6 +79,7 @@ impl Worker {
         for (place, queue) in self.queues.iter_mut().enumerate() {
             if let Some(queue) = queue {
                 queue.enabled = false;
+                self.device.volume.intake.held().set_deadline(self.owners[place], DRAIN_LIMIT);
                 self.stopping.push((place, None));
             }
         }
@@ -101,6 +105,7 @@ impl Worker {
             queue.publish(&rings);
         }
         self.unwatch(place);
+        self.device.volume.intake.held().forget_deadline(self.owners[place]);
         self.device.stop(queue.number);
         if let Some(done) = done {
             let _ = done.send(Some(queue.base()));

@@ -31,6 +31,7 @@ use crate::request::MAX_TRANSFER_BYTES;
 use crate::store::{BufferPool, Inline, Pace};
 use crate::volume::GateState;
 use linger::Linger;
+use replicator::intake::Owner;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -66,6 +67,8 @@ pub(super) struct Worker {
     zeroing: Sender<Job>,
     operations: Table<Operation>,
     queues: Vec<Option<VirtQueue>>,
+    /// Whose requests wait for the standby, by queue.
+    owners: Vec<Owner>,
     /// The token under which each queue's kick is watched.
     tokens: Vec<u64>,
     /// How often each has been unwatched since it last told something.
@@ -107,6 +110,7 @@ impl Worker {
     ) -> io::Result<Self> {
         let mut ring = Ring::new(device.volume.image.clone(), MAX_OPERATIONS)?;
         ring.watch(BELL, mailbox.as_fd())?;
+        let owners = (0..places).map(|_| device.volume.intake.held().new_owner()).collect();
         Ok(Self {
             device,
             memory,
@@ -115,6 +119,7 @@ impl Worker {
             zeroing,
             operations: Table::default(),
             queues: (0..places).map(|_| None).collect(),
+            owners,
             tokens: vec![0; places],
             unwatched: vec![0; places],
             last_token: 0,

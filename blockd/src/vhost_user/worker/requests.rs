@@ -9,7 +9,8 @@ use super::super::sys::{Finished, Work};
 use super::super::zeroing::Job;
 use super::{MAX_CHAINS_A_TURN, Worker};
 use crate::request::{Op, Space};
-use crate::volume::{Admission, GateState, Pass, Waiter};
+use crate::volume::{Admission, Completion, GateState, Pass, Waiter};
+use replicator::intake::Release;
 use std::io;
 use std::time::Instant;
 
@@ -173,16 +174,39 @@ impl Worker {
 
     fn step_done(&mut self, key: usize, result: io::Result<()>) {
         let Some(operation) = self.operations.get_mut(key) else { return };
-        let result = match operation.pass.take() {
-            Some(pass) => self.device.volume.complete(pass, result),
-            None => result,
-        };
-        if result.is_err() || !operation.advance() {
-            return self.complete(key, result);
+        let Some(pass) = operation.pass.take() else { return self.complete(key, result) };
+        if result.is_err() || operation.is_last() {
+            return self.finish(key, pass, result);
         }
+        if let Err(error) = self.device.volume.complete(pass, result) {
+            return self.complete(key, Err(error));
+        }
+        operation.advance();
         if self.admit(key) == Step::GateShut {
             self.waiting.push(key);
         }
+    }
+
+    /// All of it is done here: it is answered, now or once the standby has it.
+    fn finish(&mut self, key: usize, pass: Pass, result: io::Result<()>) {
+        let Some(operation) = self.operations.get_mut(key) else { return };
+        let (mailbox, owner) = (&self.mailbox, self.owners[operation.chain.queue]);
+        let release = || -> Release {
+            let never = Message::Released(key, Err(io::Error::other("the volume is being closed")));
+            let debt = Debt::new(mailbox, never);
+            Box::new(move |result| debt.answer(Message::Released(key, result)))
+        };
+        match self.device.volume.finish(pass, result, owner, release) {
+            Completion::Told(result) => self.complete(key, result),
+            Completion::Held(pass) => operation.pass = Some(pass),
+        }
+    }
+
+    /// The standby has what was held, or never will.
+    pub(super) fn released(&mut self, key: usize, result: io::Result<()>) {
+        let Some(pass) = self.operations.get_mut(key).and_then(|operation| operation.pass.take()) else { return };
+        let result = self.device.volume.complete(pass, result);
+        self.complete(key, result);
     }
 
     pub(super) fn complete(&mut self, key: usize, result: io::Result<()>) {

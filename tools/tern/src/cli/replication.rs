@@ -1,8 +1,13 @@
 //! Verbs about standbys.
 
 use super::values;
-use blockd_api::{Condition, Mode, Rate, SiteName, Span, VolumeName};
+use blockd_api::{Condition, Mode, OnDisconnect, Rate, SiteName, Span, VolumeName};
 use clap::Args;
+
+const ON_DISCONNECT_HELP: &str = "What becomes of requests that wait for a standby which is gone, slow or full: \
+    they are acknowledged here alone as soon as the connection is gone (continue: all that async and snapshot do), \
+    or after --ack-timeout and until it keeps up again (degrade: the default for barrier and sync), \
+    or wait for as long as it takes (suspend)";
 
 /// Keeps a standby.
 #[derive(Debug, Args)]
@@ -22,8 +27,14 @@ pub struct ReplicateArgs {
     /// Most to send, such as 50Mbit [default: no limit]
     #[arg(long, value_name = "RATE")]
     pub bandwidth: Option<Rate>,
+    /// What becomes of requests that wait for a standby which is gone, slow or full
+    #[arg(long, value_parser = values::on_disconnect(), long_help = ON_DISCONNECT_HELP)]
+    pub on_disconnect: Option<OnDisconnect>,
+    /// How long a request waits for the standby [default: 5s]
+    #[arg(long, value_name = "DURATION")]
+    pub ack_timeout: Option<Span>,
     /// End replication
-    #[arg(long, conflicts_with_all = ["mode", "rpo", "bandwidth"])]
+    #[arg(long, conflicts_with_all = ["mode", "rpo", "bandwidth", "on_disconnect", "ack_timeout"])]
     pub stop: bool,
 }
 

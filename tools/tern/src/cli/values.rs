@@ -1,6 +1,6 @@
 //! Values of flags that need more than their own `FromStr`.
 
-use blockd_api::{Mode, NbdAddress, SocketPath};
+use blockd_api::{Mode, NbdAddress, OnDisconnect, SocketPath};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::PathBuf;
 
@@ -20,6 +20,11 @@ pub fn nbd_address(text: &str) -> Result<NbdAddress, String> {
         Some(path) => socket_path(path).map(NbdAddress::Unix),
         None => text.parse().map_err(|error: blockd_api::ParseExportError| error.to_string()),
     }
+}
+
+/// What to do when the standby is gone, as one of a list that completions know.
+pub fn on_disconnect() -> impl TypedValueParser<Value = OnDisconnect> {
+    PossibleValuesParser::new(OnDisconnect::ALL.iter().map(|word| word.as_str())).try_map(|word| word.parse::<OnDisconnect>())
 }
 
 /// A mode, as one of a list that completions know.

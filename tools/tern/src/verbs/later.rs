@@ -11,7 +11,7 @@ pub fn not_yet(what: &str) -> ApiError {
 /// Refuses the modes that are not there yet.
 pub fn check_mode(mode: Mode) -> Result<(), ApiError> {
     match mode {
-        Mode::Async => Ok(()),
-        _ => Err(not_yet(&format!("mode {mode}"))),
+        Mode::Async | Mode::Barrier | Mode::Sync => Ok(()),
+        Mode::Snapshot => Err(not_yet(&format!("mode {mode}"))),
     }
 }

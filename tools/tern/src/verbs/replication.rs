@@ -11,14 +11,14 @@ use blockd_api::{
 
 /// `tern replicate NAME --to SITE`, `--stop`.
 pub async fn replicate(context: &Context<'_>, arguments: ReplicateArgs) -> Result<Report, ApiError> {
-    let ReplicateArgs { volume, to, mode, rpo, bandwidth, stop } = arguments;
+    let ReplicateArgs { volume, to, mode, rpo, bandwidth, on_disconnect, ack_timeout, stop } = arguments;
     if stop {
         let document = context.client.post(&VolumeOp::Stop.path(&volume), &StopReplication { to }).await?;
         return Report::of(document, context.format, |now: VolumeStatus| format!("{}: replication ended, it is {}", now.name, now.role));
     }
     later::check_mode(mode)?;
     let to = to.ok_or_else(|| ApiError::new(ErrorCode::InvalidRequest, "--to SITE is missing"))?;
-    let request = Replicate { to, mode, rpo, bandwidth };
+    let request = Replicate { to, mode, rpo, bandwidth, on_disconnect, ack_timeout };
     let document = context.client.post(&VolumeOp::Replicate.path(&volume), &request).await?;
     Report::of(document, context.format, |now: VolumeStatus| format!("{}: replicates to {} ({mode}), {}", now.name, request.to, now.state))
 }

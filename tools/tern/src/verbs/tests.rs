@@ -217,8 +217,7 @@ fn what_this_version_does_not_have_says_so() {
         "forecast",
         "drill vm1 --end",
         "promote vm1 --at 7",
-        "mode vm1 sync",
-        "replicate vm1 --to oregon --mode barrier",
+        "mode vm1 snapshot",
         "replicate vm1 --to oregon --mode snapshot",
     ] {
         let ended = fake.run(line);
@@ -286,7 +285,7 @@ fn requests_say_what_was_typed() {
         (
             "replicate vm1 --to oregon --rpo 5s --bandwidth 50Mbit",
             "/v1/volumes/vm1/replicate",
-            json!({"to": "oregon", "mode": "async", "rpo": "5s", "bandwidth": "50Mbit"}),
+            json!({"to": "oregon", "mode": "async", "rpo": "5s", "bandwidth": "50Mbit", "on_disconnect": null, "ack_timeout": null}),
         ),
         ("mode vm1 async", "/v1/volumes/vm1/mode", json!({"mode": "async", "to": null})),
     ] {

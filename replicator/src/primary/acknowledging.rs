@@ -1,0 +1,110 @@
+//! Between the acknowledgement policy and the requests that wait: what the policy goes by, and what it asks for.
+
+use super::memory::store_promise;
+use super::shell::Shell;
+use replicator_engine::acknowledgement::{Policy, Promise, Rules, Standing, Step, View};
+use replicator_engine::sender::Phase;
+use std::io;
+
+/// How the mode's promise stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PromiseStatus {
+    /// What the mode promises.
+    pub wanted: Promise,
+    /// What is asked of requests now.
+    pub in_force: Promise,
+    /// How it stands.
+    pub standing: Standing,
+    /// Requests that wait for the standby.
+    pub waiting: usize,
+}
+
+/// The policy, and what it is told of beside the sender.
+pub(super) struct Acknowledging {
+    rules: Rules,
+    policy: Policy,
+    pub(super) status: PromiseStatus,
+    /// The last record failed, and that is in the log.
+    failing: bool,
+}
+
+impl Acknowledging {
+    pub(super) fn new(rules: Rules, recorded: Promise) -> Self {
+        let policy = Policy::new(rules, recorded);
+        let standing = if rules.wanted <= recorded { Standing::Held } else { Standing::CatchingUp };
+        let status = PromiseStatus { wanted: rules.wanted, in_force: recorded, standing, waiting: 0 };
+        Self { rules, policy, status, failing: false }
+    }
+
+    pub(super) fn set_rules(&mut self, rules: Rules) {
+        self.policy.set_rules(rules);
+        self.rules = rules;
+    }
+}
+
+impl Shell {
+    /// Lets requests go that need not wait any more, and does what the policy asks for. Nothing in mode `async`.
+    pub(super) fn acknowledge(&mut self, now_ms: u64) {
+        if self.acknowledging.policy.is_idle() {
+            if self.acknowledging.status.wanted > Promise::Local {
+                self.acknowledging.status = PromiseStatus::default();
+            }
+            return;
+        }
+        let intake = self.setup.intake.clone();
+        let (tracker, held) = (intake.tracker(), intake.held());
+        let waiting = held.look();
+        let attached = *self.sender.phase() == Phase::Online;
+        let mut view = View {
+            now_ms,
+            attached,
+            converged: attached && self.sender.safe().is_some() && self.sender.is_converged(tracker, now_ms),
+            safe: self.sender.safe(),
+            open: tracker.open_epoch(),
+            waiting_since_ms: waiting.since.map(|since| now_ms.saturating_sub(since.elapsed().as_millis() as u64)),
+        };
+        while let Some(step) = self.acknowledging.policy.poll(&view) {
+            match step {
+                Step::Enforce(promise) => {
+                    held.enforce(promise);
+                    view.open = tracker.open_epoch();
+                    self.acknowledging.policy.handle_enforced(promise, view.open);
+                    self.tell(promise);
+                }
+                Step::Record(promise) => {
+                    if let Err(error) = store_promise(&*self.setup.catalogue, &self.setup.promise_key, promise) {
+                        self.record_failed(&error);
+                        break;
+                    }
+                    self.acknowledging.failing = false;
+                    self.acknowledging.policy.handle_recorded(promise);
+                }
+            }
+        }
+        held.let_go(view.safe);
+        let policy = &self.acknowledging.policy;
+        if policy.wants_cut(view.open) || waiting.newest.is_some_and(|newest| newest >= view.open) {
+            self.sender.request_cut();
+        }
+        let (wanted, in_force, standing) = (self.acknowledging.rules.wanted, policy.in_force(), policy.standing(&view));
+        self.acknowledging.status = PromiseStatus { wanted, in_force, standing, waiting: held.look().requests };
+    }
+
+    /// Loudly: what is acknowledged from now on means something else.
+    fn tell(&self, promise: Promise) {
+        let (volume, wanted) = (&self.setup.volume, self.acknowledging.rules.wanted);
+        if promise < wanted {
+            tracing::error!(%volume, ?wanted, in_force = ?promise, "replication: the standby does not keep up; the mode's promise no longer holds");
+        } else if promise == Promise::Local {
+            tracing::info!(%volume, "replication: no request waits for the standby");
+        } else {
+            tracing::info!(%volume, in_force = ?promise, "replication: requests wait for the standby as the mode says");
+        }
+    }
+
+    fn record_failed(&mut self, error: &io::Error) {
+        if !std::mem::replace(&mut self.acknowledging.failing, true) {
+            tracing::error!(volume = %self.setup.volume, %error, "replication: the promise cannot be recorded; requests wait");
+        }
+    }
+}
