@@ -117,7 +117,11 @@ impl<F: SegmentFiles> Journal<F> {
     /// Appends a commit's frame and makes it and everything before it durable.
     pub fn commit(&mut self, frame: &Bytes) -> io::Result<()> {
         self.append(frame)?;
-        self.files.sync(self.end.segment)?;
+        if let Err(error) = self.files.sync(self.end.segment) {
+            // It may be read back from memory and never be written, whatever a later sync says: nobody may find it again.
+            let _ = self.drop_staged();
+            return Err(error);
+        }
         self.committed = self.end;
         Ok(())
     }

@@ -81,6 +81,9 @@ pub(super) fn mend<F: SegmentFiles>(files: &mut F, found: &Found) -> io::Result<
         files.sync(found.oldest_segment)?;
     } else if found.torn {
         files.truncate(found.end.segment, found.end.offset)?;
+    } else {
+        // A process that was killed may have written it and not synced it.
+        files.sync(found.end.segment)?;
     }
     (found.oldest_segment..found.end.segment).map(|segment| files.len_bytes(segment)).collect()
 }

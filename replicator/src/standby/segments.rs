@@ -22,7 +22,18 @@ impl SegmentDir {
         if let Some(parent) = dir.parent() {
             File::open(parent)?.sync_all()?;
         }
-        Ok(Self { dir: dir.to_owned(), last: None, read: std::sync::Mutex::default() })
+        let files = Self { dir: dir.to_owned(), last: None, read: std::sync::Mutex::default() };
+        files.list()?.into_iter().try_for_each(|number| files.forget_unwritten(number))?;
+        Ok(files)
+    }
+
+    /// What is read from now on is on the disk. After a sync that failed, and that of a process before this one counts, too, the kernel shows
+    /// what was never written, and takes it for written.
+    fn forget_unwritten(&self, number: u64) -> io::Result<()> {
+        let file = File::open(self.path(number))?;
+        // If it fails, what it could not write is read again as it is on the disk: the journal's checksums tell.
+        let _ = file.sync_data();
+        Ok(rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?)
     }
 
     fn path(&self, number: u64) -> PathBuf {
