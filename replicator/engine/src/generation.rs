@@ -119,9 +119,11 @@ impl Lineage {
         if self.0.iter().any(|mine| theirs.0.iter().any(|their| their.id == mine.id)) { Relation::Split } else { Relation::Unrelated }
     }
 
-    /// The epoch at which this lineage left the generation `ancestor`.
+    /// The last epoch of the generation `ancestor` that this lineage has. A copy that had taken on a later generation, and nothing of its
+    /// content, may have been promoted at an epoch before that generation's own branch.
     fn branched_from(&self, ancestor: Id) -> Option<Epoch> {
-        self.0.windows(2).find(|pair| pair[0].id == ancestor).map(|pair| pair[1].branch_epoch)
+        let at = self.0.iter().position(|generation| generation.id == ancestor)?;
+        self.0[at + 1..].iter().map(|generation| generation.branch_epoch).min()
     }
 }
 
@@ -140,6 +142,13 @@ mod tests {
         assert_eq!(old.relation(&new), Relation::TheirsAhead(40));
         assert_eq!(new.relation(&old), Relation::MineAhead(40));
         assert_eq!(new.relation(&new.clone()), Relation::Same);
+    }
+
+    #[test]
+    fn a_line_that_went_back_has_nothing_beyond_where_it_went_back_to() {
+        let old = Lineage::first(id(1)).promoted(id(2), 40);
+        let back = old.promoted(id(3), 55).promoted(id(4), 20);
+        assert_eq!(old.relation(&back), Relation::TheirsAhead(20));
     }
 
     #[test]

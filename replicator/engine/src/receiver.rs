@@ -104,6 +104,11 @@ impl Receiver {
         &self.lineage
     }
 
+    /// Size of the volume that the attached primary began with.
+    pub fn announced_bytes(&self) -> u64 {
+        self.announced_bytes
+    }
+
     /// Whether a primary is attached.
     pub fn is_attached(&self) -> bool {
         self.attached
@@ -147,10 +152,6 @@ impl Receiver {
         if attach.volume != self.volume {
             return Err(self.refuse(Refusal::Unrelated, "another volume has this name here"));
         }
-        self.check_size(attach.size_bytes)?;
-        if attach.size_bytes < self.size_bytes && self.base == Base::Point {
-            return Err(self.refuse(Refusal::Protocol, &smaller(self.size_bytes)));
-        }
         let staged = match self.lineage.relation(&attach.lineage) {
             Relation::Same => Staged::Stays,
             Relation::TheirsAhead(branch) if self.committed <= branch || !matches!(self.base, Base::Point | Base::PointBut(_)) => {
@@ -163,6 +164,10 @@ impl Receiver {
             Relation::Split => return Err(self.refuse(Refusal::SplitBrain, "both sites were primary since they last agreed")),
             Relation::Unrelated => return Err(self.refuse(Refusal::Unrelated, "the two volumes have no generation in common")),
         };
+        self.check_size(attach.size_bytes)?;
+        if attach.size_bytes < self.size_bytes && self.base == Base::Point {
+            return Err(self.refuse(Refusal::Protocol, &smaller(self.size_bytes)));
+        }
         self.restart_epoch();
         // A primary that has forgotten that it grew will never confirm what it sent from there.
         let beyond = self.unconfirmed.max().is_some_and(|last| u64::from(last) >= block_count(attach.size_bytes));
@@ -331,6 +336,13 @@ mod tests {
         assert_eq!(attach(&mut receiver, &lineage()), Err(Refusal::Stale));
         assert_eq!(send(&mut receiver, &lineage(), Message::Blocks(blocks(1))), Err(Refusal::Stale));
         assert_eq!(attach(&mut receiver, &lineage().promoted(Id([3; 16]), 5)), Err(Refusal::SplitBrain));
+    }
+
+    #[test]
+    fn an_old_generation_of_a_smaller_volume_is_told_that_it_is_old() {
+        let new = lineage().promoted(Id([2; 16]), 5);
+        let mut receiver = Receiver::new(Id([7; 16]), Id([8; 16]), new, 2 << 20, 6, Base::Point, RoaringBitmap::new());
+        assert_eq!(attach(&mut receiver, &lineage()), Err(Refusal::Stale));
     }
 
     #[test]
