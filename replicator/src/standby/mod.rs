@@ -191,6 +191,9 @@ impl<F: SegmentFiles> Standby<F> {
         if staged == Staged::Goes {
             self.journal.drop_staged()?;
         }
+        if !self.receiver.needs_journal() {
+            self.zero_beyond(self.receiver.announced_bytes())?;
+        }
         if self.place.lineage != lineage {
             self.place.lineage = lineage;
             self.place.store(&*self.catalogue, Persist::Synced)?;
@@ -209,7 +212,7 @@ impl<F: SegmentFiles> Standby<F> {
         reach(&*self.image, blocks.runs.iter().map(|(run, _)| *run))?;
         if self.place.base != *self.receiver.base() || self.place.size_bytes < self.image.size_bytes() {
             self.place.base = self.receiver.base().clone();
-            // Before content is there: who opens the copy knows how far it may reach, and the first commit zeroes what is beyond its end.
+            // Before content is there: who opens the copy knows how far it may reach, and a primary that attaches has it zeroed beyond its own end.
             self.place.size_bytes = self.place.size_bytes.max(self.image.size_bytes());
             self.place.store(&*self.catalogue, Persist::Synced)?;
         }
@@ -272,7 +275,7 @@ impl<F: SegmentFiles> Standby<F> {
         if size_bytes > self.image.size_bytes() { self.image.grow(size_bytes) } else { Ok(()) }
     }
 
-    /// The copy was of a larger volume: what the primary does not have must not come back when it grows.
+    /// The copy was of a larger volume: what the primary does not have must not come back when it grows, which it may before the first commit.
     fn zero_beyond(&self, size_bytes: u64) -> io::Result<()> {
         let tail = Run::covering(size_bytes, self.image.size_bytes().saturating_sub(size_bytes));
         tail.map_or(Ok(()), |tail| self.image.zero(tail))
