@@ -162,8 +162,10 @@ impl Daemon {
         // What grew since the recovery point goes with what was written since.
         tokio::task::block_in_place(|| volume.image.go_back_to(settled.size_bytes)).map_err(io_error)?;
         let mut volumes = self.volumes.lock().await;
+        // The numbers first: a primary that comes back after a crash goes on from them.
         let prepared = EpochNumbers::first_unused(&*volumes.catalogue, id)
-            .and_then(|first| volume.intake.restart(first.max(settled.epoch + 1)))
+            .map(|first| first.max(settled.epoch + 1))
+            .and_then(|first| EpochNumbers::open(volumes.catalogue.clone(), id, first).and_then(|_| volume.intake.restart(first)))
             .and_then(|()| memory::store_known(&*volumes.catalogue, &memory::known_key(id, site), Some(known), Persist::Synced))
             .and_then(|()| memory::take_changed(&*volumes.catalogue, id).map(drop));
         prepared.map_err(io_error)?;
