@@ -14,7 +14,7 @@
 mod acknowledging;
 pub mod connection;
 pub mod memory;
-mod read;
+pub mod read;
 mod shell;
 mod status;
 mod verify;

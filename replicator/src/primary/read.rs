@@ -9,7 +9,7 @@ use roaring::RoaringBitmap;
 use std::io;
 
 /// The blocks of `runs`, one after the other.
-pub(super) fn open(image: &dyn BlockDevice, runs: &[Run]) -> io::Result<Pages> {
+pub fn open(image: &dyn BlockDevice, runs: &[Run]) -> io::Result<Pages> {
     let mut content = Pages::new(runs.iter().map(|run| run.len).sum());
     let mut rest = &mut content[..];
     for run in runs {
@@ -21,7 +21,7 @@ pub(super) fn open(image: &dyn BlockDevice, runs: &[Run]) -> io::Result<Pages> {
 }
 
 /// The blocks of `runs` as they were when the epoch closed: content that was kept goes before the image's.
-pub(super) fn frozen(image: &dyn BlockDevice, intake: &Intake, runs: &[Run]) -> io::Result<Pages> {
+pub fn frozen(image: &dyn BlockDevice, intake: &Intake, runs: &[Run]) -> io::Result<Pages> {
     let mut content = open(image, runs)?;
     let frozen = intake.tracker().frozen();
     for (block, content) in runs.iter().flat_map(|run| run.blocks()).zip(content.chunks_exact_mut(BLOCK_BYTES)) {
@@ -34,7 +34,7 @@ pub(super) fn frozen(image: &dyn BlockDevice, intake: &Intake, runs: &[Run]) -> 
 }
 
 /// Asks whether the standby has the blocks of `runs` too. Holes are not read, and cost no fingerprint.
-pub(super) fn ask(image: &dyn BlockDevice, question: &mut Compare, runs: &[Run]) -> io::Result<()> {
+pub fn ask(image: &dyn BlockDevice, question: &mut Compare, runs: &[Run]) -> io::Result<()> {
     let mut data = 0..0;
     for run in runs {
         let mut at = run.start;
@@ -58,7 +58,7 @@ pub(super) fn ask(image: &dyn BlockDevice, question: &mut Compare, runs: &[Run])
 }
 
 /// The blocks that may hold something other than zeroes.
-pub(super) fn allocated(image: &dyn BlockDevice) -> io::Result<RoaringBitmap> {
+pub fn allocated(image: &dyn BlockDevice) -> io::Result<RoaringBitmap> {
     let mut blocks = RoaringBitmap::new();
     let mut from: BlockNumber = 0;
     while let Some(run) = image.allocated(from)? {

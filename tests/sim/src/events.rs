@@ -1,0 +1,279 @@
+//! What happens: the dice, and the end of a run, when everything heals.
+
+use crate::site::{AMPLE_BYTES, Crash, Part, Role, Site};
+use crate::storage::View;
+use crate::world::{World, name};
+use rand::RngExt;
+
+/// Turns after which a standby must have everything, once nothing fails.
+const HEALING_TURNS: u32 = 20_000;
+/// Turns within which a handover must be done.
+const HANDOVER_TURNS: u32 = 300;
+
+impl World {
+    /// One random event.
+    pub fn step(&mut self) {
+        self.now_ms += self.rng.random_range(1..20);
+        let dice = self.rng.random_range(0..1000);
+        let Some(site) = self.any_primary() else { return self.operator_acts() };
+        match dice {
+            0..260 if !self.guest_rests => self.guest_begins(site),
+            260..270 => self.guest_rests = !self.guest_rests,
+            0..530 => self.guest_progresses(site),
+            530..550 => self.guest_flushes(site),
+            550..915 => self.move_data(site),
+            915..920 => self.volume_grows(site),
+            920..932 => self.extents_cool(site),
+            932..960 => {
+                let site = self.any_site();
+                self.check_copy(site);
+            }
+            960..985 => self.something_fails(),
+            _ => self.operator_acts(),
+        }
+        self.check_sites();
+    }
+
+    fn volume_grows(&mut self, site: usize) {
+        let (blocks, is_told) = (self.rng.random_range(1..100), self.rng.random_bool(0.5));
+        self.sites[site].grow(blocks, is_told);
+    }
+
+    fn extents_cool(&mut self, site: usize) {
+        if let Some(primary) = self.sites[site].as_primary() {
+            primary.cool();
+        }
+    }
+
+    fn something_fails(&mut self) {
+        let site = self.any_site();
+        let other = (site + 1 + self.rng.random_range(0..self.sites.len() - 1)) % self.sites.len();
+        match self.rng.random_range(0..12) {
+            0 | 1 => self.crash(site, Crash::Power),
+            2 => self.crash(site, Crash::Process),
+            3 | 4 => {
+                let operations = self.rng.random_range(1..40);
+                self.fault(|| format!("{} will lose its power after {operations} writes", name(site)));
+                self.sites[site].storage.faults.light_fuse(operations);
+            }
+            5 => {
+                let per_thousand = [0, 0, 30, 300][self.rng.random_range(0..4)];
+                self.fault(|| format!("of {}'s operations {per_thousand} in 1000 fail", name(site)));
+                self.sites[site].storage.faults.set_errors(per_thousand);
+            }
+            6 => {
+                let is_full = self.sites[site].storage.faults.toggle_full();
+                self.fault(|| format!("{}'s disk is {}", name(site), if is_full { "full" } else { "not full any more" }));
+            }
+            7 => {
+                let passes = self.network.toggle(site, other);
+                self.fault(|| format!("{} to {}: {}", name(site), name(other), if passes { "mended" } else { "cut" }));
+            }
+            8 | 9 => {
+                self.fault(|| format!("the stream of {} breaks", name(site)));
+                self.end_session(site);
+            }
+            _ => self.frame_is_damaged(site),
+        }
+    }
+
+    fn frame_is_damaged(&mut self, site: usize) {
+        if let Some(session) = &mut self.sessions[site]
+            && session.down.tamper(&mut self.rng)
+        {
+            session.is_tampered = true;
+            self.fault(|| format!("a frame of {} is lost or damaged", name(site)));
+        }
+    }
+
+    /// What people do: start what is down, promote, resync, make a copy anew.
+    fn operator_acts(&mut self) {
+        let site = self.any_site();
+        let is_wanted = self.any_primary().is_none() || self.rng.random_bool(0.15);
+        match (&self.sites[site].part, self.sites[site].record.role) {
+            (Part::Down, _) => {
+                self.note(|| format!("{} starts", name(site)));
+                self.sites[site].restart();
+            }
+            // Somebody must have what the others give up.
+            (Part::Idle, Role::SplitBrain) if !self.is_served() => {
+                let generation = self.id();
+                let _ = self.sites[site].continue_after_split(generation);
+            }
+            (Part::Idle, _) if !self.is_served() => {}
+            (Part::Idle, Role::Stale) => {
+                self.note(|| format!("{} discards what it has alone", name(site)));
+                let _ = self.sites[site].follow(&mut self.rng);
+            }
+            (Part::Idle, Role::SplitBrain) => {
+                let _ = self.sites[site].follow(&mut self.rng);
+            }
+            (Part::Standby(_), _) if is_wanted => self.promote(site, None),
+            (Part::Primary(_), _) if self.rng.random_bool(0.15) => self.hand_over(site),
+            (Part::Primary(_), _) => self.make_anew(site),
+            _ => {}
+        }
+    }
+
+    fn promote(&mut self, site: usize, expected: Option<u64>) {
+        self.end_sessions_to(site);
+        let generation = self.id();
+        self.note(|| format!("{} is promoted", name(site)));
+        let _ = self.sites[site].promote(generation, expected, &self.history);
+    }
+
+    /// A copy that went another way than the primary, and is a standby, can only be thrown away.
+    fn make_anew(&mut self, primary: usize) {
+        let Some(standby) = self.diverged[primary].take() else { return };
+        if self.sites[primary].record.role != Role::Primary || self.sites[standby].as_standby().is_none() {
+            return;
+        }
+        self.end_sessions_to(standby);
+        self.note(|| format!("{} is made anew", name(standby)));
+        let Site { record, .. } = &self.sites[primary];
+        let (size_bytes, lineage) = (record.size_bytes, record.lineage.clone());
+        self.sites[standby] = Site::standby(size_bytes, lineage, &mut self.rng, self.plant);
+        self.sites[standby].quota_bytes = AMPLE_BYTES;
+        self.sites[standby].start();
+    }
+
+    /// A planned change of primary: nothing is lost.
+    fn hand_over(&mut self, site: usize) {
+        let Some(to) = self.sessions[site].as_ref().map(|session| session.standby) else { return };
+        if let Some(primary) = self.sites[site].as_primary() {
+            primary.is_open = false;
+            primary.tell_size();
+        }
+        for _ in 0..HANDOVER_TURNS {
+            self.now_ms += 10;
+            self.guest_progresses(site);
+            self.move_data(site);
+            self.check_sites();
+            if self.is_drained(site, to) && self.is_silent(site) {
+                break;
+            }
+        }
+        let is_drained = self.is_drained(site, to) && self.is_silent(site);
+        let Some(primary) = self.sites[site].as_primary() else { return };
+        primary.is_open = true;
+        if !is_drained || self.sessions[site].as_ref().is_none_or(|session| session.standby != to) {
+            return;
+        }
+        self.end_session(site);
+        let replica = self.id();
+        self.note(|| format!("{} hands over to {}", name(site), name(to)));
+        match self.sites[site].step_down(replica) {
+            Ok(Some(epoch)) => self.promote(to, Some(epoch)),
+            Ok(None) => {}
+            Err(_) => self.sites[site].start(),
+        }
+    }
+
+    /// A fuse that blew takes its site with it; nothing outgrows its limits.
+    fn check_sites(&mut self) {
+        for site in 0..self.sites.len() {
+            if self.sites[site].storage.faults.is_out() {
+                self.crash(site, Crash::Power);
+                self.sites[site].storage.faults.replace_fuse();
+            }
+            if let Some(standby) = self.sites[site].as_standby() {
+                let (used, quota) = standby.journal_bytes();
+                assert!(used <= quota, "the journal has {used} bytes of {quota}");
+            }
+        }
+    }
+
+    /// No more faults and no more writes: one site is primary, and the others become equal to it.
+    pub fn heal(&mut self) {
+        self.network.mend();
+        for site in 0..self.sites.len() {
+            self.end_session(site);
+            self.tally.faults += self.sites[site].storage.faults.injected();
+            self.sites[site].storage.faults.mend();
+            self.sites[site].quota_bytes = AMPLE_BYTES;
+            self.crash(site, Crash::Process);
+            self.sites[site].restart();
+        }
+        let primary = self.settle_roles();
+        for standby in (0..self.sites.len()).filter(|site| *site != primary) {
+            self.catch_up(primary, standby);
+        }
+    }
+
+    /// Those who were overtaken follow; the one that is left is primary.
+    fn settle_roles(&mut self) -> usize {
+        for _ in 0..20 {
+            for site in 0..self.sites.len() {
+                for other in 0..self.sites.len() {
+                    self.connect(site, Some(other));
+                    self.end_session(site);
+                }
+            }
+            let with = |world: &Self, role| (0..world.sites.len()).find(|site| world.sites[*site].record.role == role);
+            match (with(self, Role::Primary), with(self, Role::SplitBrain)) {
+                (Some(primary), _)
+                    if (0..self.sites.len()).all(|site| site == primary || self.sites[site].record.role == Role::Standby) =>
+                {
+                    return primary;
+                }
+                (Some(_), _) => {}
+                (None, Some(split)) => {
+                    let generation = self.id();
+                    self.sites[split].continue_after_split(generation).expect("a disk without faults");
+                }
+                (None, None) => {
+                    let ready = |site: &usize| matches!(&self.sites[*site].part, Part::Standby(standby) if standby.has_point());
+                    let newest = |site: &usize| self.sites[*site].record.lineage.generations().len();
+                    let best = (0..self.sites.len()).filter(ready).max_by_key(newest);
+                    match best {
+                        Some(standby) => self.promote(standby, None),
+                        // Overtaken by one whose content is nowhere any more.
+                        None => {
+                            let stale = with(self, Role::Stale).expect("some site has a recovery point");
+                            let generation = self.id();
+                            self.sites[stale].continue_after_split(generation).expect("a disk without faults");
+                        }
+                    }
+                }
+            }
+            let found = with(self, Role::Primary);
+            for site in (0..self.sites.len()).filter(|site| found.is_some_and(|found| found != *site)) {
+                self.sites[site].follow(&mut self.rng).expect("a disk without faults");
+            }
+        }
+        panic!("nobody becomes primary: {:?}", self.sites.iter().map(|site| &site.record).collect::<Vec<_>>());
+    }
+
+    fn catch_up(&mut self, primary: usize, standby: usize) {
+        self.end_session(primary);
+        for _ in 0..HEALING_TURNS {
+            self.now_ms += 10;
+            if self.sessions[primary].is_none() {
+                self.connect(primary, Some(standby));
+            }
+            self.guest_progresses(primary);
+            self.move_data(primary);
+            if self.sites[primary].record.role == Role::SplitBrain {
+                let generation = self.id();
+                self.sites[primary].continue_after_split(generation).expect("a disk without faults");
+            }
+            self.make_anew(primary);
+            if self.is_drained(primary, standby) && self.is_silent(primary) {
+                break;
+            }
+        }
+        let is_drained = self.is_drained(primary, standby);
+        assert!(is_drained, "{} has not everything of {} though nothing fails any more", name(standby), name(primary));
+        self.end_session(primary);
+        self.check_copy(standby);
+        let (copy, view) = (self.settled_view(standby), self.sites[primary].storage.image.view());
+        let differ = copy.keys().chain(view.keys()).find(|block| copy.get(block) != view.get(block));
+        assert!(differ.is_none(), "block {differ:?} of {} and {} differs once everything healed", name(standby), name(primary));
+    }
+
+    fn settled_view(&mut self, standby: usize) -> View {
+        let settled = self.sites[standby].as_standby().map(|standby| standby.settle());
+        settled.expect("it is a standby").expect("a disk without faults");
+        self.sites[standby].storage.image.view()
+    }
+}

@@ -1,0 +1,39 @@
+//! Bugs that are put in on purpose, to see that the rules notice them.
+//!
+//! Each stands at the seam where its effect would leave the product's code: at the disk, in the catalogue, in a frame, between the engine
+//! and its shell. The product knows nothing of it.
+
+/// A bug, named by what the code would do wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plant {
+    /// The standby answers a commit before it is durable.
+    AcknowledgeBeforeCommit,
+    /// An extent leaves the activity log before the local flush.
+    CoolBeforeFlush,
+    /// What is folded reaches the image in another order.
+    FoldOutOfOrder,
+    /// Extents are never recorded as hot.
+    SkipActivityLog,
+    /// One changed block is forgotten at a cut.
+    ForgetDirtyBit,
+    /// A standby takes a primary that another one has overtaken.
+    AcceptOldGeneration,
+    /// An epoch is published whatever its digest.
+    PublishUnchecked,
+    /// A journal that was torn loses its last intact record, too.
+    LoseTornTail,
+}
+
+impl Plant {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::AcknowledgeBeforeCommit,
+        Self::CoolBeforeFlush,
+        Self::FoldOutOfOrder,
+        Self::SkipActivityLog,
+        Self::ForgetDirtyBit,
+        Self::AcceptOldGeneration,
+        Self::PublishUnchecked,
+        Self::LoseTornTail,
+    ];
+}

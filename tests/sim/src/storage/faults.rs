@@ -1,0 +1,106 @@
+//! The faults of one site's disk: a fuse that blows after so many operations, errors, no room.
+
+use crate::plant::Plant;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use std::io;
+use std::sync::Mutex;
+
+/// What is done with the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Read,
+    Write,
+    Sync,
+}
+
+/// See the module's documentation.
+pub struct Faults {
+    plant: Option<Plant>,
+    state: Mutex<State>,
+}
+
+struct State {
+    rng: StdRng,
+    /// Writes and syncs until the power goes.
+    fuse: Option<u32>,
+    errors_per_thousand: u32,
+    full: bool,
+    injected: u64,
+}
+
+impl Faults {
+    /// None yet.
+    pub fn new(seed: u64, plant: Option<Plant>) -> Self {
+        let state = State { rng: StdRng::seed_from_u64(seed), fuse: None, errors_per_thousand: 0, full: false, injected: 0 };
+        Self { plant, state: Mutex::new(state) }
+    }
+
+    /// The bug that is planted.
+    pub fn plant(&self) -> Option<Plant> {
+        self.plant
+    }
+
+    /// The disk is used: whether that works.
+    pub fn meet(&self, access: Access) -> io::Result<()> {
+        let state = &mut *self.state.lock().unwrap();
+        if let Some(left) = &mut state.fuse {
+            if *left == 0 {
+                return Err(io::Error::other("the power is gone"));
+            }
+            *left -= u32::from(access != Access::Read);
+        }
+        if state.full && access == Access::Write {
+            state.injected += 1;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        if state.errors_per_thousand > 0 && state.rng.random_range(0..1000) < state.errors_per_thousand {
+            state.injected += 1;
+            return Err(io::Error::other("the disk fails"));
+        }
+        Ok(())
+    }
+
+    /// How much of something is done before a fault: less than all of it.
+    pub fn part_of(&self, all: usize) -> usize {
+        self.state.lock().unwrap().rng.random_range(0..all.max(1))
+    }
+
+    /// The power goes after so many writes and syncs.
+    pub fn light_fuse(&self, operations: u32) {
+        self.state.lock().unwrap().fuse = Some(operations);
+    }
+
+    /// Whether the power is gone.
+    pub fn is_out(&self) -> bool {
+        self.state.lock().unwrap().fuse == Some(0)
+    }
+
+    /// The power is back.
+    pub fn replace_fuse(&self) {
+        self.state.lock().unwrap().fuse = None;
+    }
+
+    /// Of a thousand operations so many fail from now on.
+    pub fn set_errors(&self, per_thousand: u32) {
+        self.state.lock().unwrap().errors_per_thousand = per_thousand;
+    }
+
+    /// There is no room, or there is again.
+    pub fn toggle_full(&self) -> bool {
+        let mut state = self.state.lock().unwrap();
+        state.full = !state.full;
+        state.full
+    }
+
+    /// Nothing fails any more.
+    pub fn mend(&self) {
+        let mut state = self.state.lock().unwrap();
+        (state.fuse, state.errors_per_thousand, state.full) = (None, 0, false);
+    }
+
+    /// Operations that failed.
+    pub fn injected(&self) -> u64 {
+        self.state.lock().unwrap().injected
+    }
+}

@@ -1,0 +1,56 @@
+//! What a site has stored, with everything that can go wrong with it.
+
+mod catalogue;
+mod faults;
+mod image;
+mod segments;
+
+pub use catalogue::SimCatalogue;
+pub use faults::{Access, Faults};
+pub use image::{NOISE, SECTORS, SimImage, Stamps, View};
+pub use segments::SimFiles;
+
+use crate::plant::Plant;
+use rand::RngExt;
+use rand::rngs::StdRng;
+use std::sync::Arc;
+
+/// The image, the journal and the catalogue of one site. Clones share them, as a restarted daemon does.
+#[derive(Clone)]
+pub struct Storage {
+    pub image: Arc<SimImage>,
+    pub files: SimFiles,
+    pub catalogue: Arc<SimCatalogue>,
+    pub faults: Arc<Faults>,
+}
+
+impl Storage {
+    /// Empty, for a volume of this size.
+    pub fn new(size_bytes: u64, rng: &mut StdRng, plant: Option<Plant>) -> Self {
+        let faults = Arc::new(Faults::new(rng.random(), plant));
+        Self {
+            image: Arc::new(SimImage::new(size_bytes, faults.clone())),
+            files: SimFiles::new(faults.clone()),
+            catalogue: Arc::new(SimCatalogue::new(faults.clone())),
+            faults,
+        }
+    }
+
+    /// A copy that goes its own way, and works without faults.
+    pub fn fork(&self, rng: &mut StdRng) -> Self {
+        let faults = Arc::new(Faults::new(rng.random(), self.faults.plant()));
+        Self {
+            image: Arc::new(self.image.fork(faults.clone())),
+            files: self.files.fork(faults.clone()),
+            catalogue: Arc::new(self.catalogue.fork(faults.clone())),
+            faults,
+        }
+    }
+
+    /// The power goes: of what was not synced, some is lost, some is torn.
+    pub fn lose_power(&self, rng: &mut StdRng) {
+        self.image.lose_power(rng);
+        self.files.lose_power(rng);
+        self.catalogue.lose_power(rng);
+    }
+}

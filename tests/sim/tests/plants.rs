@@ -1,0 +1,58 @@
+//! Bugs that are planted are found, each within so many seeds. Panics are what is waited for, so they are not printed.
+
+use sim::{Plant, Trace, run, run_with};
+use std::panic::{catch_unwind, set_hook};
+
+const SEEDS: u64 = 500;
+
+fn is_found(plant: Plant) {
+    set_hook(Box::new(|_| {}));
+    for seed in 0..SEEDS {
+        if let Err(panic) = catch_unwind(|| run_with(seed, Some(plant), Trace::Off)) {
+            assert!(catch_unwind(|| run(seed)).is_ok(), "seed {seed} breaks a rule without the bug");
+            let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref().map(|text: &&str| (*text).to_owned()));
+            return println!("{plant:?}: found by seed {seed}: {}", text.unwrap_or_default());
+        }
+    }
+    panic!("{plant:?} is not found within {SEEDS} seeds");
+}
+
+#[test]
+fn a_commit_that_is_answered_before_it_is_durable_is_found() {
+    is_found(Plant::AcknowledgeBeforeCommit);
+}
+
+#[test]
+fn an_extent_that_cools_before_the_local_flush_is_found() {
+    is_found(Plant::CoolBeforeFlush);
+}
+
+#[test]
+fn a_fold_out_of_order_is_found() {
+    is_found(Plant::FoldOutOfOrder);
+}
+
+#[test]
+fn an_activity_log_that_is_not_written_is_found() {
+    is_found(Plant::SkipActivityLog);
+}
+
+#[test]
+fn a_dirty_bit_that_is_forgotten_at_a_cut_is_found() {
+    is_found(Plant::ForgetDirtyBit);
+}
+
+#[test]
+fn an_old_generation_that_is_taken_is_found() {
+    is_found(Plant::AcceptOldGeneration);
+}
+
+#[test]
+fn an_epoch_that_is_published_unchecked_is_found() {
+    is_found(Plant::PublishUnchecked);
+}
+
+#[test]
+fn a_torn_journal_that_loses_its_tail_is_found() {
+    is_found(Plant::LoseTornTail);
+}
