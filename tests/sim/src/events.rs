@@ -253,7 +253,8 @@ impl World {
             }
             self.guest_progresses(primary);
             self.move_data(primary);
-            if self.sites[primary].record.role == Role::SplitBrain {
+            // Overtaken by a copy that took on a later generation, and whose primary is no more.
+            if self.sites[primary].record.role != Role::Primary {
                 let generation = self.id();
                 self.sites[primary].continue_after_split(generation).expect("a disk without faults");
             }
