@@ -125,6 +125,9 @@ impl Judge {
         }
         assert!(!self.has_point() || attach.size_bytes >= self.size_bytes, "the copy is larger than the primary's volume");
         self.restart_epoch();
+        if !self.has_point() {
+            self.content.retain(|block, _| u64::from(*block) < block_count(attach.size_bytes));
+        }
         let is_beyond = self.owed.max().is_some_and(|last| u64::from(last) >= block_count(attach.size_bytes));
         if is_beyond || attach.lineage.current().id != mine {
             self.staged.clear();
