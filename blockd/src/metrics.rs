@@ -49,9 +49,7 @@ impl RequestOp {
             Op::Cache => None,
         }
     }
-}
 
-impl RequestOp {
     /// Every operation, in the order of their numbers.
     pub const ALL: [Self; 5] = [Self::Read, Self::Write, Self::Flush, Self::Discard, Self::WriteZeroes];
 

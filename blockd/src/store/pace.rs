@@ -27,13 +27,16 @@ const REMEMBERED: u32 = 8;
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Pace<T> {
+    /// Transfers under way from which on it is looked at.
     deep: usize,
+    /// The most that the disk is given.
     limit: usize,
     at_disk: usize,
-    held: VecDeque<T>,
+    kept: VecDeque<T>,
     /// The most that there was at a time, at the disk and here, since the last judgement.
     most: usize,
     report: Option<Report>,
+    /// Reports of all at once, less others.
     in_bulk: u32,
 }
 
@@ -51,13 +54,13 @@ struct Report {
 impl<T> Pace<T> {
     /// Looks at what happens while `deep` transfers or more are under way.
     pub fn new(deep: usize) -> Self {
-        Self { deep, limit: usize::MAX, at_disk: 0, held: VecDeque::new(), most: 0, report: None, in_bulk: 0 }
+        Self { deep, limit: usize::MAX, at_disk: 0, kept: VecDeque::new(), most: 0, report: None, in_bulk: 0 }
     }
 
     /// A transfer: to be started now, or else kept until [`Self::resume`].
     pub fn begin(&mut self, transfer: T) -> Option<T> {
-        self.held.push_back(transfer);
-        self.most = self.most.max(self.at_disk + self.held.len());
+        self.kept.push_back(transfer);
+        self.most = self.most.max(self.at_disk + self.kept.len());
         self.resume()
     }
 
@@ -74,7 +77,7 @@ impl<T> Pace<T> {
 
     /// One that was kept, and is to be started now.
     pub fn resume(&mut self) -> Option<T> {
-        let next = if self.at_disk < self.limit { self.held.pop_front() } else { None };
+        let next = if self.at_disk < self.limit { self.kept.pop_front() } else { None };
         self.at_disk += usize::from(next.is_some());
         next
     }
@@ -83,7 +86,7 @@ impl<T> Pace<T> {
         if of < self.deep / 2 || self.most < self.deep {
             return;
         }
-        let most = std::mem::replace(&mut self.most, self.at_disk + self.held.len());
+        let most = std::mem::replace(&mut self.most, self.at_disk + self.kept.len());
         self.in_bulk = match () {
             () if done * 8 >= of * 7 => (self.in_bulk + 1).min(REMEMBERED),
             () if done * 2 < of => self.in_bulk.saturating_sub(1),
@@ -119,7 +122,7 @@ mod tests {
                 for _ in 0..report.min(self.at_disk) {
                     self.pace.done(self.now);
                     (self.at_disk, self.begun) = (self.at_disk - 1, self.begun - 1);
-                    self.start_held();
+                    self.start_kept();
                 }
                 for _ in self.begun..depth {
                     self.begun += 1;
@@ -130,7 +133,7 @@ mod tests {
             (self.begun - self.at_disk, self.at_disk)
         }
 
-        fn start_held(&mut self) {
+        fn start_kept(&mut self) {
             self.at_disk += std::iter::from_fn(|| self.pace.resume()).count();
         }
     }

@@ -186,20 +186,25 @@ fn blocks_that_are_asked_about_beyond_the_image_are_zeroes() {
     assert_eq!(image.size_bytes(), 4 * BLOCK, "a question makes nothing grow");
 }
 
+/// A primary sends an epoch, grows and sends another: all that is behind it is what it sent.
+fn grow_from_four_blocks_to_eight(standby: &mut Standby<SegmentDir>, image: &Image) {
+    let mut primary = Primary { blocks: 4, epoch: 0 };
+    primary.attach(standby);
+    primary.send(standby, 1, 3);
+    primary.blocks = 8;
+    primary.attach(standby);
+    primary.send(standby, 2, 4);
+    standby.settle().unwrap();
+    assert_eq!(image.bytes(), [0, 3, 4, 0, 0, 0, 0, 0]);
+}
+
 #[test]
 fn nothing_of_a_larger_copy_is_left_when_the_volume_grows_into_it() {
     let image = Image::new(8);
     image.write(Run { start: 6, len: 1 }, &[9; BLOCK_BYTES]).unwrap();
     let site = Site::new(8, Base::PointBut(RoaringBitmap::from_iter([1])));
     let mut standby = site.open(&image);
-    let mut primary = Primary { blocks: 4, epoch: 0 };
-    primary.attach(&mut standby);
-    primary.send(&mut standby, 1, 3);
-    primary.blocks = 8;
-    primary.attach(&mut standby);
-    primary.send(&mut standby, 2, 4);
-    standby.settle().unwrap();
-    assert_eq!(image.bytes(), [0, 3, 4, 0, 0, 0, 0, 0]);
+    grow_from_four_blocks_to_eight(&mut standby, &image);
 }
 
 #[test]
@@ -214,12 +219,5 @@ fn nothing_of_a_larger_attempt_is_left_after_a_restart() {
     image.reopen(4);
     site.place = Place::load(Id([7; 16]), &*site.catalogue).unwrap().unwrap();
     let mut standby = site.open(&image);
-    let mut primary = Primary { blocks: 4, epoch: 0 };
-    primary.attach(&mut standby);
-    primary.send(&mut standby, 1, 3);
-    primary.blocks = 8;
-    primary.attach(&mut standby);
-    primary.send(&mut standby, 2, 4);
-    standby.settle().unwrap();
-    assert_eq!(image.bytes(), [0, 3, 4, 0, 0, 0, 0, 0]);
+    grow_from_four_blocks_to_eight(&mut standby, &image);
 }

@@ -228,7 +228,7 @@ impl Worker {
             Work::Read(transfer) | Work::Write(transfer) => {
                 let key = self.operations[tag].connection;
                 self.connections[key].pace.done(self.now);
-                self.start_held(key);
+                self.start_kept(key);
                 self.transferred(tag, transfer.buf, result.map(drop));
             }
             Work::Sync => self.synced(tag, result.map(drop)),

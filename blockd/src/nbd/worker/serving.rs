@@ -149,7 +149,7 @@ impl Worker {
     }
 
     /// Gives the disk what was kept from it, as far as its pace allows.
-    pub(super) fn start_held(&mut self, key: usize) {
+    pub(super) fn start_kept(&mut self, key: usize) {
         while let Some((number, work)) = self.connections[key].pace.resume() {
             self.start(number, work);
         }

@@ -117,7 +117,7 @@ impl Worker {
     }
 
     /// Gives the disk what was kept from it, as far as its pace allows.
-    pub(super) fn start_held(&mut self) {
+    pub(super) fn start_kept(&mut self) {
         while let Some((key, transfer)) = self.pace.resume() {
             self.start_work(key, transfer);
         }
@@ -149,7 +149,7 @@ impl Worker {
             Work::Write(transfer) => (transfer, false),
         };
         self.pace.done(Instant::now());
-        self.start_held();
+        self.start_kept();
         let (vectors, buf) = transfer.into_parts();
         self.ring.give(vectors);
         if let Some(buf) = buf {
