@@ -120,12 +120,13 @@ impl Daemon {
 
     async fn change_settings(&self, name: &VolumeName, peer: PeerRecord) -> Outcome<VolumeStatus> {
         let mut volumes = self.volumes.lock().await;
-        if let Part::Primary(primary) = &volumes.get(name)?.part {
+        volumes.change(name, |record| record.peer = Some(peer.clone()))?;
+        let open = volumes.get(name)?;
+        if let Part::Primary(primary) = &open.part {
             primary.replica.set_settings(settings(&peer), rules(&peer));
             primary.bandwidth.send_replace(peer.bandwidth_bits_per_second);
         }
-        volumes.change(name, |record| record.peer = Some(peer))?;
-        volumes.get(name).map(status::status)
+        Ok(status::status(open))
     }
 
     /// The primary of a paired site wants a standby here.
