@@ -1,6 +1,6 @@
 //! Making a volume: its backing, its first content, its record.
 
-use super::volumes::{Volumes, image_error, random_id};
+use super::volumes::{Volumes, random_id};
 use crate::catalogue::{MadeBy, VolumeRecord};
 use crate::store::Image;
 use crate::store::import::{ImportError, ImportFormat, Source};
@@ -76,8 +76,8 @@ fn backing(request: &CreateVolume, default_path: PathBuf, wanted: Option<u64>) -
         })
     };
     match &request.backing {
-        Some(path) if path.exists() => Ok((Image::open(path, wanted).map_err(image_error)?, MadeBy::Operator)),
-        Some(path) => Ok((Image::create(path, sized()?).map_err(image_error)?, MadeBy::Daemon)),
-        None => Ok((Image::create(&default_path, sized()?).map_err(image_error)?, MadeBy::Daemon)),
+        Some(path) if path.exists() => Ok((Image::open(path, wanted)?, MadeBy::Operator)),
+        Some(path) => Ok((Image::create(path, sized()?)?, MadeBy::Daemon)),
+        None => Ok((Image::create(&default_path, sized()?)?, MadeBy::Daemon)),
     }
 }

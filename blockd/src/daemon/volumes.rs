@@ -7,7 +7,7 @@ use super::state_dir::StateDir;
 use crate::catalogue::{MadeBy, RecordedRole, RocksCatalogue, VolumeRecord};
 use crate::metrics::Metrics;
 use crate::sandbox::Roots;
-use crate::store::Image;
+use crate::store::{Image, StoreError};
 use crate::volume::{Clients, Gate, GateState, Volume};
 use blockd_api::{ApiError, ErrorCode, VolumeName};
 use replicator::catalogue::{Catalogue, Persist};
@@ -70,7 +70,7 @@ impl Volumes {
         for record in self.catalogue.volumes()? {
             let name = record.name.clone();
             let admitted = self.roots.admit(&record.backing).map_err(ApiError::from);
-            let image = admitted.and_then(|()| Image::open(&record.backing, Some(record.size_bytes)).map_err(image_error));
+            let image = admitted.and_then(|()| Image::open(&record.backing, Some(record.size_bytes)).map_err(ApiError::from));
             match image.and_then(|image| self.attach(record.clone(), image)) {
                 Ok(()) => self.serve_all(&name).await,
                 Err(error) => {
@@ -166,7 +166,7 @@ impl Volumes {
 
     /// Makes an empty standby for a primary at another site.
     pub fn create_standby(&mut self, record: VolumeRecord, lineage: Lineage) -> Result<(), ApiError> {
-        let image = Image::create(&record.backing, record.size_bytes).map_err(image_error)?;
+        let image = Image::create(&record.backing, record.size_bytes)?;
         let backing = record.backing.clone();
         let place = Place::blank(volume_id(&record)?, random_id()?, lineage, record.size_bytes);
         let recorded = place.store(&*self.catalogue, Persist::Synced).map_err(io_error);
@@ -189,9 +189,10 @@ impl Volumes {
             let error = ApiError::new(ErrorCode::WrongState, format!("{name} is not primary here"));
             return Err(error.with_hint("resize it at its primary: the standby follows"));
         }
-        open.volume.image.grow(size_bytes).map_err(image_error)?;
-        // Recorded before the standby hears of it: a primary must not come back smaller than its copy.
-        self.change(name, |record| record.size_bytes = size_bytes)?;
+        // Recorded before anybody hears of it: what a guest writes there must be there after a crash, and a primary must not come back
+        // smaller than its copy.
+        let image = open.volume.image.clone();
+        image.grow_once(size_bytes, || self.change(name, |record| record.size_bytes = size_bytes))?;
         if let Part::Primary(primary) = &self.get(name)?.part {
             primary.replica.resized(size_bytes);
         }
@@ -316,6 +317,8 @@ pub(super) fn io_error(error: io::Error) -> ApiError {
     ApiError::new(code, error.to_string())
 }
 
-pub(super) fn image_error(error: crate::store::StoreError) -> ApiError {
-    ApiError::new(ErrorCode::Io, error.to_string())
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        Self::new(ErrorCode::Io, error.to_string())
+    }
 }

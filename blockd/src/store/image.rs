@@ -200,8 +200,22 @@ impl Image {
 
     /// Grows to `size_bytes`, durably; the new part reads as zeroes in a file. A block device must have been grown before.
     pub fn grow(&self, size_bytes: u64) -> Result<(), StoreError> {
+        self.grow_once(size_bytes, || Ok(()))
+    }
+
+    /// The same for a size that has to be recorded: nobody sees it before `record` has returned. A crash in between leaves a file that is
+    /// longer than its volume, and nothing in the surplus.
+    pub fn grow_once<E: From<StoreError>>(&self, size_bytes: u64, record: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
         super::open::check_size(size_bytes)?;
         let _growing = self.0.growing.lock().expect("no panic under this lock");
+        self.extend(size_bytes)?;
+        record()?;
+        self.0.size_bytes.store(size_bytes, Ordering::SeqCst);
+        self.0.resized.ring();
+        Ok(())
+    }
+
+    fn extend(&self, size_bytes: u64) -> Result<(), StoreError> {
         let refused =
             |why| StoreError::CannotGrow { path: self.0.path.clone(), size_bytes: self.size_bytes(), wanted_bytes: size_bytes, why };
         if size_bytes < self.size_bytes() {
@@ -222,8 +236,6 @@ impl Image {
                 }
             }
         }
-        self.0.size_bytes.store(size_bytes, Ordering::SeqCst);
-        self.0.resized.ring();
         Ok(())
     }
 

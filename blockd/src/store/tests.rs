@@ -140,6 +140,25 @@ fn growing_is_durable_and_never_shrinks() {
 }
 
 #[test]
+fn a_size_is_shown_once_it_is_recorded_and_never_if_it_cannot_be() {
+    let directory = directory();
+    let path = directory.path().join("image");
+    let image = Image::create(&path, 4 * MIB).unwrap();
+    let (ring, rung) = std::sync::mpsc::channel();
+    let _rope = image.resized().add(move || ring.send(()).unwrap());
+    let shown = || (image.size_bytes(), rung.try_iter().count());
+    let failed = image.grow_once(8 * MIB, || {
+        assert_eq!((shown(), fs::metadata(&path).unwrap().len()), ((4 * MIB, 0), 8 * MIB), "the file comes first, and the guest last");
+        Err(StoreError::BadSize(0))
+    });
+    assert!(failed.is_err());
+    assert_eq!(shown(), (4 * MIB, 0), "what is not recorded is not shown");
+    assert!(image.write_at(&AlignedBuf::new(4096), 4 * MIB).is_err());
+    image.grow_once(8 * MIB, || Ok::<(), StoreError>(())).unwrap();
+    assert_eq!(shown(), (8 * MIB, 1));
+}
+
+#[test]
 fn images_that_are_not_what_they_should_be_are_refused_with_the_cure() {
     let directory = directory();
     let path = directory.path().join("image");
