@@ -2,22 +2,31 @@
 
 use crate::NbdClient;
 use rand::RngExt;
+use rand::rngs::StdRng;
 use std::io;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 const BLOCK_BYTES: usize = 4096;
 
 /// See the module's documentation. Number 0 is the empty disk.
 pub struct History {
-    blocks: u32,
+    blocks: Range<u32>,
     /// Which block each write went to, and when it was acknowledged; the last one may not have been.
     writes: Vec<(u32, Option<Instant>)>,
+    /// How many writes each acknowledged flush covers, and when it was acknowledged.
+    flushes: Vec<(usize, Instant)>,
 }
 
 impl History {
     /// No writes yet to a disk of so many blocks.
     pub fn new(blocks: u32) -> Self {
-        Self { blocks, writes: Vec::new() }
+        Self::within(0..blocks)
+    }
+
+    /// No writes yet to these blocks of a disk.
+    pub fn within(blocks: Range<u32>) -> Self {
+        Self { blocks, writes: Vec::new(), flushes: Vec::new() }
     }
 
     /// Writes until something fails or the time is over.
@@ -30,11 +39,24 @@ impl History {
     pub fn write_while(&mut self, client: &mut NbdClient, go_on: impl Fn() -> bool) -> io::Result<()> {
         let mut rng = crate::dice();
         while go_on() {
-            let block = rng.random_range(0..self.blocks);
-            self.writes.push((block, None));
-            client.write(u64::from(block) * BLOCK_BYTES as u64, &content(self.writes.len() as u64, block))?;
-            self.writes.last_mut().expect("just pushed").1 = Some(Instant::now());
+            self.write(client, &mut rng)?;
         }
+        Ok(())
+    }
+
+    /// Writes once.
+    pub fn write(&mut self, client: &mut NbdClient, dice: &mut StdRng) -> io::Result<()> {
+        let block = dice.random_range(self.blocks.clone());
+        self.writes.push((block, None));
+        client.write(u64::from(block) * BLOCK_BYTES as u64, &content(self.writes.len() as u64, block))?;
+        self.writes.last_mut().expect("just pushed").1 = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Makes what was written durable.
+    pub fn flush(&mut self, client: &mut NbdClient) -> io::Result<()> {
+        client.flush()?;
+        self.flushes.push((self.writes.len(), Instant::now()));
         Ok(())
     }
 
@@ -54,9 +76,37 @@ impl History {
         self.writes.iter().filter(|(_, at)| at.is_some()).count()
     }
 
+    /// How many writes there were, the last one acknowledged or not.
+    pub fn len(&self) -> usize {
+        self.writes.len()
+    }
+
+    /// Whether there was none.
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+
+    /// How many writes there were until the last one that was acknowledged by then.
+    pub fn acknowledged_by(&self, then: Instant) -> usize {
+        self.writes.iter().rposition(|(_, at)| at.is_some_and(|at| at <= then)).map_or(0, |last| last + 1)
+    }
+
+    /// How many writes were made durable by flushes that were acknowledged until then.
+    pub fn flushed_by(&self, then: Instant) -> usize {
+        self.flushes.iter().rfind(|(_, at)| *at <= then).map_or(0, |(writes, _)| *writes)
+    }
+
+    /// The disk goes on from this prefix.
+    pub fn forget_beyond(&mut self, prefix: usize) {
+        self.writes.truncate(prefix);
+        self.flushes.retain(|(writes, _)| *writes <= prefix);
+    }
+
     /// Checks that the disk is a prefix of the history; returns its length.
     pub fn assert_prefix(&self, client: &mut NbdClient) -> usize {
-        let shown: Vec<u64> = (0..self.blocks)
+        let shown: Vec<u64> = self
+            .blocks
+            .clone()
             .map(|block| {
                 let mut bytes = vec![0; BLOCK_BYTES];
                 client.read(u64::from(block) * BLOCK_BYTES as u64, &mut bytes).expect("a readable disk");
@@ -67,9 +117,9 @@ impl History {
             })
             .collect();
         let end = shown.iter().copied().max().unwrap_or(0) as usize;
-        let mut last = vec![0; self.blocks as usize];
+        let mut last = vec![0; self.blocks.len()];
         for (number, (block, _)) in self.writes[..end].iter().enumerate() {
-            last[*block as usize] = number as u64 + 1;
+            last[(block - self.blocks.start) as usize] = number as u64 + 1;
         }
         assert_eq!(shown, last, "the disk is no prefix of the history: it shows write {end} and lacks an earlier one, or has a later one");
         end

@@ -36,7 +36,7 @@ pub fn eventually(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// How often a test does its worst: `KILLS=200 cargo test -p tern-tests --release whatever_dies` is a long run.
+/// How often a test does its worst: `KILLS=1000 cargo test --release -p tern-tests --test kills` is a long run.
 pub fn rounds(variable: &str, default: u32) -> u32 {
     std::env::var(variable).ok().and_then(|count| count.parse().ok()).unwrap_or(default)
 }

@@ -1,6 +1,6 @@
 //! A daemon, its state directory, and `tern` at its socket.
 
-use crate::{NbdClient, PATIENCE};
+use crate::PATIENCE;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use serde_json::Value;
 use std::fs::File;
@@ -71,35 +71,9 @@ impl Site {
 
     /// Starts the daemon again, and waits until it answers.
     pub fn restart(&mut self) {
-        self.run(Command::new(program("blockd")));
-    }
-
-    /// Brings the dead standby up as though the other site were lost, shows its disk, and puts everything back as it was. Needs the right
-    /// to make a network namespace; says whether it had it.
-    #[must_use]
-    pub fn peek(&mut self, see: impl FnOnce(&mut NbdClient)) -> bool {
-        assert!(self.daemon.is_none(), "only of a dead site");
-        if !Command::new("unshare").args(["--net", "true"]).status().is_ok_and(|status| status.success()) {
-            return false;
-        }
-        let aside = self.directory.with_extension("aside");
-        let copied = Command::new("cp").args(["--archive", "--sparse=always"]).args([&self.directory, &aside]).status();
-        assert!(copied.expect("cp runs").success());
-        let mut alone = Command::new("unshare");
-        alone.args(["--net", "sh", "-c", "ip link set lo up && exec \"$0\" \"$@\""]).arg(program("blockd"));
-        self.run(alone);
-        self.tern(&["promote", "vm1", "--force"]);
-        see(&mut NbdClient::connect(&self.socket("nbd")).expect("an export"));
-        self.kill();
-        std::fs::remove_dir_all(&self.directory).expect("the site's directory");
-        std::fs::rename(aside, &self.directory).expect("the site's directory as it was");
-        true
-    }
-
-    fn run(&mut self, mut blockd: Command) {
         self.kill();
         let log = File::options().create(true).append(true).open(self.directory.join("log")).expect("a log");
-        let daemon = blockd
+        let daemon = Command::new(program("blockd"))
             .args(["--site", self.name, "--listen", &self.listen])
             .arg("--state-dir")
             .arg(self.state_dir())
