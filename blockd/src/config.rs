@@ -18,6 +18,7 @@ use crate::unix_socket::SocketAccess;
 use blockd_api::{DEFAULT_ADMIN_PATH, MAX_SOCKET_PATH_BYTES, Rate, SiteName, Size, Span};
 use clap::{CommandFactory, Parser};
 use options::{CommandLine, NbdOptions, Options, SocketOptions};
+use replicator::undo::Keep;
 use std::{
     ffi::OsString,
     fmt, io,
@@ -33,6 +34,8 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/tern";
 
 /// Smallest quota: a few epochs.
 const MIN_QUOTA: Size = Size::mib(16);
+/// Longest that points are kept: a year.
+const MOST_KEPT_MS: u64 = 366 * 24 * 3_600_000;
 /// Largest configuration file.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -59,6 +62,8 @@ pub struct Config {
     pub journal_quota: Size,
     /// Most that old content of frozen blocks may take.
     pub spill_quota: Size,
+    /// Which recovery points standbys keep.
+    pub keep: Keep,
     /// Links to other sites.
     pub transport: TransportConfig,
     /// NBD clients.
@@ -183,6 +188,7 @@ impl Config {
             admin_access,
             journal_quota: quota("journal.quota", options.journal.quota, Size::gib(20))?,
             spill_quota: quota("spill.quota", options.spill.quota, Size::gib(10))?,
+            keep: keep(options.keep, options.keep_bytes, options.keep_thinning.as_deref())?,
             transport: TransportConfig {
                 congestion: options.transport.congestion.unwrap_or(Congestion::Tern),
                 bandwidth: options.transport.bandwidth.map_or_else(default_bandwidth, Ok)?,
@@ -258,6 +264,24 @@ fn quota(key: &'static str, given: Option<Size>, default: Size) -> Result<Size, 
         quota if quota < MIN_QUOTA => Err(wrong(key, format_args!("{quota} is too small to work: give {MIN_QUOTA} or more"))),
         quota => Ok(quota),
     }
+}
+
+fn keep(span: Option<Span>, most: Option<Size>, thinning: Option<&str>) -> Result<Keep, ConfigError> {
+    let mut keep = Keep::default();
+    if let Some(span) = span {
+        keep.span_ms = within("keep", Some(span), 0, 0..=MOST_KEPT_MS)?.as_millis() as u64;
+    }
+    if let Some(most) = most {
+        keep.max_bytes = quota("keep_bytes", Some(most), most)?.bytes();
+    }
+    if let Some(text) = thinning {
+        let ages = text.split_once(',').and_then(|(minutes, hours)| Some([minutes.parse::<Span>().ok()?, hours.parse().ok()?]));
+        let wrong = || wrong("keep_thinning", format_args!("{text:?} is not two rising durations: write it as in \"1h,6h\""));
+        let [minutes, hours] = ages.filter(|[minutes, hours]| minutes <= hours).ok_or_else(wrong)?;
+        keep.thin[0].after_ms = minutes.duration().as_millis() as u64;
+        keep.thin[1].after_ms = hours.duration().as_millis() as u64;
+    }
+    Ok(keep)
 }
 
 fn within(

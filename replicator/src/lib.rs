@@ -2,7 +2,7 @@
 //!
 //! - [`disk`], [`catalogue`]: what is asked of storage.
 //! - [`codec`]: content to payload and back.
-//! - [`journal`], [`standby`]: the other site's half, from a frame to the folded image.
+//! - [`journal`], [`standby`], [`undo`]: the other site's half, from a frame to the folded image, and what the image held before.
 //! - [`intake`]: what a write must wait for before it touches the image.
 //! - [`primary`]: one replica seen from the primary: from the intake to the frames.
 //! - [`site_link`]: the streams between sites, and what they ask each other outside of replication.
@@ -20,6 +20,7 @@ pub mod primary;
 pub mod site_link;
 pub mod standby;
 pub mod transport;
+pub mod undo;
 
 #[cfg(test)]
 #[path = "../engine/src/wire/documented.rs"]

@@ -1,5 +1,6 @@
 //! Changing the primary, and proving that two sites hold the same.
 
+use crate::UtcTime;
 use serde::{Deserialize, Serialize};
 
 /// Makes this site the primary.
@@ -9,6 +10,29 @@ pub struct Promote {
     /// Accepts the loss of what is not in the last recovery point, and fences an active primary.
     #[serde(default)]
     pub force: bool,
+    /// Goes back to this recovery point; without it, to none before the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<u64>,
+}
+
+/// The recovery points that a standby holds, the oldest first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointList {
+    /// The last is the newest.
+    pub points: Vec<Point>,
+}
+
+/// A recovery point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Point {
+    /// Its epoch: what `tern promote --at` takes.
+    pub epoch: u64,
+    /// When it was cut, by the primary's clock; `null` beyond the year 9999.
+    pub time: Option<UtcTime>,
+    /// Content that changed until the next point, before it is compressed; 0 for the newest.
+    pub bytes: u64,
+    /// Size of the volume.
+    pub size_bytes: u64,
 }
 
 /// Gives up being the primary.

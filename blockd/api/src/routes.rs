@@ -12,6 +12,8 @@ pub const VOLUMES: &str = "/v1/volumes";
 pub const VOLUME: &str = "/v1/volumes/{volume}";
 /// POST of an operation on a volume, see [`VolumeOp`].
 pub const VOLUME_OP: &str = "/v1/volumes/{volume}/{op}";
+/// GET → [`crate::PointList`].
+pub const POINTS: &str = "/v1/volumes/{volume}/points";
 /// GET → [`crate::PeerList`].
 pub const PEERS: &str = "/v1/peers";
 /// POST [`crate::InvitePeer`] → [`crate::Invite`].
@@ -101,6 +103,11 @@ pub fn volume(name: &VolumeName) -> String {
     format!("{VOLUMES}/{name}")
 }
 
+/// The path of a volume's recovery points.
+pub fn points(name: &VolumeName) -> String {
+    format!("{VOLUMES}/{name}/points")
+}
+
 /// The path that deletes a volume.
 pub fn delete_volume(name: &VolumeName, request: &crate::DeleteVolume) -> String {
     format!("{VOLUMES}/{name}?yes={}", request.yes)
@@ -127,6 +134,7 @@ mod tests {
             assert_eq!(op.pattern().replace("{volume}", "vm-1.a"), op.path(&name));
         }
         assert_eq!(VOLUME.replace("{volume}", "vm-1.a"), volume(&name));
+        assert_eq!(POINTS.replace("{volume}", "vm-1.a"), points(&name));
         assert_eq!(PEER_REMOVE.replace("{site}", "osaka"), remove_peer(&"osaka".parse().unwrap()));
     }
 }

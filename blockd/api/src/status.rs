@@ -89,6 +89,12 @@ pub struct VolumeStatus {
     pub last_error: Option<String>,
     /// Each standby, seen from the primary.
     pub replicas: Vec<ReplicaStatus>,
+    /// Recovery points that a standby holds.
+    #[serde(default)]
+    pub points: u64,
+    /// What the older ones take on its disk.
+    #[serde(default)]
+    pub undo_bytes: u64,
 }
 
 /// One standby, seen from the primary.

@@ -5,9 +5,9 @@
 
 use super::progress::ProgressSink;
 use blockd_api::{
-    ApiError, Condition, CreateVolume, DeleteVolume, Demote, Done, Export, Invite, InvitePeer, JoinPeer, Peer, PeerList, Promote,
-    Promotion, Replicate, ResizeVolume, Resync, Resynced, SetMode, SiteName, Snapshot, Status, StopReplication, Unexport, Verification,
-    VolumeInfo, VolumeList, VolumeName, VolumeStatus,
+    ApiError, Condition, CreateVolume, DeleteVolume, Demote, Done, Export, Invite, InvitePeer, JoinPeer, Peer, PeerList, PointList,
+    Promote, Promotion, Replicate, ResizeVolume, Resync, Resynced, SetMode, SiteName, Snapshot, Status, StopReplication, Unexport,
+    Verification, VolumeInfo, VolumeList, VolumeName, VolumeStatus,
 };
 
 /// What an operation comes to.
@@ -54,6 +54,8 @@ pub trait Control: Send + Sync + 'static {
     /// Cuts now; returns when the recovery point is durable at the standby.
     fn snapshot(&self, volume: VolumeName, progress: ProgressSink) -> impl Future<Output = Outcome<Snapshot>> + Send;
 
+    /// The recovery points of a standby.
+    fn points(&self, volume: VolumeName) -> impl Future<Output = Outcome<PointList>> + Send;
     /// Makes this site the primary.
     fn promote(&self, volume: VolumeName, request: Promote, progress: ProgressSink) -> impl Future<Output = Outcome<Promotion>> + Send;
     /// Hands the volume to its standby.

@@ -14,8 +14,8 @@ use axum::{
     routing::{get, post},
 };
 use blockd_api::{
-    ApiError, CreateVolume, DeleteVolume, Demote, Done, ErrorCode, Export, Invite, InvitePeer, JoinPeer, Peer, PeerList, Promote,
-    Replicate, ResizeVolume, Resync, SetMode, SiteName, Status, StopReplication, Unexport, VolumeInfo, VolumeList, VolumeName,
+    ApiError, CreateVolume, DeleteVolume, Demote, Done, ErrorCode, Export, Invite, InvitePeer, JoinPeer, Peer, PeerList, PointList,
+    Promote, Replicate, ResizeVolume, Resync, SetMode, SiteName, Status, StopReplication, Unexport, VolumeInfo, VolumeList, VolumeName,
     VolumeStatus, Wait,
     routes::{self, VolumeOp},
 };
@@ -29,6 +29,7 @@ pub fn router<C: Control>(control: Arc<C>) -> Router {
         .route(routes::STATUS, get(status::<C>))
         .route(routes::VOLUMES, get(list_volumes::<C>).post(create_volume::<C>))
         .route(routes::VOLUME, get(show_volume::<C>).delete(delete_volume::<C>))
+        .route(routes::POINTS, get(list_points::<C>))
         .route(&op(VolumeOp::Resize), post(resize_volume::<C>))
         .route(&op(VolumeOp::Export), post(export_volume::<C>))
         .route(&op(VolumeOp::Unexport), post(unexport_volume::<C>))
@@ -81,6 +82,10 @@ async fn list_volumes<C: Control>(State(control): Daemon<C>) -> Reply<VolumeList
 
 async fn show_volume<C: Control>(State(control): Daemon<C>, Named(volume): Volume) -> Reply<VolumeInfo> {
     read(async move { control.show_volume(volume).await }).await
+}
+
+async fn list_points<C: Control>(State(control): Daemon<C>, Named(volume): Volume) -> Reply<PointList> {
+    read(async move { control.points(volume).await }).await
 }
 
 async fn create_volume<C: Control>(State(control): Daemon<C>, Document(request): Document<CreateVolume>) -> Response {

@@ -4,8 +4,8 @@ use super::*;
 use crate::unix_socket::SocketAccess;
 use blockd_api::{
     ApiError, Condition, CreateVolume, DeleteVolume, Demote, Done, ErrorCode, ErrorDocument, Event, Export, Invite, InvitePeer, JoinPeer,
-    MAX_REQUEST_BYTES, Peer, PeerList, Progress, Promote, Promotion, PromotionKind, Replicate, ResizeVolume, Resync, Resynced, SetMode,
-    SiteName, Snapshot, Status, StopReplication, Unexport, Verification, VolumeInfo, VolumeList, VolumeName, VolumeStatus,
+    MAX_REQUEST_BYTES, Peer, PeerList, PointList, Progress, Promote, Promotion, PromotionKind, Replicate, ResizeVolume, Resync, Resynced,
+    SetMode, SiteName, Snapshot, Status, StopReplication, Unexport, Verification, VolumeInfo, VolumeList, VolumeName, VolumeStatus,
 };
 use serde_json::Value;
 use std::{path::PathBuf, time::Duration};
@@ -101,6 +101,9 @@ impl Control for Fake {
     }
     async fn snapshot(&self, _: VolumeName, _: ProgressSink) -> Outcome<Snapshot> {
         Ok(Snapshot { epoch: 7, seconds: 0.1 })
+    }
+    async fn points(&self, _: VolumeName) -> Outcome<PointList> {
+        refused()
     }
     async fn promote(&self, _: VolumeName, _: Promote, progress: ProgressSink) -> Outcome<Promotion> {
         progress.report(Progress::blocks("final cut", 1, Some(2)));

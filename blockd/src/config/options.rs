@@ -84,6 +84,17 @@ options! {
         #[arg(long, value_name = "FORMAT")]
         #[serde(alias = "log-format")]
         log_format: LogFormat,
+        /// For how long a standby keeps recovery points; 0s for the newest alone [default: 24h]
+        #[arg(long, value_name = "DURATION")]
+        keep: Span,
+        /// Most that a volume's older recovery points may take on a standby's disk: the oldest go first [default: 50GB]
+        #[arg(long, value_name = "SIZE")]
+        #[serde(alias = "keep-bytes")]
+        keep_bytes: Size,
+        /// From which age on one recovery point a minute is kept, and from which on one an hour [default: 1h,6h]
+        #[arg(long, value_name = "DURATION,DURATION")]
+        #[serde(alias = "keep-thinning")]
+        keep_thinning: String,
         /// User to become once started by root: it owns the state directory [default: whoever starts it]
         #[arg(long, value_name = "NAME")]
         user: String,

@@ -1,6 +1,7 @@
 //! From arguments and files to a configuration, or to one line that helps.
 
 use super::*;
+use replicator::undo::Thin;
 use std::io::Write;
 
 fn with_args(args: &[&str]) -> Result<Config, ConfigError> {
@@ -44,6 +45,9 @@ fn a_file_sets_every_key_and_flags_win() {
         admin = "/run/a.sock"
         metrics = "127.0.0.1:9447"
         log_format = "json"
+        keep = "7d"
+        keep_bytes = "200G"
+        keep_thinning = "2h,1d"
         user = "root"
         [sockets]
         owner = "root"
@@ -91,6 +95,11 @@ fn a_file_sets_every_key_and_flags_win() {
         admin_access: SocketAccess { owner: Some(0), group: Some(0), mode: 0o600 },
         journal_quota: Size::gib(2),
         spill_quota: Size::gib(1),
+        keep: Keep {
+            span_ms: 7 * 86_400_000,
+            max_bytes: 200_000_000_000,
+            thin: [Thin { after_ms: 7_200_000, every_ms: 60_000 }, Thin { after_ms: 86_400_000, every_ms: 3_600_000 }],
+        },
         transport: TransportConfig {
             congestion: Congestion::Bbr,
             bandwidth: "500Mbit".parse().unwrap(),

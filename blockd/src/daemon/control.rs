@@ -181,7 +181,11 @@ impl Control for Daemon {
     }
 
     async fn promote(&self, volume: VolumeName, request: Promote, progress: ProgressSink) -> Outcome<Promotion> {
-        self.take_over(&volume, request.force, &progress).await
+        self.take_over(&volume, &request, &progress).await
+    }
+
+    async fn points(&self, volume: VolumeName) -> Outcome<PointList> {
+        self.list_points(&volume).await
     }
 
     async fn demote(&self, volume: VolumeName, request: Demote, _progress: ProgressSink) -> Outcome<VolumeStatus> {

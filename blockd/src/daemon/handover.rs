@@ -192,6 +192,7 @@ impl Volumes {
         let id = volume_id(&self.get(name)?.record)?;
         // A journal of an earlier time as standby is all folded.
         if_there(std::fs::remove_dir_all(self.state_dir.journal(&id.to_string()))).map_err(io_error)?;
+        self.forget_points(&id.to_string()).map_err(io_error)?;
         let size_bytes = volume.size_bytes();
         let place = Place { volume: id, replica: random_id()?, lineage, size_bytes, committed, folded: committed, base };
         memory::forget_promises(&*self.catalogue, id).map_err(io_error)?;

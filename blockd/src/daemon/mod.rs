@@ -12,6 +12,7 @@ mod incoming;
 mod mode;
 mod overtaken;
 mod part;
+mod points;
 mod promotion;
 mod replication;
 mod sites;
@@ -86,6 +87,7 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots) -> Result<(
         metrics: registry.clone(),
         spill_quota_bytes: config.spill_quota.bytes(),
         journal_quota_bytes: config.journal_quota.bytes(),
+        keep: config.keep,
         open: BTreeMap::new(),
         unopened: BTreeMap::new(),
         reserved: BTreeSet::new(),

@@ -141,11 +141,15 @@ impl Volumes {
         let id = volume_id(record)?;
         let (catalogue, image) = (self.catalogue.clone(), volume.image.clone());
         let (dir, quota_bytes) = (self.state_dir.journal(&record.id), self.journal_quota_bytes);
+        let (undo, keep) = (self.state_dir.undo(&record.id), self.keep);
         let open = move || {
             let catalogue: Arc<dyn Catalogue> = catalogue.clone();
             let missing = || std::io::Error::new(std::io::ErrorKind::NotFound, "the catalogue does not say where the copy stands");
             let place = Place::load(id, &*catalogue)?.ok_or_else(missing)?;
-            Standby::open(place, SegmentDir::open(&dir)?, quota_bytes, Arc::new(image.clone()), catalogue)
+            let mut standby = Standby::open(place, SegmentDir::open(&dir)?, quota_bytes, Arc::new(image.clone()), catalogue)?;
+            let [all, fewer, fewest] = &undo;
+            standby.keep_points([SegmentDir::open(all)?, SegmentDir::open(fewer)?, SegmentDir::open(fewest)?], keep)?;
+            Ok(standby)
         };
         let service = StandbyService::start(Box::new(open)).map_err(|error| ApiError::new(ErrorCode::Io, error.to_string()))?;
         Ok(Part::Standby(Arc::new(service)))

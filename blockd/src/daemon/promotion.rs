@@ -12,6 +12,7 @@
 use super::Daemon;
 use super::handover::{HANDOVER_DEADLINE, wrong_state};
 use super::part::{Part, PrimaryStart, peer_site, volume_id};
+use super::points::{older_point, past_error};
 use super::volumes::{io_error, random_id};
 use crate::admin::{Outcome, ProgressSink};
 use crate::catalogue::{RecordedRole, VolumeRecord};
@@ -34,11 +35,14 @@ const PING_DEADLINE: Duration = Duration::from_secs(5);
 const FORCED_PING_DEADLINE: Duration = Duration::from_millis(300);
 
 impl Daemon {
-    pub(super) async fn take_over(&self, name: &VolumeName, force: bool, progress: &ProgressSink) -> Outcome<Promotion> {
-        let began = Instant::now();
+    pub(super) async fn take_over(&self, name: &VolumeName, request: &Promote, progress: &ProgressSink) -> Outcome<Promotion> {
+        let (began, force) = (Instant::now(), request.force);
         let (record, _operation) = self.begin(name).await?;
         match record.role {
             RecordedRole::Standby => {}
+            _ if request.at.is_some() => {
+                return Err(wrong_state(format!("{name} is no standby here"), "a standby keeps recovery points: promote it there"));
+            }
             RecordedRole::SplitBrain if force => return self.continue_after_split(record, began).await,
             RecordedRole::Primary if record.fenced && force => return self.lift_fence(record, began).await,
             RecordedRole::Primary | RecordedRole::Standalone => {
@@ -57,10 +61,18 @@ impl Daemon {
             return Err(error);
         }
         progress.report(Progress { phase: "handover".into(), done: 0, total: Some(2), unit: Unit::Steps });
-        let granted = self.ask_for_handover(&record, &standby, force).await?;
+        let older = match request.at {
+            Some(at) => older_point(name, &standby, at, force).await?,
+            None => None,
+        };
+        let granted = match older {
+            // Nothing is taken over from the primary. It hears of the new generation, and stops.
+            Some(_) => None,
+            None => self.ask_for_handover(&record, &standby, force).await?,
+        };
         progress.report(Progress { phase: "handover".into(), done: 1, total: Some(2), unit: Unit::Steps });
         let expected = granted.filter(|_| !force);
-        let promoted = self.settle_and_become(name, &standby, expected).await;
+        let promoted = self.settle_and_become(name, &standby, older, expected).await;
         if promoted.is_err() {
             standby.resume();
             self.volumes.lock().await.restore(name);
@@ -71,9 +83,18 @@ impl Daemon {
         Ok(Promotion { kind, epoch, generation, seconds: began.elapsed().as_secs_f64(), lost_bytes })
     }
 
-    /// From the last recovery point to being primary.
-    async fn settle_and_become(&self, name: &VolumeName, standby: &StandbyService, expected: Option<Epoch>) -> Outcome<(Epoch, u64)> {
-        let settled = standby.settle().await.map_err(io_error)?;
+    /// From the last recovery point, or an older one, to being primary.
+    async fn settle_and_become(
+        &self,
+        name: &VolumeName,
+        standby: &StandbyService,
+        older: Option<Epoch>,
+        expected: Option<Epoch>,
+    ) -> Outcome<(Epoch, u64)> {
+        let settled = match older {
+            Some(point) => standby.settle_at(point).await.map_err(past_error)?,
+            None => standby.settle().await.map_err(io_error)?,
+        };
         if settled.base != Base::Point {
             return Err(wrong_state(format!("{name} has no recovery point here"), "at the primary, `tern wait --for in-sync`"));
         }
@@ -162,6 +183,7 @@ impl Daemon {
         // What grew since the recovery point goes with what was written since.
         tokio::task::block_in_place(|| volume.image.go_back_to(settled.size_bytes)).map_err(io_error)?;
         let mut volumes = self.volumes.lock().await;
+        volumes.forget_points(&record.id).map_err(io_error)?;
         // The numbers first: a primary that comes back after a crash goes on from them.
         let prepared = EpochNumbers::first_unused(&*volumes.catalogue, id)
             .map(|first| first.max(settled.epoch + 1))

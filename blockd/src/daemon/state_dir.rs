@@ -8,7 +8,9 @@
 //! | `images/` | images that the daemon made |
 //! | `spill/` | unnamed files with kept content |
 //! | `journals/` | epochs on their way into standby images |
+//! | `undo/` | what those images held before |
 
+use replicator::undo::LEVELS;
 use rustix::fs::{FlockOperation, Mode};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -62,7 +64,7 @@ impl StateDir {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(StateDirError::Locked(path.into())),
             Err(error) => return Err(failed(error.into())),
         }
-        for part in ["catalogue", "images", "spill", "journals"] {
+        for part in ["catalogue", "images", "spill", "journals", "undo"] {
             make_private_dir(&path.join(part)).map_err(failed)?;
         }
         Ok(Self { path: path.into(), _lock: lock })
@@ -86,6 +88,11 @@ impl StateDir {
     /// Where the journal of the volume with this id goes.
     pub fn journal(&self, id: &str) -> PathBuf {
         self.path.join("journals").join(id)
+    }
+
+    /// Where the undo of the volume with this id goes: a directory for each level.
+    pub fn undo(&self, id: &str) -> [PathBuf; LEVELS] {
+        std::array::from_fn(|level| self.path.join("undo").join(format!("{id}.{level}")))
     }
 
     /// Where kept content is spilled to.

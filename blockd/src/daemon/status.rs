@@ -84,6 +84,8 @@ fn recorded_status(record: &VolumeRecord) -> VolumeStatus {
         attached: Vec::new(),
         last_error: None,
         replicas: Vec::new(),
+        points: 0,
+        undo_bytes: 0,
     }
 }
 
@@ -218,7 +220,9 @@ fn of_standby(status: &mut VolumeStatus, seen: &StandbyStatus) {
     status.generation = seen.lineage.as_ref().map_or(0, |lineage| lineage.current().counter);
     status.epoch_committed = if seen.has_point { seen.committed } else { 0 };
     status.epoch_open = 0;
-    status.last_error = seen.error.clone();
+    status.last_error = seen.error.clone().or_else(|| seen.points_lost.clone());
+    status.points = seen.points as u64;
+    status.undo_bytes = seen.undo_bytes;
 }
 
 fn unix_ms() -> u64 {

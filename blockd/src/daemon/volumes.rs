@@ -15,6 +15,7 @@ use replicator::counters::Counters;
 use replicator::intake::{ActivityLog, Intake, KeptLimits, extent_blocks};
 use replicator::primary::memory::{self, EpochNumbers};
 use replicator::standby::Place;
+use replicator::undo::Keep;
 use replicator_engine::block::{BLOCK_BYTES, MAX_BLOCKS, block_count};
 use replicator_engine::generation::{Id, Lineage};
 use roaring::RoaringBitmap;
@@ -42,6 +43,8 @@ pub(super) struct Volumes {
     pub metrics: Arc<Metrics>,
     pub spill_quota_bytes: u64,
     pub journal_quota_bytes: u64,
+    /// Which recovery points standbys keep.
+    pub keep: Keep,
     pub open: BTreeMap<VolumeName, OpenVolume>,
     /// Volumes of the catalogue that could not be opened.
     pub unopened: BTreeMap<VolumeName, Unopened>,
@@ -271,12 +274,18 @@ impl Volumes {
             .and_then(|()| ActivityLog::open(catalogue.clone(), activity_key(id))?.clear())
             .and_then(|()| Counters::forget(&*catalogue, id))
             .and_then(|()| if_there(std::fs::remove_dir_all(self.state_dir.journal(&record.id))))
+            .and_then(|()| self.forget_points(&record.id))
             .and_then(|()| match record.made_by {
                 MadeBy::Daemon => if_there(std::fs::remove_file(&record.backing)),
                 MadeBy::Operator => Ok(()),
             })
             .and_then(|()| self.catalogue.remove_volume(&record.name));
         forgotten.map_err(io_error)
+    }
+
+    /// Removes what leads back to older recovery points: the image is written to without it from now on.
+    pub fn forget_points(&self, id: &str) -> io::Result<()> {
+        self.state_dir.undo(id).iter().try_for_each(|level| if_there(std::fs::remove_dir_all(level)))
     }
 
     /// Changes what is recorded of a volume, durably.

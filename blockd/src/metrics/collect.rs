@@ -41,6 +41,8 @@ const WHOLE: &[(&str, &str, MetricType, Read<u64>)] = &[
     ("epoch_committed", "The newest recovery point", MetricType::Gauge, |volume| volume.epoch_committed),
     ("backlog_bytes", "What is still to send, uncompressed", MetricType::Gauge, |volume| volume.backlog_bytes),
     ("dirty_blocks", "Blocks of 4 KiB that may differ from the standby", MetricType::Gauge, |volume| volume.dirty_blocks),
+    ("points", "Recovery points that a standby holds", MetricType::Gauge, |volume| volume.points),
+    ("undo_bytes", "What the older recovery points take on a standby's disk", MetricType::Gauge, |volume| volume.undo_bytes),
     ("error", "1 if last_error is set", MetricType::Gauge, |volume| volume.last_error.is_some().into()),
     ("changed_bytes", "What clients wrote", MetricType::Counter, |volume| volume.changed_bytes),
     ("wire_bytes_sent", "What went out, headers included", MetricType::Counter, |volume| volume.wire_bytes_sent),
@@ -290,6 +292,8 @@ mod tests {
             attached: vec![],
             last_error: None,
             replicas: vec![],
+            points: 1,
+            undo_bytes: 1,
         }
     }
 }

@@ -109,6 +109,11 @@ impl Receiver {
         self.announced_bytes
     }
 
+    /// The blocks of the epoch that the next commit closes.
+    pub fn staged(&self) -> &RoaringBitmap {
+        &self.staged
+    }
+
     /// Whether a primary is attached.
     pub fn is_attached(&self) -> bool {
         self.attached

@@ -6,7 +6,7 @@
 //!    ▲ folded up to here           ▲ committed up to here
 //! ```
 //!
-//! Records are the frames of the wire (`record`). What follows the last commit is staged: it belongs to no epoch yet. Invariants:
+//! Records are the frames of the wire (`record`). The same log holds a standby's undo ([`crate::undo`]). What follows the last commit is staged: it belongs to no epoch yet. Invariants:
 //! - A commit record is durable, with everything before it, before [`Journal::commit`] returns.
 //! - A segment is deleted only when all of it is folded and the image is durable.
 //! - A segment is as long as its records: what a failed append left behind them is cut off before anything else is written.
@@ -21,11 +21,12 @@ use bytes::Bytes;
 use record::{RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::{Commit, Envelope, Message};
+use scan::{Found, Reading};
 use std::collections::VecDeque;
 use std::io;
 
 /// A segment that has grown to this is closed and a new one begun.
-const SEGMENT_BYTES: u64 = 64 << 20;
+pub(crate) const SEGMENT_BYTES: u64 = 64 << 20;
 
 /// A place in the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,32 +55,57 @@ pub struct Journal<F> {
     /// Something of a record may be behind the end.
     is_torn: bool,
     quota_bytes: u64,
+    segment_bytes: u64,
 }
 
 impl<F: SegmentFiles> Journal<F> {
     /// Opens the journal and cuts off a tail that was torn by a crash. `expected` is the last epoch that is known to be committed: it must
     /// be in the journal, or folded already. Returns the last commit that was found, too.
     pub fn open(mut files: F, quota_bytes: u64, folded_epoch: Epoch, expected: Epoch) -> Result<(Self, Option<Commit>), JournalError> {
-        let found = scan::scan(&files)?;
+        let found = scan::scan(&files, folded_epoch, Reading::Whole)?;
         let last_epoch = found.last_commit.as_ref().map_or(folded_epoch, |commit| commit.epoch);
         if last_epoch.max(folded_epoch) < expected {
             return Err(JournalError::CommitMissing { expected, found: last_epoch });
         }
         let closed = scan::mend(&mut files, &found)?;
-        let folded = Position { segment: found.oldest_segment, offset: SEGMENT_HEADER_BYTES };
-        let journal = Self {
+        let journal = Self::of(files, quota_bytes, &found, closed);
+        Ok((journal, found.last_commit))
+    }
+
+    /// Opens a log of which nothing is ever folded, without reading its content. `see` is shown every record with its place; `None` is
+    /// content. What it is shown from behind [`Self::committed`] on is not there.
+    pub fn open_outline(mut files: F, segment_bytes: u64, see: &mut dyn FnMut(Position, Option<&Message>)) -> io::Result<Self> {
+        let found = scan::scan(&files, 0, Reading::Outline(see))?;
+        let closed = scan::mend(&mut files, &found)?;
+        let mut log = Self { segment_bytes, ..Self::of(files, u64::MAX, &found, closed) };
+        log.drop_staged()?;
+        Ok(log)
+    }
+
+    fn of(files: F, quota_bytes: u64, found: &Found, closed: VecDeque<u64>) -> Self {
+        Self {
             files,
             end: found.end,
-            committed: found.committed.max(folded),
-            folded,
-            durable: folded,
+            committed: found.committed,
+            folded: found.folded,
+            durable: found.folded,
             oldest_segment: found.oldest_segment,
             closed_bytes: closed.iter().sum(),
             closed,
             is_torn: false,
             quota_bytes,
-        };
-        Ok((journal, found.last_commit))
+            segment_bytes: SEGMENT_BYTES,
+        }
+    }
+
+    /// Where the next record goes, unless it begins a segment.
+    pub fn end(&self) -> Position {
+        self.end
+    }
+
+    /// Behind the last commit.
+    pub fn committed(&self) -> Position {
+        self.committed
     }
 
     /// Bytes in use, and the quota.
@@ -97,21 +123,22 @@ impl<F: SegmentFiles> Journal<F> {
         self.end > self.committed
     }
 
-    /// Appends a frame. `StorageFull` if it would go over the quota.
-    pub fn append(&mut self, frame: &Bytes) -> io::Result<()> {
+    /// Appends a frame; says where it is. `StorageFull` if it would go over the quota.
+    pub fn append(&mut self, frame: &Bytes) -> io::Result<Position> {
         let record = record::encode(frame);
         if self.used_bytes().0 + record.len() as u64 > self.quota_bytes {
             return Err(io::Error::new(io::ErrorKind::StorageFull, quota_is_too_small(self.quota_bytes)));
         }
-        if self.end.offset >= SEGMENT_BYTES {
+        if self.end.offset >= self.segment_bytes {
             self.rotate()?;
         }
         self.cut_torn()?;
         self.is_torn = true;
         self.files.append(self.end.segment, &record)?;
         self.is_torn = false;
+        let at = self.end;
         self.end.offset += record.len() as u64;
-        Ok(())
+        Ok(at)
     }
 
     /// Appends a commit's frame and makes it and everything before it durable.
@@ -170,7 +197,12 @@ impl<F: SegmentFiles> Journal<F> {
             self.folded = self.end;
             self.durable = self.end;
         }
-        while self.oldest_segment < self.folded.segment {
+        self.delete_before(self.folded.segment)
+    }
+
+    /// Deletes the segments before one that is there.
+    pub fn delete_before(&mut self, segment: u64) -> io::Result<()> {
+        while self.oldest_segment < segment.min(self.end.segment) {
             self.files.delete(self.oldest_segment)?;
             self.closed_bytes -= self.closed.pop_front().expect("a length for each segment before the end");
             self.oldest_segment += 1;
@@ -178,10 +210,33 @@ impl<F: SegmentFiles> Journal<F> {
         Ok(())
     }
 
+    /// Forgets everything. Needs no room.
+    pub fn clear(&mut self) -> io::Result<()> {
+        self.delete_before(self.end.segment)?;
+        self.end.offset = SEGMENT_HEADER_BYTES;
+        self.is_torn = true;
+        (self.committed, self.folded, self.durable) = (self.end, self.end, self.end);
+        self.cut_torn()
+    }
+
     /// Calls `visit` with every staged message, in order.
-    pub fn for_each_staged(&self, mut visit: impl FnMut(Message)) -> io::Result<()> {
-        let mut at = self.committed;
-        while at < self.end {
+    pub fn for_each_staged(&self, visit: impl FnMut(Message)) -> io::Result<()> {
+        self.for_each(self.committed, self.end, visit)
+    }
+
+    /// Calls `visit` with every committed message that is not folded, in order.
+    pub fn for_each_unfolded(&self, visit: impl FnMut(Message)) -> io::Result<()> {
+        self.for_each(self.folded, self.committed, visit)
+    }
+
+    /// The message of the record at a place.
+    pub fn message(&self, at: Position) -> io::Result<Message> {
+        self.read_record(at).map(|(message, _)| message)
+    }
+
+    fn for_each(&self, from: Position, to: Position, mut visit: impl FnMut(Message)) -> io::Result<()> {
+        let mut at = from;
+        while at < to {
             if at.offset >= self.len_bytes(at.segment) {
                 at = Position { segment: at.segment + 1, offset: SEGMENT_HEADER_BYTES };
                 continue;

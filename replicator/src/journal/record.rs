@@ -17,6 +17,9 @@ pub const RECORD_HEADER_BYTES: usize = 16;
 /// No frame is longer.
 const MAX_FRAME_BYTES: usize = MAX_CONTENT_BLOCKS as usize * BLOCK_BYTES + (256 << 10);
 
+/// The first byte of a frame with content, as the protocol has it.
+pub const CONTENT_KIND: u8 = 2;
+
 const SEGMENT_MAGIC: &[u8; 8] = b"TERNJSEG";
 const RECORD_MAGIC: &[u8; 4] = b"TJR1";
 const VERSION: u32 = 1;
@@ -70,5 +73,6 @@ mod tests {
         assert!(FORMATS.contains(&format!("length of the frame, at most {MAX_FRAME_BYTES} ")));
         assert_eq!(segment_header(3), example(FORMATS, "segment"));
         assert_eq!(encode(&example(PROTOCOL, "commit")), example(FORMATS, "record"));
+        assert_eq!(example(PROTOCOL, "blocks")[0], CONTENT_KIND);
     }
 }

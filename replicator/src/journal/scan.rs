@@ -25,10 +25,21 @@ pub enum JournalError {
     },
 }
 
+/// What of the records is read.
+pub(super) enum Reading<'a> {
+    /// All of it.
+    Whole,
+    /// All but content, except after the last commit but one: whatever is before that was durable before more was written. Each record is shown with
+    /// its place; `None` is content.
+    Outline(&'a mut dyn FnMut(Position, Option<&Message>)),
+}
+
 /// What a journal holds, and what has to be cut off it.
 pub(super) struct Found {
     pub end: Position,
     pub committed: Position,
+    /// Behind the last commit that is not after the epoch that was asked for.
+    pub folded: Position,
     pub last_commit: Option<Commit>,
     pub oldest_segment: u64,
     /// Segments that are not torn at their beginning.
@@ -39,13 +50,23 @@ pub(super) struct Found {
     surplus: Vec<u64>,
 }
 
-/// Reads every segment, changing nothing.
-pub(super) fn scan<F: SegmentFiles>(files: &F) -> Result<Found, JournalError> {
+/// Reads every segment, changing nothing. What is up to the commit of `folded_epoch` is folded.
+pub(super) fn scan<F: SegmentFiles>(files: &F, folded_epoch: Epoch, mut reading: Reading<'_>) -> io::Result<Found> {
     let segments = files.list()?;
     let start = |segment| Position { segment, offset: SEGMENT_HEADER_BYTES };
     let first = segments.first().copied().unwrap_or(1);
     let (end, committed) = (start(first), start(first));
-    let mut found = Found { end, committed, last_commit: None, oldest_segment: first, good_segments: 0, torn: false, surplus: Vec::new() };
+    let mut found = Found {
+        end,
+        committed,
+        folded: committed,
+        last_commit: None,
+        oldest_segment: first,
+        good_segments: 0,
+        torn: false,
+        surplus: Vec::new(),
+    };
+    let mut before = (committed, None);
     for segment in &segments {
         if found.torn || *segment != first + found.good_segments || !has_header(files, *segment)? {
             break;
@@ -53,17 +74,35 @@ pub(super) fn scan<F: SegmentFiles>(files: &F) -> Result<Found, JournalError> {
         found.good_segments += 1;
         found.end = start(*segment);
         let len_bytes = files.len_bytes(*segment)?;
-        while let Some((frame, next)) = intact_record(files, found.end, len_bytes)? {
-            found.end.offset = next;
-            if let Ok(Envelope { message: Message::Commit(commit), .. }) = Envelope::decode(frame) {
+        while let Some((frame, next)) = intact_record(files, found.end, len_bytes, &reading)? {
+            let at = std::mem::replace(&mut found.end, Position { segment: *segment, offset: next });
+            let message = frame.map(|frame| Envelope::decode(frame).map(|envelope| envelope.message));
+            if let Reading::Outline(see) = &mut reading {
+                match &message {
+                    None => see(at, None),
+                    Some(Ok(message)) => see(at, Some(message)),
+                    Some(Err(_)) => {}
+                }
+            }
+            if let Some(Ok(Message::Commit(commit))) = message {
+                before = (found.committed, found.last_commit.take());
                 found.committed = found.end;
+                if commit.epoch <= folded_epoch {
+                    found.folded = found.end;
+                }
                 found.last_commit = Some(commit);
             }
         }
         found.torn = found.end.offset < len_bytes;
     }
     if found.good_segments == 0 {
-        (found.oldest_segment, found.end, found.committed) = (1, start(1), start(1));
+        (found.oldest_segment, found.end, found.committed, found.folded) = (1, start(1), start(1), start(1));
+    } else if matches!(reading, Reading::Outline(_)) && !is_intact(files, before.0, found.committed)? {
+        // Written together with its commit, and not whole: neither was durable.
+        (found.committed, found.last_commit) = before;
+        found.end = found.committed;
+        found.good_segments = found.end.segment - first + 1;
+        found.torn = true;
     }
     found.surplus = segments[found.good_segments as usize..].to_vec();
     Ok(found)
@@ -97,8 +136,27 @@ fn has_header<F: SegmentFiles>(files: &F, segment: u64) -> io::Result<bool> {
     Ok(header == record::segment_header(segment))
 }
 
-/// The frame at a place, and where the next record begins.
-fn intact_record<F: SegmentFiles>(files: &F, at: Position, len_bytes: u64) -> io::Result<Option<(Bytes, u64)>> {
+/// Whether every record from one place to another is whole.
+fn is_intact<F: SegmentFiles>(files: &F, from: Position, to: Position) -> io::Result<bool> {
+    let mut at = from;
+    while at < to {
+        let len_bytes = files.len_bytes(at.segment)?;
+        at = match intact_record(files, at, len_bytes, &Reading::Whole)? {
+            Some((_, offset)) => Position { offset, ..at },
+            None if at.offset == len_bytes => Position { segment: at.segment + 1, offset: SEGMENT_HEADER_BYTES },
+            None => return Ok(false),
+        };
+    }
+    Ok(true)
+}
+
+/// The frame at a place, unless it is content that is not to be read, and where the next record begins.
+fn intact_record<F: SegmentFiles>(
+    files: &F,
+    at: Position,
+    len_bytes: u64,
+    reading: &Reading<'_>,
+) -> io::Result<Option<(Option<Bytes>, u64)>> {
     let body = at.offset + RECORD_HEADER_BYTES as u64;
     if body > len_bytes {
         return Ok(None);
@@ -109,10 +167,18 @@ fn intact_record<F: SegmentFiles>(files: &F, at: Position, len_bytes: u64) -> io
     if body + frame_len as u64 > len_bytes {
         return Ok(None);
     }
+    let next = body + frame_len as u64;
+    if matches!(reading, Reading::Outline(_)) && frame_len > 0 {
+        let mut kind = [0];
+        files.read(at.segment, body, &mut kind)?;
+        if kind[0] == record::CONTENT_KIND {
+            return Ok(Some((None, next)));
+        }
+    }
     let mut frame = vec![0; frame_len];
     files.read(at.segment, body, &mut frame)?;
     if !record::is_intact(&header, &frame) {
         return Ok(None);
     }
-    Ok(Some((frame.into(), body + frame_len as u64)))
+    Ok(Some((Some(frame.into()), next)))
 }

@@ -62,7 +62,7 @@ impl<F: SegmentFiles> Standby<F> {
     }
 
     /// Shows each block of `run` as it is in the image; beyond its end are zeroes.
-    fn read_pieces(&self, run: Run, mut see: impl FnMut(BlockNumber, &[u8])) -> io::Result<()> {
+    pub(super) fn read_pieces(&self, run: Run, mut see: impl FnMut(BlockNumber, &[u8])) -> io::Result<()> {
         let end = block_count(self.image.size_bytes()) as BlockNumber;
         for start in run.blocks().step_by(WRITE_BLOCKS as usize) {
             let piece = Run { start, len: WRITE_BLOCKS.min(run.end() - start) };

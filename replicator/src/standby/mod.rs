@@ -9,12 +9,15 @@
 
 mod compare;
 pub mod connection;
+mod fold;
+mod past;
 mod place;
 mod segments;
 mod service;
 mod staged;
 mod trouble;
 
+pub use past::PastError;
 pub use place::Place;
 pub use segments::SegmentDir;
 pub use service::{Open, Settled, StandbyService, StandbyStatus};
@@ -23,7 +26,9 @@ use crate::catalogue::{Catalogue, Persist};
 use crate::codec::{Decoder, PayloadError};
 use crate::disk::{BlockDevice, Pages, SegmentFiles};
 use crate::journal::{Journal, JournalError};
+use crate::undo::Point;
 use bytes::Bytes;
+use fold::Fold;
 use replicator_engine::block::Run;
 use replicator_engine::generation::{Generation, Lineage};
 use replicator_engine::receiver::{Receiver, Staged, Step};
@@ -41,9 +46,10 @@ const WRITE_BLOCKS: u32 = 256;
 pub struct Standby<F> {
     receiver: Receiver,
     place: Place,
-    /// When the committed epoch was cut; `None` if the journal has forgotten.
+    /// When the committed epoch was cut; `None` if nobody wrote it down.
     cut_unix_ms: Option<u64>,
     journal: Journal<F>,
+    fold: Fold<F>,
     /// Fingerprints of what an attempt that was broken off left in the journal; only while a stream may ask for them.
     staged: Option<StagedContent>,
     image: Arc<dyn BlockDevice>,
@@ -98,9 +104,12 @@ impl<F: SegmentFiles> Standby<F> {
         let mut unconfirmed = RoaringBitmap::new();
         journal.for_each_staged(|message| staged::add_blocks(&mut unconfirmed, &message))?;
         let receiver = place.receiver(unconfirmed);
-        let mut standby = Self { receiver, place, cut_unix_ms, journal, staged: None, image, catalogue, decoder: Decoder::new()? };
+        let fold = Fold::new(place.load_point(&*catalogue)?);
+        let cut_unix_ms = cut_unix_ms.or(fold.shown().filter(|point| point.epoch == place.committed).map(|point| point.cut_unix_ms));
+        let mut standby = Self { receiver, place, cut_unix_ms, journal, fold, staged: None, image, catalogue, decoder: Decoder::new()? };
         // A grown image may not have been grown yet when the power went.
         standby.grow(standby.place.size_bytes)?;
+        standby.begin_fold()?;
         Ok(standby)
     }
 
@@ -144,32 +153,6 @@ impl<F: SegmentFiles> Standby<F> {
     pub fn handle_disconnected(&mut self) {
         self.receiver.handle_disconnected();
         self.staged = None;
-    }
-
-    /// Folds one committed message, if there is one; says whether there is more to do. Once all is folded, that is made durable.
-    pub fn fold_one(&mut self) -> io::Result<bool> {
-        let Some(message) = self.journal.next_to_fold()? else { return Ok(false) };
-        // For a commit there is nothing to do: the image has had its size since before it was committed.
-        if let Message::Blocks(blocks) = message {
-            self.write_blocks(&blocks).map_err(payload_to_io)?;
-        }
-        self.journal.folded_one()?;
-        if self.journal.is_folded()
-            && let Err(error) = self.finish_fold()
-        {
-            // What was written may not have reached the disk.
-            self.journal.fold_again();
-            return Err(error);
-        }
-        Ok(!self.journal.is_folded())
-    }
-
-    fn finish_fold(&mut self) -> io::Result<()> {
-        self.image.sync()?;
-        let folded = Place { folded: self.place.committed, ..self.place.clone() };
-        folded.store(&*self.catalogue, Persist::Synced)?;
-        self.place = folded;
-        self.journal.forget_folded()
     }
 
     /// Drops what is staged and folds everything: afterwards the image is the last recovery point, and the journal empty. The epoch and
@@ -221,26 +204,30 @@ impl<F: SegmentFiles> Standby<F> {
 
     /// Appends to the journal; makes room by folding if it is full.
     fn append(&mut self, frame: &Bytes) -> io::Result<()> {
-        match self.journal.append(frame) {
-            Err(error) if error.kind() == io::ErrorKind::StorageFull && !self.journal.is_folded() => {
-                while self.fold_one()? {}
-                self.journal.append(frame)
+        loop {
+            match self.journal.append(frame) {
+                Ok(_) => return Ok(()),
+                Err(error) if self.make_room(&error) => {}
+                Err(error) if error.kind() == io::ErrorKind::StorageFull && !self.journal.is_folded() => while self.fold_one()? {},
+                Err(error) => return Err(error),
             }
-            done => done,
         }
     }
 
     fn commit(&mut self, frame: &Bytes, commit: &Commit) -> io::Result<()> {
         // What is committed must find room when it is folded.
         self.grow(commit.size_bytes)?;
-        if self.receiver.needs_journal() {
-            self.journal.commit(frame)?;
-        } else {
+        let first = !self.receiver.needs_journal();
+        if first {
             self.zero_beyond(commit.size_bytes)?;
             self.image.sync()?;
             self.place.folded = commit.epoch;
+            self.fold.begin_at(Point::of(commit));
+        } else {
+            // Nothing is tried again here: what was staged may be gone.
+            self.journal.commit(frame).inspect_err(|error| _ = self.make_room(error))?;
+            self.fold.add(Point::of(commit), self.receiver.staged().clone());
         }
-        let first = !self.receiver.needs_journal();
         self.receiver.handle_committed(commit);
         self.staged = None;
         self.place.committed = commit.epoch;
@@ -248,7 +235,7 @@ impl<F: SegmentFiles> Standby<F> {
         self.cut_unix_ms = Some(commit.cut_unix_ms);
         self.place.base = Base::Point;
         // Afterwards the journal's commit record is the truth; this only tells a journal that lost its end.
-        self.place.store(&*self.catalogue, if first { Persist::Synced } else { Persist::Eventually })
+        if first { self.store_folded() } else { self.place.store(&*self.catalogue, Persist::Eventually) }
     }
 
     fn write_blocks(&mut self, blocks: &Blocks) -> Result<(), StandbyError> {

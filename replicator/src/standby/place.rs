@@ -1,10 +1,11 @@
 //! Where a copy stands, as the catalogue remembers it.
 
-use crate::catalogue::{Catalogue, Persist};
+use crate::catalogue::{Catalogue, Change, Persist};
+use crate::undo::Point;
 use replicator_engine::generation::{Id, Lineage};
 use replicator_engine::receiver::Receiver;
 use replicator_engine::tracker::Epoch;
-use replicator_engine::wire::{Attach, Attached, Base, Envelope, Message};
+use replicator_engine::wire::{Attach, Attached, Base, Commit, Envelope, Message};
 use roaring::RoaringBitmap;
 use std::io;
 
@@ -56,24 +57,64 @@ impl Place {
 
     /// Records the place.
     pub fn store(&self, catalogue: &dyn Catalogue, persist: Persist) -> io::Result<()> {
+        catalogue.apply(&self.changes(), persist)
+    }
+
+    /// Records the place of a copy whose image has just become durable at a recovery point.
+    pub(super) fn store_folded(&self, point: Option<Point>, catalogue: &dyn Catalogue) -> io::Result<()> {
+        let mut changes = self.changes();
+        changes.push((key(self.volume, "point"), point.map(|point| self.encode(commit_of(point)))));
+        changes.push((key(self.volume, "back"), None));
+        catalogue.apply(&changes, Persist::Synced)
+    }
+
+    /// The recovery point that is durable in the image; `None` if nobody wrote down when it was cut.
+    pub(super) fn load_point(&self, catalogue: &dyn Catalogue) -> io::Result<Option<Point>> {
+        Ok(load_commit(self.volume, "point", catalogue)?.filter(|point| point.epoch == self.folded))
+    }
+
+    /// Records that the image is being brought back to a point: until the next [`Self::store_folded`] it is none.
+    pub(super) fn store_going_back(&self, point: Point, catalogue: &dyn Catalogue) -> io::Result<()> {
+        catalogue.apply(&[(key(self.volume, "back"), Some(self.encode(commit_of(point))))], Persist::Synced)
+    }
+
+    /// The point to which the image was being brought back when the daemon ended.
+    pub(super) fn load_going_back(&self, catalogue: &dyn Catalogue) -> io::Result<Option<Point>> {
+        load_commit(self.volume, "back", catalogue)
+    }
+
+    fn encode(&self, message: Message) -> Vec<u8> {
+        Envelope { generation: self.lineage.current(), message }.encode().to_vec()
+    }
+
+    fn changes(&self) -> Vec<Change> {
         let line = Attach { volume: self.volume, size_bytes: self.size_bytes, lineage: self.lineage.clone() };
         let copy = Attached { replica: self.replica, committed: self.committed, base: self.base.clone() };
         let messages = [("line", Message::Attach(line)), ("copy", Message::Attached(copy)), ("fold", Message::Committed(self.folded))];
-        let changes = messages.map(|(part, message)| {
-            let bytes = Envelope { generation: self.lineage.current(), message }.encode();
-            (key(self.volume, part), Some(bytes.to_vec()))
-        });
-        catalogue.apply(&changes, persist)
+        messages.map(|(part, message)| (key(self.volume, part), Some(self.encode(message)))).into()
     }
 
     /// Forgets where a copy stood that is deleted.
     pub fn forget(volume: Id, catalogue: &dyn Catalogue) -> io::Result<()> {
-        let changes = ["line", "copy", "fold"].map(|part| (key(volume, part), None));
+        let changes = ["line", "copy", "fold", "point", "back"].map(|part| (key(volume, part), None));
         catalogue.apply(&changes, Persist::Synced)
     }
 
     pub(super) fn receiver(&self, unconfirmed: RoaringBitmap) -> Receiver {
         Receiver::new(self.volume, self.replica, self.lineage.clone(), self.size_bytes, self.committed, self.base.clone(), unconfirmed)
+    }
+}
+
+fn commit_of(point: Point) -> Message {
+    let Point { epoch, size_bytes, cut_unix_ms } = point;
+    Message::Commit(Commit { epoch, blocks: 0, digest: [0; 32], size_bytes, cut_unix_ms })
+}
+
+fn load_commit(volume: Id, part: &str, catalogue: &dyn Catalogue) -> io::Result<Option<Point>> {
+    let Some(bytes) = catalogue.get(&key(volume, part))? else { return Ok(None) };
+    match Envelope::decode(bytes.into()).map(|envelope| envelope.message) {
+        Ok(Message::Commit(commit)) => Ok(Some(Point::of(&commit))),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, format!("catalogue: standby/{volume}/{part} cannot be read"))),
     }
 }
 

@@ -1,10 +1,11 @@
 //! The thread that owns a standby: frames in, answers out, folding in between.
 
 use super::trouble::{Trouble, Work};
-use super::{Place, Standby, StandbyError};
+use super::{PastError, Place, Standby, StandbyError};
 use crate::disk::SegmentFiles;
 use crate::journal::JournalError;
 use crate::transport::LogLimit;
+use crate::undo::Kept;
 use bytes::Bytes;
 use replicator_engine::generation::Lineage;
 use replicator_engine::tracker::Epoch;
@@ -49,6 +50,12 @@ pub struct StandbyStatus {
     pub lineage: Option<Lineage>,
     /// Bytes of journal.
     pub journal_bytes: u64,
+    /// How many recovery points there are.
+    pub points: usize,
+    /// Bytes of undo: what the older ones take.
+    pub undo_bytes: u64,
+    /// Why older ones were lost that should have been kept.
+    pub points_lost: Option<String>,
     /// Size at the newest recovery point.
     pub size_bytes: u64,
     /// What failed, until it works again.
@@ -62,6 +69,8 @@ pub(super) enum Input {
     Disconnected(Session),
     Frame(Session, Bytes, OwnedSemaphorePermit),
     Settle(oneshot::Sender<io::Result<Settled>>),
+    SettleAt(Epoch, oneshot::Sender<Result<Settled, PastError>>),
+    Points(oneshot::Sender<io::Result<Vec<Kept>>>),
     Resume,
     Stop,
 }
@@ -121,7 +130,21 @@ impl StandbyService {
     pub async fn settle(&self) -> io::Result<Settled> {
         let (reply, answer) = oneshot::channel();
         self.tell(Input::Settle(reply));
-        answer.await.unwrap_or_else(|_| Err(io::Error::other("the standby is being stopped")))
+        answer.await.unwrap_or_else(|_| Err(is_stopping()))
+    }
+
+    /// As [`Self::settle`], but brings the image back to an older recovery point, which is the only one then.
+    pub async fn settle_at(&self, epoch: Epoch) -> Result<Settled, PastError> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Input::SettleAt(epoch, reply));
+        answer.await.unwrap_or_else(|_| Err(is_stopping().into()))
+    }
+
+    /// The recovery points, the oldest first.
+    pub async fn points(&self) -> io::Result<Vec<Kept>> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Input::Points(reply));
+        answer.await.unwrap_or_else(|_| Err(is_stopping()))
     }
 
     /// Takes primaries again.
@@ -141,6 +164,10 @@ impl StandbyService {
         // The thread is gone only after a stop: whoever waits for an answer then sees its sender dropped.
         let _ = self.inbox.send(input);
     }
+}
+
+fn is_stopping() -> io::Error {
+    io::Error::other("the standby is being stopped")
 }
 
 impl Drop for StandbyService {
@@ -179,7 +206,7 @@ impl<F: SegmentFiles> Shell<F> {
             let input = match inputs.try_recv() {
                 Ok(input) => input,
                 Err(TryRecvError::Disconnected) => return,
-                Err(TryRecvError::Empty) if self.fold() => continue,
+                Err(TryRecvError::Empty) if self.fold() || self.tidy() => continue,
                 Err(TryRecvError::Empty) => {
                     self.publish();
                     let wait = self.fold_not_before.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
@@ -202,6 +229,8 @@ impl<F: SegmentFiles> Shell<F> {
                 Input::Disconnected(session) if self.is_current(session) => self.disconnect(),
                 Input::Frame(session, frame, _room) if self.is_current(session) => self.handle_frame(frame),
                 Input::Settle(reply) => drop(reply.send(self.settle())),
+                Input::SettleAt(epoch, reply) => drop(reply.send(self.settle_at(epoch))),
+                Input::Points(reply) => drop(reply.send(self.points())),
                 Input::Disconnected(_) | Input::Frame(..) => {}
             }
             while self.unfolded_bytes() > MAX_UNFOLDED_BYTES && self.fold() {}
@@ -347,10 +376,34 @@ impl<F: SegmentFiles> Shell<F> {
         self.settled = true;
         self.reopen().map_err(io::Error::other)?;
         let Some(standby) = &mut self.standby else { unreachable!("just opened") };
-        let (epoch, lineage) = standby.settle()?;
-        let Place { base, size_bytes, .. } = standby.place().clone();
+        standby.settle()?;
+        Ok(self.settled())
+    }
+
+    fn settle_at(&mut self, epoch: Epoch) -> Result<Settled, PastError> {
+        self.settle()?;
+        if let Some(standby) = &mut self.standby {
+            standby.go_back_to(epoch)?;
+        }
+        Ok(self.settled())
+    }
+
+    /// Where the copy stands now.
+    fn settled(&mut self) -> Settled {
         self.publish();
-        Ok(Settled { epoch, lineage, base, size_bytes })
+        let Some(standby) = &self.standby else { unreachable!("it is settled") };
+        let Place { base, size_bytes, lineage, committed: epoch, .. } = standby.place().clone();
+        Settled { epoch, lineage, base, size_bytes }
+    }
+
+    fn points(&mut self) -> io::Result<Vec<Kept>> {
+        self.reopen().map_err(io::Error::other)?;
+        self.standby.as_mut().map_or(Ok(Vec::new()), Standby::points)
+    }
+
+    /// Thins and drops a little of the older points; says whether there is more to do.
+    fn tidy(&mut self) -> bool {
+        self.standby.as_mut().is_some_and(Standby::tidy_points)
     }
 
     fn publish(&mut self) {
@@ -367,6 +420,9 @@ impl<F: SegmentFiles> Shell<F> {
             status.size_bytes = *size_bytes;
             status.journal_bytes = standby.journal().used_bytes().0;
             status.staged = standby.journal().has_staged();
+            status.points = standby.point_count();
+            status.undo_bytes = standby.undo_bytes();
+            status.points_lost = standby.lost_points().map(str::to_owned);
             status.cut_unix_ms = standby.cut_unix_ms();
         }
         self.status.send_if_modified(|old| {

@@ -37,7 +37,7 @@ pub async fn run(verb: Verb, client: &Client, format: Format, progress: &Progres
         Verb::Demote(arguments) => recovery::demote(context, arguments).await,
         Verb::Resync(arguments) => recovery::resync(context, arguments).await,
         Verb::Verify { volume } => recovery::verify(context, volume).await,
-        Verb::Points { .. } => Err(later::not_yet("`tern points`")),
+        Verb::Points { volume } => recovery::points(context, volume).await,
         Verb::Drill(_) => Err(later::not_yet("`tern drill`")),
         Verb::Forecast { .. } => Err(later::not_yet("`tern forecast`")),
         // Handled before there is a client.

@@ -1,24 +1,23 @@
-//! `tern promote`, `demote`, `resync`, `verify`
+//! `tern promote`, `points`, `demote`, `resync`, `verify`
 
-use super::{Context, later};
+use super::Context;
 use crate::{
     cli::{DemoteArgs, PromoteArgs, ResyncArgs},
     client::decode,
     report::Report,
+    table::{Align, Table},
 };
 use blockd_api::{
-    ApiError, Demote, Done, ExitCode, Promote, Promotion, PromotionKind, Resync, Resynced, Verification, VolumeName, VolumeStatus,
-    human_bytes, human_seconds, routes::VolumeOp,
+    ApiError, Demote, Done, ExitCode, PointList, Promote, Promotion, PromotionKind, Resync, Resynced, Verification, VolumeName,
+    VolumeStatus, human_bytes, human_seconds,
+    routes::{self, VolumeOp},
 };
 
 /// `tern promote NAME`.
 pub async fn promote(context: &Context<'_>, arguments: PromoteArgs) -> Result<Report, ApiError> {
     let PromoteArgs { volume, force, at } = arguments;
-    if at.is_some() {
-        return Err(later::not_yet("`tern promote --at`"));
-    }
     let path = VolumeOp::Promote.path(&volume);
-    let document = context.client.follow(&path, &Promote { force }, |progress| context.progress.tell(&progress)).await?;
+    let document = context.client.follow(&path, &Promote { force, at }, |progress| context.progress.tell(&progress)).await?;
     Report::of(document, context.format, |done: Promotion| promoted(&volume, &done))
 }
 
@@ -34,6 +33,23 @@ fn promoted(volume: &VolumeName, done: &Promotion) -> String {
     };
     let (epoch, generation, seconds) = (done.epoch, done.generation, human_seconds(done.seconds));
     format!("{volume}: primary here after a {kind} at epoch {epoch}, generation {generation}, in {seconds}; {lost}")
+}
+
+/// `tern points NAME`.
+pub async fn points(context: &Context<'_>, volume: VolumeName) -> Result<Report, ApiError> {
+    let document = context.client.get(&routes::points(&volume)).await?;
+    Report::of(document, context.format, |list: PointList| {
+        if list.points.is_empty() {
+            return format!("{volume} has no recovery point yet: its first sync has not ended");
+        }
+        let columns = [("POINT", Align::Right), ("TIME", Align::Left), ("CHANGED SINCE", Align::Right), ("SIZE", Align::Right)];
+        let mut table = Table::new(&columns);
+        for point in list.points {
+            let time = point.time.map_or_else(|| "-".to_owned(), |time| time.to_string());
+            table.row([point.epoch.to_string(), time, human_bytes(point.bytes), human_bytes(point.size_bytes)]);
+        }
+        table.render()
+    })
 }
 
 /// `tern demote NAME`.

@@ -213,10 +213,8 @@ fn help_and_version_are_no_errors() {
 fn what_this_version_does_not_have_says_so() {
     let fake = Fake::answering(200, "{}");
     for line in [
-        "points vm1",
         "forecast",
         "drill vm1 --end",
-        "promote vm1 --at 7",
         "mode vm1 snapshot",
         "replicate vm1 --to oregon --mode snapshot",
     ] {

@@ -1,0 +1,247 @@
+//! Moving committed epochs into the image, and what was there before into the undo.
+//!
+//! ```text
+//!   waiting epochs ──► batch: save what the image holds ──► seal ──► write ──► (all written) sync, record, forget the journal
+//! ```
+//!
+//! All of it may be repeated after a crash: what is sealed is not saved again, because the image may have been overwritten since.
+
+use super::{Standby, payload_to_io};
+use crate::disk::SegmentFiles;
+use crate::undo::{Keep, Point, Undo};
+use replicator_engine::block::{Run, runs};
+use replicator_engine::tracker::Epoch;
+use replicator_engine::wire::Message;
+use roaring::RoaringBitmap;
+use std::collections::VecDeque;
+use std::io;
+
+/// Blocks that are saved at once.
+const SAVE_BLOCKS: u64 = 128;
+
+/// What is being folded.
+pub(super) struct Fold<F> {
+    /// `None` if no older points are kept.
+    pub(super) undo: Option<Undo<F>>,
+    /// Committed epochs that are not in the image yet, and their blocks.
+    waiting: VecDeque<(Point, RoaringBitmap)>,
+    batch: Option<Batch>,
+    /// What the image holds, but for the batch that is being written; `None` if nobody wrote down when it was cut.
+    shown: Option<Point>,
+    /// What it holds durably.
+    durable: Option<Point>,
+    /// Why points were lost that the policy would have kept.
+    pub(super) lost: Option<String>,
+}
+
+/// Epochs that are folded together.
+struct Batch {
+    /// Where undo leads back to.
+    point: Option<Point>,
+    until: Epoch,
+    /// Blocks that are to be saved before anything is written; `None` once they are.
+    to_save: Option<RoaringBitmap>,
+}
+
+impl<F> Fold<F> {
+    pub fn new(durable: Option<Point>) -> Self {
+        Self { undo: None, waiting: VecDeque::new(), batch: None, shown: durable, durable, lost: None }
+    }
+
+    /// What the image holds.
+    pub fn shown(&self) -> Option<Point> {
+        self.shown
+    }
+
+    /// An epoch was committed.
+    pub fn add(&mut self, point: Point, blocks: RoaringBitmap) {
+        self.waiting.push_back((point, blocks));
+    }
+
+    /// The image holds its first recovery point, durably.
+    pub fn begin_at(&mut self, point: Point) {
+        (self.shown, self.durable) = (Some(point), Some(point));
+    }
+}
+
+impl<F: SegmentFiles> Fold<F> {
+    /// The epoch whose state the image holds where no undo says otherwise; `None` while it is a mix that no undo leads out of.
+    pub fn state(&self) -> Option<Epoch> {
+        let is_mixed = self.batch.as_ref().is_some_and(|batch| {
+            let sealed = self.undo.as_ref().and_then(Undo::sealed);
+            batch.to_save.is_none() && sealed.is_none_or(|sealed| sealed < batch.until)
+        });
+        self.shown.filter(|_| !is_mixed).map(|point| point.epoch)
+    }
+
+    /// The epochs to be folded next, and what has to be saved before.
+    fn next_batch(&self) -> Option<Batch> {
+        let (first, _) = self.waiting.front()?;
+        let alone = Batch { point: self.shown, until: first.epoch, to_save: None };
+        let (Some(undo), Some(shown)) = (&self.undo, self.shown) else { return Some(alone) };
+        if undo.sealed().is_some_and(|sealed| first.epoch <= sealed) {
+            return Some(alone);
+        }
+        let (point, saved) = undo.point_of(shown);
+        let (mut until, mut to_save) = (first.epoch, RoaringBitmap::new());
+        for (next, blocks) in &self.waiting {
+            until = next.epoch;
+            to_save |= blocks;
+            if Keep::is_apart(point.cut_unix_ms, next.cut_unix_ms) {
+                break;
+            }
+        }
+        Some(Batch { point: Some(point), until, to_save: Some(to_save - saved) })
+    }
+
+    /// Tidying met an error: a full disk costs the oldest point, anything else all of them.
+    pub fn tidying_failed(&mut self, error: &io::Error) {
+        let is_full = error.kind() == io::ErrorKind::StorageFull;
+        match self.undo.as_mut().map(|undo| if is_full { undo.drop_oldest() } else { Ok(false) }) {
+            Some(Ok(true)) => self.lost = Some(DISK_IS_FULL.into()),
+            _ => self.give_up(error),
+        }
+    }
+
+    /// No older points from here on, until the next epoch: `why` is told.
+    pub fn give_up(&mut self, why: &io::Error) {
+        tracing::warn!(error = %why, "the older recovery points are given up: replication goes on without them");
+        self.lost = Some(format!("the older recovery points were given up: {why}"));
+        if self.undo.as_mut().is_some_and(|undo| undo.clear().is_err()) {
+            // What is left leads nowhere, and is thrown away when it is opened.
+            self.undo = None;
+        }
+        if let Some(batch) = &mut self.batch {
+            batch.to_save = None;
+        }
+    }
+}
+
+impl<F: SegmentFiles> Standby<F> {
+    /// Folds a part of what is committed, if there is something; says whether there is more to do. Once all is folded, that is made durable.
+    pub fn fold_one(&mut self) -> io::Result<bool> {
+        match self.try_fold_one() {
+            Err(error) if self.make_room(&error) => Ok(true),
+            done => done,
+        }
+    }
+
+    fn try_fold_one(&mut self) -> io::Result<bool> {
+        if self.journal.is_folded() {
+            return Ok(false);
+        }
+        if self.save_one()? {
+            return Ok(true);
+        }
+        match self.journal.next_to_fold()? {
+            Some(Message::Blocks(blocks)) => self.write_blocks(&blocks).map_err(payload_to_io)?,
+            // The image has had its size since before it was committed.
+            Some(Message::Commit(commit)) => self.epoch_is_written(commit.epoch),
+            _ => {}
+        }
+        self.journal.folded_one()?;
+        if self.journal.is_folded()
+            && let Err(error) = self.finish_fold()
+        {
+            // What was written may not have reached the disk.
+            self.journal.fold_again();
+            self.fold.shown = self.fold.durable;
+            self.begin_fold()?;
+            return Err(error);
+        }
+        Ok(!self.journal.is_folded())
+    }
+
+    /// Reads which epochs wait in the journal.
+    pub(super) fn begin_fold(&mut self) -> io::Result<()> {
+        let (mut waiting, mut blocks) = (VecDeque::new(), RoaringBitmap::new());
+        self.journal.for_each_unfolded(|message| match &message {
+            Message::Commit(commit) => waiting.push_back((Point::of(commit), std::mem::take(&mut blocks))),
+            _ => super::staged::add_blocks(&mut blocks, &message),
+        })?;
+        (self.fold.waiting, self.fold.batch) = (waiting, None);
+        Ok(())
+    }
+
+    /// Saves a part of what the next batch overwrites; says whether there was something to do.
+    fn save_one(&mut self) -> io::Result<bool> {
+        if self.fold.batch.is_none() {
+            self.fold.batch = self.fold.next_batch();
+        }
+        let Some(Batch { point: Some(point), until, to_save: Some(to_save) }) = &self.fold.batch else { return Ok(false) };
+        let (point, until, since) = (*point, *until, self.fold.shown.unwrap_or(*point).epoch);
+        let some: RoaringBitmap = to_save.iter().take(SAVE_BLOCKS as usize).collect();
+        let (which, content) = self.read_blocks(&some)?;
+        let Some(undo) = &mut self.fold.undo else { return Ok(false) };
+        let done = if some.is_empty() { undo.seal(point, since, until) } else { undo.save(&which, &content) };
+        match done {
+            Ok(()) => {}
+            Err(error) if self.make_room(&error) => return Ok(true),
+            Err(error) => self.fold.give_up(&error),
+        }
+        if let Some(batch) = &mut self.fold.batch {
+            match &mut batch.to_save {
+                Some(to_save) if !some.is_empty() => *to_save -= some,
+                rest => *rest = None,
+            }
+        }
+        Ok(true)
+    }
+
+    fn read_blocks(&self, blocks: &RoaringBitmap) -> io::Result<(Vec<Run>, Vec<u8>)> {
+        let (which, mut content): (Vec<Run>, Vec<u8>) = (runs(blocks).collect(), Vec::new());
+        for run in &which {
+            self.read_pieces(*run, |_, block| content.extend_from_slice(block))?;
+        }
+        Ok((which, content))
+    }
+
+    fn epoch_is_written(&mut self, epoch: Epoch) {
+        while let Some((point, _)) = self.fold.waiting.pop_front_if(|(point, _)| point.epoch <= epoch) {
+            // Within a batch there is no point.
+            if self.fold.batch.as_ref().is_none_or(|batch| batch.until <= point.epoch) {
+                self.fold.shown = Some(point);
+                self.fold.batch = None;
+            }
+        }
+    }
+
+    fn finish_fold(&mut self) -> io::Result<()> {
+        self.image.sync()?;
+        let folded = super::Place { folded: self.place.committed, ..self.place.clone() };
+        folded.store_folded(self.fold.shown, &*self.catalogue)?;
+        self.place = folded;
+        self.fold.durable = self.fold.shown;
+        self.journal.forget_folded()
+    }
+
+    /// Records that the image holds the newest recovery point.
+    pub(super) fn store_folded(&self) -> io::Result<()> {
+        self.place.store_folded(self.fold.shown, &*self.catalogue)
+    }
+
+    /// The disk is full: the oldest points go first. Says whether one went.
+    pub(super) fn make_room(&mut self, error: &io::Error) -> bool {
+        // Our own quotas are no full disk.
+        if error.kind() != io::ErrorKind::StorageFull || error.raw_os_error().is_none() {
+            return false;
+        }
+        let Some(undo) = &mut self.fold.undo else { return false };
+        match undo.drop_oldest() {
+            Ok(true) => {
+                if self.fold.lost.replace(DISK_IS_FULL.into()).is_none() {
+                    tracing::warn!("{DISK_IS_FULL}");
+                }
+                true
+            }
+            Ok(false) => false,
+            Err(error) => {
+                self.fold.give_up(&error);
+                false
+            }
+        }
+    }
+}
+
+/// What the operator is told of points that went.
+const DISK_IS_FULL: &str = "the disk is full: the oldest recovery points are dropped to go on";

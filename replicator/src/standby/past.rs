@@ -1,0 +1,160 @@
+//! Older recovery points: kept, shown, and gone back to.
+
+use super::{Place, Standby, WRITE_BLOCKS};
+use crate::disk::{Pages, SegmentFiles};
+use crate::undo::{Keep, Kept, LEVELS, Point, Undo, View};
+use replicator_engine::block::{Run, block_count};
+use replicator_engine::tracker::Epoch;
+use replicator_engine::wire::Base;
+use std::io;
+
+/// Why a point cannot be shown or gone back to.
+#[derive(Debug, thiserror::Error)]
+pub enum PastError {
+    /// It is not, or no longer, among those that are kept.
+    #[error("recovery point {0} is not kept here")]
+    NotKept(Epoch),
+    /// The disk failed.
+    #[error(transparent)]
+    Disk(#[from] io::Error),
+}
+
+impl<F: SegmentFiles> Standby<F> {
+    /// Keeps older recovery points, in a directory for each level, from here on; none if they are to be kept for no time. Ends what a crash
+    /// interrupted: [`Self::go_back_to`].
+    pub fn keep_points(&mut self, files: [F; LEVELS], keep: Keep) -> io::Result<()> {
+        let going_back = self.place.load_going_back(&*self.catalogue)?;
+        let mut undo = match Undo::open(files, keep, self.place.lineage.current(), self.place.folded, self.place.committed) {
+            Ok(undo) => undo,
+            Err(error) if going_back.is_none() => {
+                self.fold.give_up(&error);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        if let Some(point) = going_back {
+            self.fold.undo = Some(undo);
+            return self.go_back(point).map_err(|error| io::Error::other(format!("going back was interrupted: {error}")));
+        }
+        let is_wanted = keep.span_ms > 0;
+        if !is_wanted || self.place.base != Base::Point || self.fold.shown().is_none() {
+            undo.clear()?;
+        }
+        self.fold.undo = Some(undo).filter(|_| is_wanted);
+        Ok(())
+    }
+
+    /// The recovery points, the oldest first; the last is the newest, which is in the image.
+    pub fn points(&mut self) -> io::Result<Vec<Kept>> {
+        while self.fold_one()? {}
+        let older = self.fold.undo.iter().flat_map(Undo::points);
+        let newest = self.fold.shown().filter(|_| self.place.base == Base::Point).map(|point| Kept { point, changed_bytes: 0 });
+        Ok(older.chain(newest).collect())
+    }
+
+    /// How many recovery points there are.
+    pub fn point_count(&self) -> usize {
+        self.fold.undo.as_ref().map_or(0, Undo::count) + usize::from(self.place.base == Base::Point)
+    }
+
+    /// Bytes of undo.
+    pub fn undo_bytes(&self) -> u64 {
+        self.fold.undo.as_ref().map_or(0, Undo::used_bytes)
+    }
+
+    /// Why points were lost that the policy would have kept.
+    pub fn lost_points(&self) -> Option<&str> {
+        self.fold.lost.as_deref()
+    }
+
+    /// Does a little of what the keeping policy asks for; says whether there is more. An error costs no recovery point but older ones.
+    pub fn tidy_points(&mut self) -> bool {
+        let newest = self.fold.shown();
+        let (Some(undo), Some(newest)) = (&mut self.fold.undo, newest) else { return false };
+        match undo.tidy_one(newest.cut_unix_ms) {
+            Ok(more) => more,
+            Err(error) => {
+                self.fold.tidying_failed(&error);
+                false
+            }
+        }
+    }
+
+    /// The volume at a point, for [`Self::read_view`]; the point stays until [`Self::close_view`].
+    pub fn open_view(&mut self, epoch: Epoch) -> Result<View, PastError> {
+        while self.fold_one()? {}
+        let shown = self.fold.shown().filter(|_| self.place.base == Base::Point).ok_or(PastError::NotKept(epoch))?;
+        let undo = self.fold.undo.as_mut().ok_or(PastError::NotKept(epoch))?;
+        let view = if epoch == shown.epoch { Some(undo.view_of_image(shown)) } else { undo.view(epoch) };
+        undo.pin(epoch);
+        view.ok_or_else(|| {
+            undo.unpin(epoch);
+            PastError::NotKept(epoch)
+        })
+    }
+
+    /// Reads `run`, which lies in the view.
+    pub fn read_view(&mut self, view: &mut View, run: Run, content: &mut [u8]) -> Result<(), PastError> {
+        let not_kept = PastError::NotKept(view.point.epoch);
+        let state = self.fold.state();
+        match (&self.fold.undo, state) {
+            (Some(undo), Some(state)) if undo.refresh(view, state) => {}
+            _ => return Err(not_kept),
+        }
+        let mut at = 0;
+        self.read_pieces(run, |_, block| {
+            content[at..at + block.len()].copy_from_slice(block);
+            at += block.len();
+        })?;
+        match &mut self.fold.undo {
+            Some(undo) => Ok(undo.read(view, run, content)?),
+            None => Err(not_kept),
+        }
+    }
+
+    /// Nobody reads the view any more.
+    pub fn close_view(&mut self, view: &View) {
+        self.fold.undo.iter_mut().for_each(|undo| undo.unpin(view.point.epoch));
+    }
+
+    /// Drops what is staged and makes the image what it was at an older point, which is the newest afterwards, and the only one.
+    pub fn go_back_to(&mut self, epoch: Epoch) -> Result<Point, PastError> {
+        self.settle()?;
+        match self.fold.shown() {
+            Some(shown) if shown.epoch == epoch => return Ok(shown),
+            _ => {}
+        }
+        let view = self.fold.undo.as_ref().and_then(|undo| undo.view(epoch)).ok_or(PastError::NotKept(epoch))?;
+        self.place.store_going_back(view.point, &*self.catalogue)?;
+        self.go_back(view.point)?;
+        Ok(view.point)
+    }
+
+    /// Everything is folded, and that the image is being overwritten is recorded.
+    fn go_back(&mut self, point: Point) -> Result<(), PastError> {
+        let undo = self.fold.undo.as_mut().ok_or(PastError::NotKept(point.epoch))?;
+        let mut view = undo.view(point.epoch).ok_or(PastError::NotKept(point.epoch))?;
+        let end = block_count(point.size_bytes) as u32;
+        for run in view.changed() {
+            for start in run.blocks().step_by(WRITE_BLOCKS as usize) {
+                let len = WRITE_BLOCKS.min(run.end().min(end).saturating_sub(start));
+                let Some(piece) = Run::new(start, len) else { continue };
+                let mut content = Pages::new(len);
+                undo.read(&mut view, piece, &mut content)?;
+                self.image.write(piece, &content)?;
+            }
+        }
+        self.zero_beyond(point.size_bytes)?;
+        self.image.sync()?;
+        let place = Place { committed: point.epoch, folded: point.epoch, size_bytes: point.size_bytes, ..self.place.clone() };
+        place.store_folded(Some(point), &*self.catalogue)?;
+        self.place = place;
+        self.cut_unix_ms = Some(point.cut_unix_ms);
+        self.fold.begin_at(point);
+        self.receiver = self.place.receiver(Default::default());
+        Ok(self.fold.undo.as_mut().map_or(Ok(()), Undo::clear)?)
+    }
+}
+
+#[cfg(test)]
+mod tests;

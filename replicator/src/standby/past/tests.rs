@@ -1,0 +1,389 @@
+//! Every point that is shown is the volume as it was at that cut, whatever crashed, was thinned or went for want of room.
+
+use super::*;
+use crate::catalogue::Persist;
+use crate::codec::Encoder;
+use crate::disk::BlockDevice;
+use crate::pairing::tests::MemoryCatalogue;
+use crate::undo::Thin;
+use rand::rngs::StdRng;
+use rand::{Rng, RngExt, SeedableRng};
+use replicator_engine::block::{BLOCK_BYTES, BlockNumber};
+use replicator_engine::generation::{Id, Lineage};
+use replicator_engine::wire::{Attach, Commit, Envelope, EpochDigest, Message};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+const BLOCK: u64 = BLOCK_BYTES as u64;
+const VOLUME: Id = Id([7; 16]);
+
+/// An image that loses power: each block that was not synced is there or not. A block is filled with one byte.
+#[derive(Default)]
+struct Image(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    blocks: Vec<u8>,
+    unsynced: BTreeMap<BlockNumber, u8>,
+    /// Writes until the disk fails.
+    writes_left: Option<usize>,
+}
+
+impl Image {
+    fn new(blocks: usize) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(State { blocks: vec![0; blocks], ..State::default() })))
+    }
+
+    fn crash(&self, rng: &mut StdRng) {
+        let mut state = self.0.lock().unwrap();
+        state.writes_left = None;
+        for (block, old) in std::mem::take(&mut state.unsynced) {
+            if rng.random_bool(0.5) {
+                state.blocks[block as usize] = old;
+            }
+        }
+    }
+
+    fn put(&self, block: BlockNumber, byte: u8) -> io::Result<()> {
+        let mut state = self.0.lock().unwrap();
+        match &mut state.writes_left {
+            Some(0) => return Err(io::Error::other("the disk fails")),
+            left => *left = left.map(|left| left - 1),
+        }
+        let old = std::mem::replace(state.blocks.get_mut(block as usize).ok_or(io::ErrorKind::InvalidInput)?, byte);
+        state.unsynced.entry(block).or_insert(old);
+        Ok(())
+    }
+
+    fn blocks(&self) -> Vec<u8> {
+        self.0.lock().unwrap().blocks.clone()
+    }
+}
+
+impl BlockDevice for Image {
+    fn read(&self, run: Run, content: &mut [u8]) -> io::Result<()> {
+        let state = self.0.lock().unwrap();
+        run.blocks().zip(content.chunks_exact_mut(BLOCK_BYTES)).for_each(|(block, content)| content.fill(state.blocks[block as usize]));
+        Ok(())
+    }
+    fn write(&self, run: Run, content: &[u8]) -> io::Result<()> {
+        run.blocks().zip(content.chunks_exact(BLOCK_BYTES)).try_for_each(|(block, content)| self.put(block, content[0]))
+    }
+    fn zero(&self, run: Run) -> io::Result<()> {
+        run.blocks().try_for_each(|block| self.put(block, 0))
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.0.lock().unwrap().unsynced.clear();
+        Ok(())
+    }
+    fn allocated(&self, from: BlockNumber) -> io::Result<Option<Run>> {
+        let end = self.0.lock().unwrap().blocks.len() as u32;
+        Ok(Run::new(from, end.saturating_sub(from)))
+    }
+    fn size_bytes(&self) -> u64 {
+        self.0.lock().unwrap().blocks.len() as u64 * BLOCK
+    }
+    fn grow(&self, size_bytes: u64) -> io::Result<()> {
+        self.0.lock().unwrap().blocks.resize((size_bytes / BLOCK) as usize, 0);
+        Ok(())
+    }
+}
+
+/// A file, and how much of it is synced.
+type Segment = (Vec<u8>, usize);
+
+/// Segments that lose power: what was not synced is cut at any byte, or garbage from there on.
+#[derive(Clone, Default)]
+struct Files(Arc<Mutex<BTreeMap<u64, Segment>>>, Arc<Mutex<Option<u64>>>);
+
+impl Files {
+    fn crash(&self, rng: &mut StdRng) {
+        for (bytes, synced) in self.0.lock().unwrap().values_mut() {
+            let keep = rng.random_range(*synced..=bytes.len());
+            bytes.truncate(keep);
+            if keep > *synced && rng.random_bool(0.5) {
+                let torn = rng.random_range(*synced..keep);
+                rng.fill_bytes(&mut bytes[torn..]);
+            }
+            *synced = keep;
+        }
+    }
+
+    fn of<T>(&self, number: u64, work: impl FnOnce(&mut Segment) -> T) -> io::Result<T> {
+        self.0.lock().unwrap().get_mut(&number).map(work).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn used_bytes(&self) -> u64 {
+        self.0.lock().unwrap().values().map(|(bytes, _)| bytes.len() as u64).sum()
+    }
+}
+
+impl SegmentFiles for Files {
+    fn list(&self) -> io::Result<Vec<u64>> {
+        Ok(self.0.lock().unwrap().keys().copied().collect())
+    }
+    fn create(&mut self, number: u64) -> io::Result<()> {
+        self.0.lock().unwrap().insert(number, Segment::default());
+        Ok(())
+    }
+    fn append(&mut self, number: u64, bytes: &[u8]) -> io::Result<()> {
+        if self.1.lock().unwrap().is_some_and(|room| self.used_bytes() + bytes.len() as u64 > room) {
+            self.of(number, |(file, _)| file.extend_from_slice(&bytes[..bytes.len() / 2]))?;
+            return Err(io::Error::from_raw_os_error(28));
+        }
+        self.of(number, |(file, _)| file.extend_from_slice(bytes))
+    }
+    fn sync(&mut self, number: u64) -> io::Result<()> {
+        self.of(number, |(file, synced)| *synced = file.len())
+    }
+    fn len_bytes(&self, number: u64) -> io::Result<u64> {
+        self.of(number, |(file, _)| file.len() as u64)
+    }
+    fn read(&self, number: u64, offset: u64, content: &mut [u8]) -> io::Result<()> {
+        self.of(number, |(file, _)| content.copy_from_slice(&file[offset as usize..offset as usize + content.len()]))
+    }
+    fn truncate(&mut self, number: u64, len_bytes: u64) -> io::Result<()> {
+        self.of(number, |(file, synced)| {
+            file.truncate(len_bytes as usize);
+            *synced = len_bytes as usize;
+        })
+    }
+    fn delete(&mut self, number: u64) -> io::Result<()> {
+        self.0.lock().unwrap().remove(&number);
+        Ok(())
+    }
+}
+
+struct World {
+    rng: StdRng,
+    image: Arc<Image>,
+    journal: Files,
+    undo: [Files; LEVELS],
+    catalogue: Arc<MemoryCatalogue>,
+    keep: Keep,
+    standby: Standby<Files>,
+    encoder: Encoder,
+    /// The volume at each cut, and when that was.
+    cuts: BTreeMap<Epoch, (Vec<u8>, u64)>,
+    now: Vec<u8>,
+    epoch: Epoch,
+    clock_ms: u64,
+}
+
+fn lineage() -> Lineage {
+    Lineage::first(Id([1; 16]))
+}
+
+fn frame(message: Message) -> bytes::Bytes {
+    Envelope { generation: lineage().current(), message }.encode()
+}
+
+impl World {
+    fn new(seed: u64, keep: Keep) -> Self {
+        let catalogue = Arc::new(MemoryCatalogue::default());
+        let place = Place::blank(VOLUME, Id([8; 16]), lineage(), 24 * BLOCK);
+        place.store(&*catalogue, Persist::Synced).unwrap();
+        let (image, journal) = (Image::new(24), Files::default());
+        let mut undo: [Files; LEVELS] = Default::default();
+        let room = undo[0].1.clone();
+        undo.iter_mut().for_each(|level| level.1 = room.clone());
+        let standby = open(&image, &journal, &undo, &catalogue, keep);
+        let rng = StdRng::seed_from_u64(seed);
+        let encoder = Encoder::new().unwrap();
+        let (cuts, now) = (BTreeMap::new(), vec![0; 24]);
+        let mut world = Self { rng, image, journal, undo, catalogue, keep, standby, encoder, cuts, now, epoch: 0, clock_ms: 1_000_000 };
+        world.attach();
+        world.send_epoch(1);
+        world
+    }
+
+    fn attach(&mut self) {
+        let attach = Attach { volume: VOLUME, size_bytes: self.now.len() as u64 * BLOCK, lineage: lineage() };
+        self.standby.handle_frame(frame(Message::Attach(attach))).unwrap();
+    }
+
+    /// An epoch of some blocks, `later_ms` after the last.
+    fn send_epoch(&mut self, later_ms: u64) {
+        if self.rng.random_bool(0.05) && self.now.len() < 40 {
+            self.now.push(0);
+        }
+        let mut digest = EpochDigest::default();
+        for _ in 0..self.rng.random_range(0..5) {
+            let start = self.rng.random_range(0..self.now.len());
+            let len = self.rng.random_range(1..=(self.now.len() - start).min(3));
+            let bytes: Vec<u8> = (0..len).map(|_| self.rng.random_range(0..4_u8) * self.rng.random_range(1..50)).collect();
+            self.now[start..start + len].copy_from_slice(&bytes);
+            let content: Vec<u8> = bytes.iter().flat_map(|byte| [*byte; BLOCK_BYTES]).collect();
+            let blocks = self.encoder.encode(&[Run { start: start as u32, len: len as u32 }], &content);
+            digest.add(&blocks);
+            self.standby.handle_frame(frame(Message::Blocks(blocks))).unwrap();
+        }
+        self.epoch += self.rng.random_range(1..3);
+        self.clock_ms += later_ms;
+        let (blocks, digest) = digest.value();
+        let size_bytes = self.now.len() as u64 * BLOCK;
+        let commit = Commit { epoch: self.epoch, blocks, digest, size_bytes, cut_unix_ms: self.clock_ms };
+        assert_eq!(self.standby.handle_frame(frame(Message::Commit(commit))).unwrap(), Some(Message::Committed(self.epoch)));
+        self.cuts.insert(self.epoch, (self.now.clone(), self.clock_ms));
+    }
+
+    fn crash(&mut self) {
+        self.image.crash(&mut self.rng);
+        self.journal.crash(&mut self.rng);
+        self.undo.iter().for_each(|files| files.crash(&mut self.rng));
+        self.standby = open(&self.image, &self.journal, &self.undo, &self.catalogue, self.keep);
+        self.attach();
+    }
+
+    fn shown_at(&mut self, view: &mut View) -> Vec<u8> {
+        let run = Run::covering(0, view.point.size_bytes).unwrap();
+        let mut content = vec![0; run.len_bytes() as usize];
+        self.standby.read_view(view, run, &mut content).unwrap();
+        content.chunks_exact(BLOCK_BYTES).map(|block| block[0]).collect()
+    }
+
+    /// Holds every point against the model; returns them.
+    fn check(&mut self) -> Vec<Epoch> {
+        let points = self.standby.points().unwrap();
+        assert_eq!(points.last().unwrap().point.epoch, self.epoch);
+        for kept in &points {
+            let (blocks, cut_ms) = self.cuts[&kept.point.epoch].clone();
+            let mut view = self.standby.open_view(kept.point.epoch).unwrap();
+            assert_eq!(view.point, Point { epoch: kept.point.epoch, size_bytes: blocks.len() as u64 * BLOCK, cut_unix_ms: cut_ms });
+            assert_eq!(self.shown_at(&mut view), blocks, "point {}", kept.point.epoch);
+            self.standby.close_view(&view);
+        }
+        points.iter().map(|kept| kept.point.epoch).collect()
+    }
+
+    /// Points that nothing may have taken away yet: young, and a while after the one before.
+    fn owed(&self) -> Vec<Epoch> {
+        let mut before_ms = 0;
+        let mut owed = Vec::new();
+        for (epoch, (_, cut_ms)) in &self.cuts {
+            if *cut_ms >= before_ms + 1000 && cut_ms + self.keep.thin[0].after_ms >= self.clock_ms {
+                owed.push(*epoch);
+            }
+            before_ms = *cut_ms;
+        }
+        owed
+    }
+}
+
+fn open(image: &Arc<Image>, journal: &Files, undo: &[Files; LEVELS], catalogue: &Arc<MemoryCatalogue>, keep: Keep) -> Standby<Files> {
+    let place = Place::load(VOLUME, &**catalogue).unwrap().unwrap();
+    let mut standby = Standby::open(place, journal.clone(), 1 << 30, image.clone(), catalogue.clone()).unwrap();
+    standby.keep_points(undo.clone(), keep).unwrap();
+    standby
+}
+
+/// All for a minute, then one in ten seconds, then one a minute, for half an hour.
+fn keep() -> Keep {
+    let thin = [Thin { after_ms: 60_000, every_ms: 10_000 }, Thin { after_ms: 300_000, every_ms: 60_000 }];
+    Keep { span_ms: 1_800_000, max_bytes: u64::MAX, thin }
+}
+
+fn run(seed: u64) {
+    let mut world = World::new(seed, keep());
+    for _ in 0..300 {
+        match world.rng.random_range(0..100) {
+            0..40 => {
+                let later_ms = [4, 1500, 30_000][world.rng.random_range(0..3)];
+                world.send_epoch(later_ms);
+            }
+            40..70 => drop(world.standby.fold_one().unwrap()),
+            70..95 => drop(world.standby.tidy_points()),
+            95..98 => world.crash(),
+            _ => drop(world.check()),
+        }
+    }
+    let points = world.check();
+    for epoch in world.owed() {
+        assert!(points.contains(&epoch), "seed {seed}: point {epoch} is gone: {points:?}");
+    }
+    assert_eq!(world.standby.lost_points(), None);
+}
+
+/// `SEEDS=n` runs more.
+#[test]
+fn every_point_is_the_volume_at_its_cut_after_crashes_and_thinning() {
+    let seeds = std::env::var("SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(20);
+    (0..seeds).for_each(run);
+}
+
+#[test]
+fn points_get_fewer_as_they_age_and_end() {
+    let mut world = World::new(1, keep());
+    for _ in 0..2000 {
+        world.send_epoch(2000);
+        while world.standby.fold_one().unwrap() || world.standby.tidy_points() {}
+    }
+    let points = world.check();
+    let ages: Vec<u64> = points.iter().map(|epoch| world.clock_ms - world.cuts[epoch].1).collect();
+    let within = |from, to| ages.iter().filter(|age| (from..to).contains(*age)).count();
+    assert_eq!(within(0, 60_000), 30);
+    assert!((23..=30).contains(&within(70_000, 300_000)), "{ages:?}");
+    assert!((23..=26).contains(&within(360_000, 1_800_000)), "{ages:?}");
+    assert_eq!(within(1_800_001, u64::MAX), 0);
+}
+
+#[test]
+fn a_view_that_is_read_stays_what_it_was_while_replication_goes_on() {
+    let mut world = World::new(2, keep());
+    let mut views = Vec::new();
+    for _ in 0..200 {
+        world.send_epoch(5000);
+        if world.rng.random_bool(0.1) {
+            views.push((world.standby.open_view(world.epoch).unwrap(), world.now.clone()));
+        }
+        for (view, blocks) in &mut views {
+            world.standby.fold_one().unwrap();
+            assert_eq!(world.shown_at(view), *blocks);
+        }
+        world.standby.tidy_points();
+    }
+}
+
+#[test]
+fn a_full_disk_takes_the_oldest_points_and_stops_nothing() {
+    let mut world = World::new(3, keep());
+    for _ in 0..60 {
+        world.send_epoch(1500);
+        while world.standby.fold_one().unwrap() {}
+    }
+    let before = world.check();
+    *world.undo[0].1.lock().unwrap() = Some(world.undo[0].used_bytes() / 4);
+    for _ in 0..60 {
+        world.send_epoch(1500);
+        while world.standby.fold_one().unwrap() {}
+    }
+    let after = world.check();
+    assert!(!after.contains(&before[0]) && world.standby.lost_points().is_some(), "{after:?}");
+    *world.undo[0].1.lock().unwrap() = None;
+    world.send_epoch(1500);
+    world.send_epoch(1500);
+    assert!(world.check().len() >= 2);
+}
+
+#[test]
+fn going_back_is_finished_after_a_crash_at_any_write() {
+    for writes in 0..12 {
+        let mut world = World::new(4, keep());
+        for _ in 0..20 {
+            world.send_epoch(1500);
+        }
+        let points = world.check();
+        let target = points[points.len() / 2];
+        world.image.0.lock().unwrap().writes_left = Some(writes);
+        let crashed = world.standby.go_back_to(target).is_err();
+        let (blocks, _) = world.cuts[&target].clone();
+        world.now.clone_from(&blocks);
+        if crashed {
+            world.crash();
+        }
+        assert_eq!((world.standby.place().committed, world.standby.place().size_bytes), (target, blocks.len() as u64 * BLOCK));
+        assert_eq!(world.image.blocks()[..blocks.len()], blocks, "after {writes} writes");
+        assert!(world.image.blocks()[blocks.len()..].iter().all(|byte| *byte == 0));
+        assert_eq!(world.standby.points().unwrap().len(), 1);
+    }
+}

@@ -1,0 +1,86 @@
+//! Which recovery points are kept, for how long, and at what distance.
+//!
+//! A point's age is the time from its cut to the newest one's, by the primary's clock: while no primary sends, nothing gets older.
+
+use std::ops::Range;
+
+/// Points of which the cuts are closer than this are one: the earlier.
+pub const MIN_DISTANCE_MS: u64 = 10;
+
+/// Levels of undo: all points, fewer, fewest.
+pub const LEVELS: usize = 3;
+
+/// See the module's documentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keep {
+    /// An older point goes.
+    pub span_ms: u64,
+    /// Undo on disk: the oldest points go until it is no more.
+    pub max_bytes: u64,
+    /// For each level but the first: from which age on points are thinned to it, and to one in how long.
+    pub thin: [Thin; LEVELS - 1],
+}
+
+/// One point in `every_ms`, from the age of `after_ms` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Thin {
+    /// From this age on.
+    pub after_ms: u64,
+    /// One point is kept in this time.
+    pub every_ms: u64,
+}
+
+const MINUTE_MS: u64 = 60_000;
+const HOUR_MS: u64 = 60 * MINUTE_MS;
+
+impl Default for Keep {
+    /// A day of points in at most 50 GB: all for an hour, then one a minute for six, then one an hour.
+    fn default() -> Self {
+        Self {
+            span_ms: 24 * HOUR_MS,
+            max_bytes: 50_000_000_000,
+            thin: [Thin { after_ms: HOUR_MS, every_ms: MINUTE_MS }, Thin { after_ms: 6 * HOUR_MS, every_ms: HOUR_MS }],
+        }
+    }
+}
+
+impl Keep {
+    /// Whether a cut is a point of its own after an earlier one. A clock that was set back makes none disappear.
+    pub fn is_apart(earlier_ms: u64, later_ms: u64) -> bool {
+        later_ms < earlier_ms || later_ms - earlier_ms >= MIN_DISTANCE_MS
+    }
+
+    /// Whether a point cut then goes when the newest is cut at `newest_ms`.
+    pub fn is_over(&self, cut_ms: u64, newest_ms: u64) -> bool {
+        newest_ms.saturating_sub(cut_ms) > self.span_ms
+    }
+}
+
+impl Thin {
+    /// The time of which the point cut at `cut_ms` is kept alone, if it is so old that it may be thinned.
+    pub fn span_of(&self, cut_ms: u64, newest_ms: u64) -> Option<Range<u64>> {
+        let start = cut_ms - cut_ms % self.every_ms.max(1);
+        let end = start + self.every_ms.max(1);
+        (end.saturating_add(self.after_ms) <= newest_ms).then_some(start..end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_minute_is_thinned_once_all_of_it_is_old_enough() {
+        let thin = Thin { after_ms: HOUR_MS, every_ms: MINUTE_MS };
+        assert_eq!(thin.span_of(30_000, HOUR_MS + MINUTE_MS - 1), None);
+        assert_eq!(thin.span_of(30_000, HOUR_MS + MINUTE_MS), Some(0..MINUTE_MS));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_ends_no_point() {
+        let keep = Keep::default();
+        assert!(Keep::is_apart(10 * HOUR_MS, 9 * HOUR_MS));
+        assert!(!keep.is_over(10 * HOUR_MS, 9 * HOUR_MS));
+        assert_eq!(keep.thin[0].span_of(10 * HOUR_MS, 9 * HOUR_MS), None);
+    }
+}
