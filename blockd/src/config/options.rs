@@ -87,7 +87,7 @@ options! {
         /// For how long a standby keeps recovery points; 0s for the newest alone [default: 24h]
         #[arg(long, value_name = "DURATION")]
         keep: Span,
-        /// Most that a volume's older recovery points may take on a standby's disk: the oldest go first [default: 50GB]
+        /// Most that a volume's older recovery points may take on a standby's disk: the oldest go first [default: 50GiB]
         #[arg(long, value_name = "SIZE")]
         #[serde(alias = "keep-bytes")]
         keep_bytes: Size,

@@ -97,8 +97,9 @@ fn a_file_sets_every_key_and_flags_win() {
         spill_quota: Size::gib(1),
         keep: Keep {
             span_ms: 7 * 86_400_000,
-            max_bytes: 200_000_000_000,
+            max_bytes: 200 << 30,
             thin: [Thin { after_ms: 7_200_000, every_ms: 60_000 }, Thin { after_ms: 86_400_000, every_ms: 3_600_000 }],
+            crowd: 100,
         },
         transport: TransportConfig {
             congestion: Congestion::Bbr,

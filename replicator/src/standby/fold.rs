@@ -8,7 +8,7 @@
 
 use super::{Standby, payload_to_io};
 use crate::disk::SegmentFiles;
-use crate::undo::{Keep, Point, Undo};
+use crate::undo::{Point, Undo};
 use replicator_engine::block::{Run, runs};
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::Message;
@@ -30,8 +30,8 @@ pub(super) struct Fold<F> {
     shown: Option<Point>,
     /// What it holds durably.
     durable: Option<Point>,
-    /// Why points were lost that the policy would have kept.
-    pub(super) lost: Option<String>,
+    /// Why points were lost that the policy would have kept, and the newest epoch then; until the undo of a later one found room.
+    lost: Option<(String, Epoch)>,
 }
 
 /// Epochs that are folded together.
@@ -51,6 +51,16 @@ impl<F> Fold<F> {
     /// What the image holds.
     pub fn shown(&self) -> Option<Point> {
         self.shown
+    }
+
+    /// Why points were lost that the policy would have kept, until that is over.
+    pub fn lost(&self) -> Option<&str> {
+        self.lost.as_ref().map(|(why, _)| why.as_str())
+    }
+
+    fn lose(&mut self, why: String) {
+        let newest = self.waiting.back().map(|(point, _)| *point).or(self.shown);
+        self.lost = Some((why, newest.map_or(0, |point| point.epoch)));
     }
 
     /// An epoch was committed.
@@ -87,7 +97,7 @@ impl<F: SegmentFiles> Fold<F> {
         for (next, blocks) in &self.waiting {
             until = next.epoch;
             to_save |= blocks;
-            if Keep::is_apart(point.cut_unix_ms, next.cut_unix_ms) {
+            if undo.is_apart(point, *next) {
                 break;
             }
         }
@@ -98,7 +108,7 @@ impl<F: SegmentFiles> Fold<F> {
     pub fn tidying_failed(&mut self, error: &io::Error) {
         let is_full = error.kind() == io::ErrorKind::StorageFull;
         match self.undo.as_mut().map(|undo| if is_full { undo.drop_oldest() } else { Ok(false) }) {
-            Some(Ok(true)) => self.lost = Some(DISK_IS_FULL.into()),
+            Some(Ok(true)) => self.lose(DISK_IS_FULL.into()),
             _ => self.give_up(error),
         }
     }
@@ -106,7 +116,7 @@ impl<F: SegmentFiles> Fold<F> {
     /// No older points from here on, until the next epoch: `why` is told.
     pub fn give_up(&mut self, why: &io::Error) {
         tracing::warn!(error = %why, "the older recovery points are given up: replication goes on without them");
-        self.lost = Some(format!("the older recovery points were given up: {why}"));
+        self.lose(format!("the older recovery points were given up: {why}"));
         if self.undo.as_mut().is_some_and(|undo| undo.clear().is_err()) {
             // What is left leads nowhere, and is thrown away when it is opened.
             self.undo = None;
@@ -175,6 +185,7 @@ impl<F: SegmentFiles> Standby<F> {
         let Some(undo) = &mut self.fold.undo else { return Ok(false) };
         let done = if some.is_empty() { undo.seal(point, since, until) } else { undo.save(&which, &content) };
         match done {
+            Ok(()) if some.is_empty() => drop(self.fold.lost.take_if(|(_, newest)| *newest < until)),
             Ok(()) => {}
             Err(error) if self.make_room(&error) => return Ok(true),
             Err(error) => self.fold.give_up(&error),
@@ -229,9 +240,10 @@ impl<F: SegmentFiles> Standby<F> {
         let Some(undo) = &mut self.fold.undo else { return false };
         match undo.drop_oldest() {
             Ok(true) => {
-                if self.fold.lost.replace(DISK_IS_FULL.into()).is_none() {
+                if self.fold.lost.is_none() {
                     tracing::warn!("{DISK_IS_FULL}");
                 }
+                self.fold.lose(DISK_IS_FULL.into());
                 true
             }
             Ok(false) => false,

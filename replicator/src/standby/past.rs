@@ -62,9 +62,9 @@ impl<F: SegmentFiles> Standby<F> {
         self.fold.undo.as_ref().map_or(0, Undo::used_bytes)
     }
 
-    /// Why points were lost that the policy would have kept.
+    /// Why points were lost that the policy would have kept, until that is over.
     pub fn lost_points(&self) -> Option<&str> {
-        self.fold.lost.as_deref()
+        self.fold.lost()
     }
 
     /// Does a little of what the keeping policy asks for; says whether there is more. An error costs no recovery point but older ones.

@@ -4,9 +4,6 @@
 
 use std::ops::Range;
 
-/// Points of which the cuts are closer than this are one: the earlier.
-pub const MIN_DISTANCE_MS: u64 = 10;
-
 /// Levels of undo: all points, fewer, fewest.
 pub const LEVELS: usize = 3;
 
@@ -19,6 +16,9 @@ pub struct Keep {
     pub max_bytes: u64,
     /// For each level but the first: from which age on points are thinned to it, and to one in how long.
     pub thin: [Thin; LEVELS - 1],
+    /// So many points that are not thinned yet keep a new one a millisecond away from the one before: closer ones are one, the earlier. At
+    /// 100, an hour has no more than 19,000, however often a mode commits; with a point a second the distance stays below 40 ms.
+    pub crowd: u64,
 }
 
 /// One point in `every_ms`, from the age of `after_ms` on.
@@ -34,20 +34,21 @@ const MINUTE_MS: u64 = 60_000;
 const HOUR_MS: u64 = 60 * MINUTE_MS;
 
 impl Default for Keep {
-    /// A day of points in at most 50 GB: all for an hour, then one a minute for six, then one an hour.
+    /// A day of points in at most 50 GiB: all for an hour, then one a minute for six, then one an hour.
     fn default() -> Self {
         Self {
             span_ms: 24 * HOUR_MS,
-            max_bytes: 50_000_000_000,
+            max_bytes: 50 << 30,
             thin: [Thin { after_ms: HOUR_MS, every_ms: MINUTE_MS }, Thin { after_ms: 6 * HOUR_MS, every_ms: HOUR_MS }],
+            crowd: 100,
         }
     }
 }
 
 impl Keep {
-    /// Whether a cut is a point of its own after an earlier one. A clock that was set back makes none disappear.
-    pub fn is_apart(earlier_ms: u64, later_ms: u64) -> bool {
-        later_ms < earlier_ms || later_ms - earlier_ms >= MIN_DISTANCE_MS
+    /// Whether a cut is a point of its own after an earlier one, with so many before it. A clock that was set back makes none disappear.
+    pub fn is_apart(&self, earlier_ms: u64, later_ms: u64, points: usize) -> bool {
+        later_ms < earlier_ms || later_ms - earlier_ms >= points as u64 / self.crowd.max(1)
     }
 
     /// Whether a point cut then goes when the newest is cut at `newest_ms`.
@@ -77,9 +78,16 @@ mod tests {
     }
 
     #[test]
+    fn the_more_points_there_are_the_farther_apart_are_new_ones() {
+        let keep = Keep::default();
+        assert!(keep.is_apart(7, 7, 99));
+        assert!(!keep.is_apart(7, 7 + 99, 10_000) && keep.is_apart(7, 7 + 100, 10_000));
+    }
+
+    #[test]
     fn a_clock_that_is_set_back_ends_no_point() {
         let keep = Keep::default();
-        assert!(Keep::is_apart(10 * HOUR_MS, 9 * HOUR_MS));
+        assert!(keep.is_apart(10 * HOUR_MS, 9 * HOUR_MS, 10_000));
         assert!(!keep.is_over(10 * HOUR_MS, 9 * HOUR_MS));
         assert_eq!(keep.thin[0].span_of(10 * HOUR_MS, 9 * HOUR_MS), None);
     }

@@ -18,7 +18,7 @@ mod level;
 mod merge;
 mod view;
 
-pub use keep::{Keep, LEVELS, MIN_DISTANCE_MS, Thin};
+pub use keep::{Keep, LEVELS, Thin};
 pub use view::View;
 
 use crate::codec::{Decoder, Encoder};
@@ -137,12 +137,15 @@ impl<F: SegmentFiles> Undo<F> {
     /// The point to which the state at `shown` belongs that is about to be overwritten, and the blocks that have undo since.
     pub fn point_of(&self, shown: Point) -> (Point, RoaringBitmap) {
         match self.levels[0].batches.back() {
-            Some(last) if Keep::is_apart(last.point.cut_unix_ms, shown.cut_unix_ms) || self.pins.contains_key(&shown.epoch) => {
-                (shown, RoaringBitmap::new())
-            }
+            Some(last) if self.is_apart(last.point, shown) || self.pins.contains_key(&shown.epoch) => (shown, RoaringBitmap::new()),
             Some(last) => (last.point, last.blocks()),
             None => (shown, RoaringBitmap::new()),
         }
+    }
+
+    /// Whether one point is far enough behind another to be kept, too.
+    pub fn is_apart(&self, earlier: Point, later: Point) -> bool {
+        self.keep.is_apart(earlier.cut_unix_ms, later.cut_unix_ms, self.levels[0].batches.len())
     }
 
     /// Saves what the image holds of `runs`, one after the other in `content`, for the batch that [`Self::seal`] ends.
