@@ -187,7 +187,8 @@ impl<F: SegmentFiles> Standby<F> {
         match done {
             Ok(()) if some.is_empty() => drop(self.fold.lost.take_if(|(_, newest)| *newest < until)),
             Ok(()) => {}
-            Err(error) if self.make_room(&error) => return Ok(true),
+            // A batch whose end failed has lost its pieces: only a piece can be tried again.
+            Err(error) if !some.is_empty() && self.make_room(&error) => return Ok(true),
             Err(error) => self.fold.give_up(&error),
         }
         if let Some(batch) = &mut self.fold.batch {
