@@ -21,7 +21,7 @@ const SAVE_BLOCKS: u64 = 128;
 
 /// What is being folded.
 pub(super) struct Fold<F> {
-    /// `None` if no older points are kept.
+    /// `None` while its disk fails.
     pub(super) undo: Option<Undo<F>>,
     /// Committed epochs that are not in the image yet, and their blocks.
     waiting: VecDeque<(Point, RoaringBitmap)>,
@@ -30,6 +30,11 @@ pub(super) struct Fold<F> {
     shown: Option<Point>,
     /// What it holds durably.
     durable: Option<Point>,
+    /// Epochs up to this one may be in the image in part, without undo where none is sealed: the daemon ended, or a sync failed, while they
+    /// were folded.
+    unsure_until: Epoch,
+    /// What is left of the undo must not be found again, and that is still to be recorded.
+    pub(super) is_void: bool,
     /// Why points were lost that the policy would have kept, and the newest epoch then; until the undo of a later one found room.
     lost: Option<(String, Epoch)>,
 }
@@ -45,7 +50,7 @@ struct Batch {
 
 impl<F> Fold<F> {
     pub fn new(durable: Option<Point>) -> Self {
-        Self { undo: None, waiting: VecDeque::new(), batch: None, shown: durable, durable, lost: None }
+        Self { undo: None, waiting: VecDeque::new(), batch: None, shown: durable, durable, unsure_until: 0, is_void: false, lost: None }
     }
 
     /// What the image holds.
@@ -63,11 +68,6 @@ impl<F> Fold<F> {
         self.lost = Some((why, newest.map_or(0, |point| point.epoch)));
     }
 
-    /// An epoch was committed.
-    pub fn add(&mut self, point: Point, blocks: RoaringBitmap) {
-        self.waiting.push_back((point, blocks));
-    }
-
     /// The image holds its first recovery point, durably.
     pub fn begin_at(&mut self, point: Point) {
         (self.shown, self.durable) = (Some(point), Some(point));
@@ -75,6 +75,12 @@ impl<F> Fold<F> {
 }
 
 impl<F: SegmentFiles> Fold<F> {
+    /// An epoch was committed.
+    pub fn add(&mut self, point: Point, blocks: &RoaringBitmap) {
+        let blocks = if self.undo.as_ref().is_some_and(Undo::is_wanted) { blocks.clone() } else { RoaringBitmap::new() };
+        self.waiting.push_back((point, blocks));
+    }
+
     /// The epoch whose state the image holds where no undo says otherwise; `None` while it is a mix that no undo leads out of.
     pub fn state(&self) -> Option<Epoch> {
         let is_mixed = self.batch.as_ref().is_some_and(|batch| {
@@ -88,8 +94,8 @@ impl<F: SegmentFiles> Fold<F> {
     fn next_batch(&self) -> Option<Batch> {
         let (first, _) = self.waiting.front()?;
         let alone = Batch { point: self.shown, until: first.epoch, to_save: None };
-        let (Some(undo), Some(shown)) = (&self.undo, self.shown) else { return Some(alone) };
-        if undo.sealed().is_some_and(|sealed| first.epoch <= sealed) {
+        let (Some(undo), Some(shown)) = (self.undo.as_ref().filter(|undo| undo.is_wanted()), self.shown) else { return Some(alone) };
+        if first.epoch <= undo.sealed().unwrap_or(self.unsure_until) {
             return Some(alone);
         }
         let (point, saved) = undo.point_of(shown);
@@ -104,25 +110,65 @@ impl<F: SegmentFiles> Fold<F> {
         Some(Batch { point: Some(point), until, to_save: Some(to_save - saved) })
     }
 
-    /// Tidying met an error: a full disk costs the oldest point, anything else all of them.
-    pub fn tidying_failed(&mut self, error: &io::Error) {
-        let is_full = error.kind() == io::ErrorKind::StorageFull;
-        match self.undo.as_mut().map(|undo| if is_full { undo.drop_oldest() } else { Ok(false) }) {
-            Some(Ok(true)) => self.lose(DISK_IS_FULL.into()),
-            _ => self.give_up(error),
+    /// Whether the image is still to become what it is said to hold, after a crash or a failed sync.
+    pub fn is_unsure(&self) -> bool {
+        self.waiting.front().is_some_and(|(point, _)| point.epoch <= self.unsure_until)
+    }
+
+    /// A batch whose end failed may have lost its pieces. Nothing is overwritten yet: it begins anew.
+    fn save_again(&mut self) {
+        self.batch = None;
+        if let Some(Err(error)) = self.undo.as_mut().map(Undo::abandon) {
+            self.give_up(&error);
         }
     }
 
     /// No older points from here on, until the next epoch: `why` is told.
     pub fn give_up(&mut self, why: &io::Error) {
         tracing::warn!(error = %why, "the older recovery points are given up: replication goes on without them");
-        self.lose(format!("the older recovery points were given up: {why}"));
-        if self.undo.as_mut().is_some_and(|undo| undo.clear().is_err()) {
-            // What is left leads nowhere, and is thrown away when it is opened.
-            self.undo = None;
+        self.clear_undo();
+        let cure = if self.is_void { ": none are kept until its disk works and blockd is restarted" } else { "" };
+        self.lose(format!("the older recovery points were given up{cure}: {why}"));
+    }
+
+    /// A point is not read any more. What was kept for it alone goes.
+    pub fn unpin(&mut self, epoch: Epoch) {
+        self.undo.iter_mut().for_each(|undo| undo.unpin(epoch));
+        if self.undo.as_ref().is_some_and(|undo| !undo.is_wanted()) {
+            self.clear_undo();
+        }
+    }
+
+    /// Forgets every older point.
+    pub fn clear_undo(&mut self) {
+        if self.undo.as_mut().is_none_or(|undo| undo.clear().is_err()) {
+            (self.undo, self.is_void) = (None, true);
         }
         if let Some(batch) = &mut self.batch {
             batch.to_save = None;
+        }
+    }
+
+    /// The disk is full: the oldest points go until there is room. Says whether one went.
+    pub fn make_room(&mut self, error: &io::Error) -> bool {
+        // Our own quotas are no full disk.
+        if error.kind() != io::ErrorKind::StorageFull || error.raw_os_error().is_none() {
+            return false;
+        }
+        let Some(undo) = &mut self.undo else { return false };
+        match undo.make_room() {
+            Ok(true) => {
+                if self.lost.is_none() {
+                    tracing::warn!("{DISK_IS_FULL}");
+                }
+                self.lose(DISK_IS_FULL.into());
+                true
+            }
+            Ok(false) => false,
+            Err(error) => {
+                self.give_up(&error);
+                false
+            }
         }
     }
 }
@@ -131,7 +177,7 @@ impl<F: SegmentFiles> Standby<F> {
     /// Folds a part of what is committed, if there is something; says whether there is more to do. Once all is folded, that is made durable.
     pub fn fold_one(&mut self) -> io::Result<bool> {
         match self.try_fold_one() {
-            Err(error) if self.make_room(&error) => Ok(true),
+            Err(error) if self.fold.make_room(&error) => Ok(true),
             done => done,
         }
     }
@@ -139,6 +185,10 @@ impl<F: SegmentFiles> Standby<F> {
     fn try_fold_one(&mut self) -> io::Result<bool> {
         if self.journal.is_folded() {
             return Ok(false);
+        }
+        if self.fold.is_void {
+            self.place.store_void(&*self.catalogue)?;
+            self.fold.is_void = false;
         }
         if self.save_one()? {
             return Ok(true);
@@ -169,6 +219,7 @@ impl<F: SegmentFiles> Standby<F> {
             Message::Commit(commit) => waiting.push_back((Point::of(commit), std::mem::take(&mut blocks))),
             _ => super::staged::add_blocks(&mut blocks, &message),
         })?;
+        self.fold.unsure_until = waiting.back().map_or(0, |(point, _): &(Point, _)| point.epoch);
         (self.fold.waiting, self.fold.batch) = (waiting, None);
         Ok(())
     }
@@ -187,8 +238,12 @@ impl<F: SegmentFiles> Standby<F> {
         match done {
             Ok(()) if some.is_empty() => drop(self.fold.lost.take_if(|(_, newest)| *newest < until)),
             Ok(()) => {}
-            // A batch whose end failed has lost its pieces: only a piece can be tried again.
-            Err(error) if !some.is_empty() && self.make_room(&error) => return Ok(true),
+            Err(error) if self.fold.make_room(&error) => {
+                if some.is_empty() {
+                    self.fold.save_again();
+                }
+                return Ok(true);
+            }
             Err(error) => self.fold.give_up(&error),
         }
         if let Some(batch) = &mut self.fold.batch {
@@ -230,29 +285,6 @@ impl<F: SegmentFiles> Standby<F> {
     /// Records that the image holds the newest recovery point.
     pub(super) fn store_folded(&self) -> io::Result<()> {
         self.place.store_folded(self.fold.shown, &*self.catalogue)
-    }
-
-    /// The disk is full: the oldest points go first. Says whether one went.
-    pub(super) fn make_room(&mut self, error: &io::Error) -> bool {
-        // Our own quotas are no full disk.
-        if error.kind() != io::ErrorKind::StorageFull || error.raw_os_error().is_none() {
-            return false;
-        }
-        let Some(undo) = &mut self.fold.undo else { return false };
-        match undo.drop_oldest() {
-            Ok(true) => {
-                if self.fold.lost.is_none() {
-                    tracing::warn!("{DISK_IS_FULL}");
-                }
-                self.fold.lose(DISK_IS_FULL.into());
-                true
-            }
-            Ok(false) => false,
-            Err(error) => {
-                self.fold.give_up(&error);
-                false
-            }
-        }
     }
 }
 

@@ -207,7 +207,7 @@ impl<F: SegmentFiles> Standby<F> {
         loop {
             match self.journal.append(frame) {
                 Ok(_) => return Ok(()),
-                Err(error) if self.make_room(&error) => {}
+                Err(error) if self.fold.make_room(&error) => {}
                 Err(error) if error.kind() == io::ErrorKind::StorageFull && !self.journal.is_folded() => while self.fold_one()? {},
                 Err(error) => return Err(error),
             }
@@ -225,8 +225,8 @@ impl<F: SegmentFiles> Standby<F> {
             self.fold.begin_at(Point::of(commit));
         } else {
             // Nothing is tried again here: what was staged may be gone.
-            self.journal.commit(frame).inspect_err(|error| _ = self.make_room(error))?;
-            self.fold.add(Point::of(commit), self.receiver.staged().clone());
+            self.journal.commit(frame).inspect_err(|error| _ = self.fold.make_room(error))?;
+            self.fold.add(Point::of(commit), self.receiver.staged());
         }
         self.receiver.handle_committed(commit);
         self.staged = None;

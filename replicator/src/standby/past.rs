@@ -24,7 +24,8 @@ impl<F: SegmentFiles> Standby<F> {
     /// interrupted: [`Self::go_back_to`].
     pub fn keep_points(&mut self, files: [F; LEVELS], keep: Keep) -> io::Result<()> {
         let going_back = self.place.load_going_back(&*self.catalogue)?;
-        let mut undo = match Undo::open(files, keep, self.place.lineage.current(), self.place.folded, self.place.committed) {
+        let is_void = self.place.load_void(&*self.catalogue)?;
+        let undo = match Undo::open(files, keep, self.place.lineage.current(), self.place.folded, self.place.committed) {
             Ok(undo) => undo,
             Err(error) if going_back.is_none() => {
                 self.fold.give_up(&error);
@@ -36,11 +37,14 @@ impl<F: SegmentFiles> Standby<F> {
             self.fold.undo = Some(undo);
             return self.go_back(point).map_err(|error| io::Error::other(format!("going back was interrupted: {error}")));
         }
-        let is_wanted = keep.span_ms > 0;
-        if !is_wanted || self.place.base != Base::Point || self.fold.shown().is_none() {
-            undo.clear()?;
+        let is_useless = is_void || !undo.is_wanted() || self.place.base != Base::Point || self.fold.shown().is_none();
+        self.fold.undo = Some(undo);
+        if is_useless {
+            self.fold.clear_undo();
         }
-        self.fold.undo = Some(undo).filter(|_| is_wanted);
+        if is_void && !self.fold.is_void {
+            self.place.forget_void(&*self.catalogue)?;
+        }
         Ok(())
     }
 
@@ -71,13 +75,14 @@ impl<F: SegmentFiles> Standby<F> {
     pub fn tidy_points(&mut self) -> bool {
         let newest = self.fold.shown();
         let (Some(undo), Some(newest)) = (&mut self.fold.undo, newest) else { return false };
-        match undo.tidy_one(newest.cut_unix_ms) {
-            Ok(more) => more,
-            Err(error) => {
-                self.fold.tidying_failed(&error);
-                false
-            }
+        let error = match undo.tidy_one(newest.cut_unix_ms) {
+            Ok(more) => return more,
+            Err(error) => error,
+        };
+        if !self.fold.make_room(&error) {
+            self.fold.give_up(&error);
         }
+        false
     }
 
     /// The volume at a point, for [`Self::read_view`]; the point stays until [`Self::close_view`].
@@ -86,16 +91,19 @@ impl<F: SegmentFiles> Standby<F> {
         let shown = self.fold.shown().filter(|_| self.place.base == Base::Point).ok_or(PastError::NotKept(epoch))?;
         let undo = self.fold.undo.as_mut().ok_or(PastError::NotKept(epoch))?;
         let view = if epoch == shown.epoch { Some(undo.view_of_image(shown)) } else { undo.view(epoch) };
-        undo.pin(epoch);
-        view.ok_or_else(|| {
-            undo.unpin(epoch);
-            PastError::NotKept(epoch)
+        let view = view.ok_or(PastError::NotKept(epoch))?;
+        let pinned = undo.pin(epoch);
+        pinned.map(|()| view).map_err(|error| {
+            self.fold.give_up(&error);
+            self.fold.unpin(epoch);
+            error.into()
         })
     }
 
     /// Reads `run`, which lies in the view.
     pub fn read_view(&mut self, view: &mut View, run: Run, content: &mut [u8]) -> Result<(), PastError> {
         let not_kept = PastError::NotKept(view.point.epoch);
+        while self.fold.is_unsure() && self.fold_one()? {}
         let state = self.fold.state();
         match (&self.fold.undo, state) {
             (Some(undo), Some(state)) if undo.refresh(view, state) => {}
@@ -114,7 +122,7 @@ impl<F: SegmentFiles> Standby<F> {
 
     /// Nobody reads the view any more.
     pub fn close_view(&mut self, view: &View) {
-        self.fold.undo.iter_mut().for_each(|undo| undo.unpin(view.point.epoch));
+        self.fold.unpin(view.point.epoch);
     }
 
     /// Drops what is staged and makes the image what it was at an older point, which is the newest afterwards, and the only one.

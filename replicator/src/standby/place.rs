@@ -83,6 +83,21 @@ impl Place {
         load_commit(self.volume, "back", catalogue)
     }
 
+    /// Records that what there is of undo leads nowhere: the image is written to without it.
+    pub(super) fn store_void(&self, catalogue: &dyn Catalogue) -> io::Result<()> {
+        catalogue.apply(&[(key(self.volume, "void"), Some(Vec::new()))], Persist::Synced)
+    }
+
+    /// Whether [`Self::store_void`] was.
+    pub(super) fn load_void(&self, catalogue: &dyn Catalogue) -> io::Result<bool> {
+        Ok(catalogue.get(&key(self.volume, "void"))?.is_some())
+    }
+
+    /// The undo that led nowhere is gone.
+    pub(super) fn forget_void(&self, catalogue: &dyn Catalogue) -> io::Result<()> {
+        catalogue.apply(&[(key(self.volume, "void"), None)], Persist::Synced)
+    }
+
     fn encode(&self, message: Message) -> Vec<u8> {
         Envelope { generation: self.lineage.current(), message }.encode().to_vec()
     }
@@ -96,7 +111,7 @@ impl Place {
 
     /// Forgets where a copy stood that is deleted.
     pub fn forget(volume: Id, catalogue: &dyn Catalogue) -> io::Result<()> {
-        let changes = ["line", "copy", "fold", "point", "back"].map(|part| (key(volume, part), None));
+        let changes = ["line", "copy", "fold", "point", "back", "void"].map(|part| (key(volume, part), None));
         catalogue.apply(&changes, Persist::Synced)
     }
 

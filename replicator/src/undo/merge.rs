@@ -24,6 +24,13 @@ pub(super) struct Merge {
     seen: RoaringBitmap,
 }
 
+impl Merge {
+    /// Whether a point is no point any more at its end.
+    pub fn has(&self, epoch: Epoch) -> bool {
+        self.point.epoch < epoch && epoch < self.until
+    }
+}
+
 impl<F: SegmentFiles> Undo<F> {
     /// Moves a piece, or begins or ends a merge; says whether there is more to do.
     pub(super) fn merge_one(&mut self, newest_ms: u64) -> io::Result<bool> {

@@ -77,7 +77,7 @@ pub struct Undo<F> {
     /// How often each point is held by somebody who reads it.
     pins: BTreeMap<Epoch, usize>,
     merge: Option<Merge>,
-    /// Counts what makes a view's references void.
+    /// Counts what makes a view's references void: content that went elsewhere.
     version: u64,
 }
 
@@ -108,6 +108,11 @@ impl<F: SegmentFiles> Undo<F> {
             }
         }
         Ok(())
+    }
+
+    /// Whether what is overwritten has to be saved: for points that are kept, or for one that is read.
+    pub fn is_wanted(&self) -> bool {
+        self.keep.span_ms > 0 || !self.pins.is_empty()
     }
 
     /// The epoch up to which the image may be overwritten; `None` if nothing is kept.
@@ -190,14 +195,23 @@ impl<F: SegmentFiles> Undo<F> {
         if self.merge.as_ref().is_some_and(|merge| merge.level == level) {
             self.abandon_merge()?;
         }
-        self.version += 1;
         self.levels[level].forget_oldest()?;
         Ok(true)
     }
 
+    /// Drops the oldest points until some room is free on the disk; says whether one went.
+    pub fn make_room(&mut self) -> io::Result<bool> {
+        let (before, mut dropped) = (self.used_bytes(), false);
+        while self.used_bytes() >= before && self.drop_oldest()? {
+            dropped = true;
+        }
+        Ok(dropped)
+    }
+
     /// Nobody may drop or thin the point until [`Self::unpin`], but for want of room.
-    pub fn pin(&mut self, epoch: Epoch) {
+    pub fn pin(&mut self, epoch: Epoch) -> io::Result<()> {
         *self.pins.entry(epoch).or_default() += 1;
+        if self.merge.as_ref().is_some_and(|merge| merge.has(epoch)) { self.abandon_merge() } else { Ok(()) }
     }
 
     /// Ends a [`Self::pin`].

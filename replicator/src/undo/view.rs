@@ -85,11 +85,12 @@ impl<F: SegmentFiles> Undo<F> {
         if epoch < sealed.max(shown) && !self.batches().any(|(_, batch)| batch.point.epoch == epoch) {
             return false;
         }
-        if view.version != self.version || view.until < sealed {
-            // Parts of a batch are not told apart: what is there is collected anew.
+        if view.version != self.version {
             (view.until, view.blocks) = self.collect(epoch);
             view.version = self.version;
             view.last = None;
+        } else if view.until < sealed {
+            self.extend(view);
         }
         true
     }
@@ -110,6 +111,18 @@ impl<F: SegmentFiles> Undo<F> {
             }
         }
         Ok(())
+    }
+
+    /// Adds what was sealed since: what is there already is older, and stays.
+    fn extend(&self, view: &mut View) {
+        let newer = self.batches().rev().take_while(|(_, batch)| batch.until > view.until).collect::<Vec<_>>();
+        for (level, batch) in newer.into_iter().rev() {
+            for piece in &batch.pieces {
+                let here = Piece { level, at: piece.at };
+                piece.runs.iter().flat_map(|run| run.blocks()).for_each(|block| _ = view.blocks.entry(block).or_insert(here));
+            }
+            view.until = batch.until;
+        }
     }
 
     fn decode(&mut self, piece: Piece) -> io::Result<Decoded> {

@@ -3,7 +3,6 @@
 use super::*;
 use crate::catalogue::Persist;
 use crate::codec::Encoder;
-use crate::disk::BlockDevice;
 use crate::pairing::tests::MemoryCatalogue;
 use crate::undo::Thin;
 use rand::rngs::StdRng;
@@ -12,147 +11,13 @@ use replicator_engine::block::{BLOCK_BYTES, BlockNumber};
 use replicator_engine::generation::{Id, Lineage};
 use replicator_engine::wire::{Attach, Commit, Envelope, EpochDigest, Message};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+
+mod disks;
+use disks::{Disk, Files, Image};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 const VOLUME: Id = Id([7; 16]);
-
-/// An image that loses power: each block that was not synced is there or not. A block is filled with one byte.
-#[derive(Default)]
-struct Image(Mutex<State>);
-
-#[derive(Default)]
-struct State {
-    blocks: Vec<u8>,
-    unsynced: BTreeMap<BlockNumber, u8>,
-    /// Writes until the disk fails.
-    writes_left: Option<usize>,
-}
-
-impl Image {
-    fn new(blocks: usize) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(State { blocks: vec![0; blocks], ..State::default() })))
-    }
-
-    fn crash(&self, rng: &mut StdRng) {
-        let mut state = self.0.lock().unwrap();
-        state.writes_left = None;
-        for (block, old) in std::mem::take(&mut state.unsynced) {
-            if rng.random_bool(0.5) {
-                state.blocks[block as usize] = old;
-            }
-        }
-    }
-
-    fn put(&self, block: BlockNumber, byte: u8) -> io::Result<()> {
-        let mut state = self.0.lock().unwrap();
-        match &mut state.writes_left {
-            Some(0) => return Err(io::Error::other("the disk fails")),
-            left => *left = left.map(|left| left - 1),
-        }
-        let old = std::mem::replace(state.blocks.get_mut(block as usize).ok_or(io::ErrorKind::InvalidInput)?, byte);
-        state.unsynced.entry(block).or_insert(old);
-        Ok(())
-    }
-
-    fn blocks(&self) -> Vec<u8> {
-        self.0.lock().unwrap().blocks.clone()
-    }
-}
-
-impl BlockDevice for Image {
-    fn read(&self, run: Run, content: &mut [u8]) -> io::Result<()> {
-        let state = self.0.lock().unwrap();
-        run.blocks().zip(content.chunks_exact_mut(BLOCK_BYTES)).for_each(|(block, content)| content.fill(state.blocks[block as usize]));
-        Ok(())
-    }
-    fn write(&self, run: Run, content: &[u8]) -> io::Result<()> {
-        run.blocks().zip(content.chunks_exact(BLOCK_BYTES)).try_for_each(|(block, content)| self.put(block, content[0]))
-    }
-    fn zero(&self, run: Run) -> io::Result<()> {
-        run.blocks().try_for_each(|block| self.put(block, 0))
-    }
-    fn sync(&self) -> io::Result<()> {
-        self.0.lock().unwrap().unsynced.clear();
-        Ok(())
-    }
-    fn allocated(&self, from: BlockNumber) -> io::Result<Option<Run>> {
-        let end = self.0.lock().unwrap().blocks.len() as u32;
-        Ok(Run::new(from, end.saturating_sub(from)))
-    }
-    fn size_bytes(&self) -> u64 {
-        self.0.lock().unwrap().blocks.len() as u64 * BLOCK
-    }
-    fn grow(&self, size_bytes: u64) -> io::Result<()> {
-        self.0.lock().unwrap().blocks.resize((size_bytes / BLOCK) as usize, 0);
-        Ok(())
-    }
-}
-
-/// A file, and how much of it is synced.
-type Segment = (Vec<u8>, usize);
-
-/// Segments that lose power: what was not synced is cut at any byte, or garbage from there on.
-#[derive(Clone, Default)]
-struct Files(Arc<Mutex<BTreeMap<u64, Segment>>>, Arc<Mutex<Option<u64>>>);
-
-impl Files {
-    fn crash(&self, rng: &mut StdRng) {
-        for (bytes, synced) in self.0.lock().unwrap().values_mut() {
-            let keep = rng.random_range(*synced..=bytes.len());
-            bytes.truncate(keep);
-            if keep > *synced && rng.random_bool(0.5) {
-                let torn = rng.random_range(*synced..keep);
-                rng.fill_bytes(&mut bytes[torn..]);
-            }
-            *synced = keep;
-        }
-    }
-
-    fn of<T>(&self, number: u64, work: impl FnOnce(&mut Segment) -> T) -> io::Result<T> {
-        self.0.lock().unwrap().get_mut(&number).map(work).ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-
-    fn used_bytes(&self) -> u64 {
-        self.0.lock().unwrap().values().map(|(bytes, _)| bytes.len() as u64).sum()
-    }
-}
-
-impl SegmentFiles for Files {
-    fn list(&self) -> io::Result<Vec<u64>> {
-        Ok(self.0.lock().unwrap().keys().copied().collect())
-    }
-    fn create(&mut self, number: u64) -> io::Result<()> {
-        self.0.lock().unwrap().insert(number, Segment::default());
-        Ok(())
-    }
-    fn append(&mut self, number: u64, bytes: &[u8]) -> io::Result<()> {
-        if self.1.lock().unwrap().is_some_and(|room| self.used_bytes() + bytes.len() as u64 > room) {
-            self.of(number, |(file, _)| file.extend_from_slice(&bytes[..bytes.len() / 2]))?;
-            return Err(io::Error::from_raw_os_error(28));
-        }
-        self.of(number, |(file, _)| file.extend_from_slice(bytes))
-    }
-    fn sync(&mut self, number: u64) -> io::Result<()> {
-        self.of(number, |(file, synced)| *synced = file.len())
-    }
-    fn len_bytes(&self, number: u64) -> io::Result<u64> {
-        self.of(number, |(file, _)| file.len() as u64)
-    }
-    fn read(&self, number: u64, offset: u64, content: &mut [u8]) -> io::Result<()> {
-        self.of(number, |(file, _)| content.copy_from_slice(&file[offset as usize..offset as usize + content.len()]))
-    }
-    fn truncate(&mut self, number: u64, len_bytes: u64) -> io::Result<()> {
-        self.of(number, |(file, synced)| {
-            file.truncate(len_bytes as usize);
-            *synced = len_bytes as usize;
-        })
-    }
-    fn delete(&mut self, number: u64) -> io::Result<()> {
-        self.0.lock().unwrap().remove(&number);
-        Ok(())
-    }
-}
 
 struct World {
     rng: StdRng,
@@ -185,8 +50,8 @@ impl World {
         place.store(&*catalogue, Persist::Synced).unwrap();
         let (image, journal) = (Image::new(24), Files::default());
         let mut undo: [Files; LEVELS] = Default::default();
-        let room = undo[0].1.clone();
-        undo.iter_mut().for_each(|level| level.1 = room.clone());
+        let disk = undo[0].1.clone();
+        undo.iter_mut().for_each(|level| level.1 = disk.clone());
         let standby = open(&image, &journal, &undo, &catalogue, keep);
         let rng = StdRng::seed_from_u64(seed);
         let encoder = Encoder::new().unwrap();
@@ -231,15 +96,20 @@ impl World {
         self.image.crash(&mut self.rng);
         self.journal.crash(&mut self.rng);
         self.undo.iter().for_each(|files| files.crash(&mut self.rng));
+        *self.undo[0].1.lock().unwrap() = Disk::default();
         self.standby = open(&self.image, &self.journal, &self.undo, &self.catalogue, self.keep);
         self.attach();
     }
 
-    fn shown_at(&mut self, view: &mut View) -> Vec<u8> {
+    fn try_shown_at(&mut self, view: &mut View) -> Result<Vec<u8>, PastError> {
         let run = Run::covering(0, view.point.size_bytes).unwrap();
         let mut content = vec![0; run.len_bytes() as usize];
-        self.standby.read_view(view, run, &mut content).unwrap();
-        content.chunks_exact(BLOCK_BYTES).map(|block| block[0]).collect()
+        self.standby.read_view(view, run, &mut content)?;
+        Ok(content.chunks_exact(BLOCK_BYTES).map(|block| block[0]).collect())
+    }
+
+    fn shown_at(&mut self, view: &mut View) -> Vec<u8> {
+        self.try_shown_at(view).unwrap()
     }
 
     /// Holds every point against the model; returns them.
@@ -247,6 +117,9 @@ impl World {
         let points = self.standby.points().unwrap();
         assert_eq!(points.last().unwrap().point.epoch, self.epoch);
         for kept in &points {
+            if self.standby.fold.undo.is_none() {
+                break;
+            }
             let (blocks, cut_ms) = self.cuts[&kept.point.epoch].clone();
             let mut view = self.standby.open_view(kept.point.epoch).unwrap();
             assert_eq!(view.point, Point { epoch: kept.point.epoch, size_bytes: blocks.len() as u64 * BLOCK, cut_unix_ms: cut_ms });
@@ -304,6 +177,55 @@ fn run(seed: u64) {
     assert_eq!(world.standby.lost_points(), None);
 }
 
+/// The undo's disk and the image's fail, are full and work again; points are kept or not; views stay open all the time.
+fn run_on_bad_disks(seed: u64) {
+    let mut world = World::new(seed, keep());
+    let mut views: Vec<(View, Vec<u8>)> = Vec::new();
+    for _ in 0..300 {
+        match world.rng.random_range(0..100) {
+            0..30 => world.send_epoch(1500),
+            30..60 => drop(world.standby.fold_one()),
+            60..70 => drop(world.standby.tidy_points()),
+            70..80 => {
+                let Some(chosen) = (!views.is_empty()).then(|| world.rng.random_range(0..views.len())) else { continue };
+                let (view, blocks) = &mut views[chosen];
+                match world.try_shown_at(view) {
+                    Ok(shown) => assert_eq!(shown, *blocks, "seed {seed}: point {}", view.point.epoch),
+                    Err(PastError::Disk(_)) => {}
+                    Err(PastError::NotKept(_)) => world.standby.close_view(&views.swap_remove(chosen).0),
+                }
+            }
+            80..84 => {
+                let epoch = *world.cuts.keys().nth_back(world.rng.random_range(0..world.cuts.len().min(5))).unwrap();
+                views.extend(world.standby.open_view(epoch).ok().map(|view| (view, world.cuts[&epoch].0.clone())));
+            }
+            84..90 => world.undo[0].1.lock().unwrap().fails ^= true,
+            90..92 => world.undo[0].1.lock().unwrap().room = Some(world.undo[0].used_bytes()),
+            92..95 => world.image.0.lock().unwrap().sync_fails ^= true,
+            95..98 => {
+                views.clear();
+                let span_ms = [0, keep().span_ms, keep().span_ms][world.rng.random_range(0..3)];
+                world.keep = Keep { span_ms, ..keep() };
+                world.crash();
+            }
+            _ => {
+                *world.undo[0].1.lock().unwrap() = Disk::default();
+                world.image.0.lock().unwrap().sync_fails = false;
+                world.check();
+            }
+        }
+    }
+    world.crash();
+    world.check();
+}
+
+/// `SEEDS=n` runs more.
+#[test]
+fn whatever_fails_no_point_is_shown_as_it_was_not() {
+    let seeds = std::env::var("SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(40);
+    (0..seeds).for_each(run_on_bad_disks);
+}
+
 /// `SEEDS=n` runs more.
 #[test]
 fn every_point_is_the_volume_at_its_cut_after_crashes_and_thinning() {
@@ -352,7 +274,7 @@ fn a_full_disk_takes_the_oldest_points_and_stops_nothing() {
         while world.standby.fold_one().unwrap() {}
     }
     let before = world.check();
-    *world.undo[0].1.lock().unwrap() = Some(world.undo[0].used_bytes() / 4);
+    world.undo[0].1.lock().unwrap().room = Some(world.undo[0].used_bytes() / 4);
     let mut was_told = false;
     for _ in 0..60 {
         world.send_epoch(1500);
@@ -361,7 +283,7 @@ fn a_full_disk_takes_the_oldest_points_and_stops_nothing() {
     }
     let after = world.check();
     assert!(!after.contains(&before[0]) && was_told, "{after:?}");
-    *world.undo[0].1.lock().unwrap() = None;
+    world.undo[0].1.lock().unwrap().room = None;
     world.send_epoch(1500);
     assert!(world.check().len() >= 2);
     assert_eq!(world.standby.lost_points(), None);
