@@ -3,19 +3,23 @@
 //! The programs come from `$TERN_BIN_DIR`, where the gate and `make` put it, else from beside the test's own directory.
 
 mod client;
+mod disk;
 mod guest;
 mod history;
 mod in_flight;
 mod nbd_client;
+mod postgres;
 mod qmp;
 mod relay;
 mod site;
 
 pub use client::{client, is_installed, try_client};
+pub use disk::Disk;
 pub use guest::{Guest, guest_parts, guest_script};
 pub use history::History;
 pub use in_flight::InFlight;
 pub use nbd_client::NbdClient;
+pub use postgres::{Postgres, postgres_programs};
 pub use qmp::Qmp;
 pub use relay::Relay;
 pub use site::{Pair, Site, program};
