@@ -17,12 +17,14 @@
 //! - [`sender`]: the primary's side of one replica.
 //! - [`receiver`]: the standby's side.
 //! - [`acknowledgement`]: when a guest's request completes.
+//! - [`lease`]: who may acknowledge while sites do not hear each other.
 
 #![forbid(unsafe_code)]
 
 pub mod acknowledgement;
 pub mod block;
 pub mod generation;
+pub mod lease;
 pub mod receiver;
 pub mod sender;
 pub mod tracker;
