@@ -27,6 +27,36 @@ pub struct Pending {
     pub oldest_ms: Option<u64>,
 }
 
+/// What is zeroes here, told to a copy that may hold anything: before the first epoch, and again if that is given up.
+#[derive(Default)]
+pub(super) struct Holes {
+    runs: Vec<Run>,
+    sent: usize,
+}
+
+impl Holes {
+    pub fn new(free: &RoaringBitmap) -> Self {
+        Self { runs: runs(free).collect(), sent: 0 }
+    }
+
+    /// What is not sent.
+    pub fn unsent(&self) -> &[Run] {
+        &self.runs[self.sent..]
+    }
+
+    /// The next to send, at most so many.
+    pub fn take(&mut self, max_runs: usize) -> &[Run] {
+        let from = self.sent;
+        self.sent = self.runs.len().min(from + max_runs);
+        &self.runs[from..self.sent]
+    }
+
+    /// The epoch that they belong to is given up.
+    pub fn send_again(&mut self) {
+        self.sent = 0;
+    }
+}
+
 impl Frozen {
     /// The next blocks to send, at most `max_blocks`.
     pub fn take_unsent(&mut self, max_blocks: u32) -> Vec<Run> {

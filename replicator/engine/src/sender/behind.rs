@@ -23,7 +23,7 @@ impl Sender {
         }
         let mut blocks = tracker.open().within(run) | tracker.frozen().within(run);
         self.unacknowledged_sets().for_each(|set| blocks |= set & &all);
-        for hole in &self.holes {
+        for hole in self.holes.unsent() {
             let (from, to) = (hole.start.max(run.start), hole.end().min(run.end()));
             blocks.insert_range(from..to.max(from));
         }

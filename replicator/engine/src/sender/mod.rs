@@ -25,11 +25,11 @@ pub use backlog::Pending;
 pub use pace::{Pace, Settings};
 pub use poll::Action;
 
-use crate::block::{BlockNumber, MAX_BLOCKS, Run, block_count, runs};
+use crate::block::{BlockNumber, MAX_BLOCKS, block_count};
 use crate::generation::{Id, Lineage, Relation};
 use crate::tracker::{Epoch, Tracker};
 use crate::wire::{Attach, Attached, Base, Blocks, Compared, EpochDigest, Message, Refusal, Refused};
-use backlog::Frozen;
+use backlog::{Frozen, Holes};
 use roaring::RoaringBitmap;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -51,7 +51,7 @@ pub struct Sender {
     early: RoaringBitmap,
     asked: BTreeMap<u64, RoaringBitmap>,
     next_ticket: u64,
-    holes: VecDeque<Run>,
+    holes: Holes,
     mark_base: Option<MarkBase>,
     cut: Cut,
     pending: VecDeque<Pending>,
@@ -137,7 +137,7 @@ impl Sender {
             early: RoaringBitmap::new(),
             asked: BTreeMap::new(),
             next_ticket: 0,
-            holes: VecDeque::new(),
+            holes: Holes::default(),
             mark_base: None,
             cut: Cut::None,
             pending: VecDeque::new(),
@@ -205,7 +205,7 @@ impl Sender {
             Cut::Closing(_) => (tracker.frozen().len(), tracker.frozen().len()),
             Cut::Frozen(frozen) => (frozen.unsent.len(), frozen.changed.len()),
         };
-        let holes: u64 = self.holes.iter().map(|run| u64::from(run.len)).sum();
+        let holes: u64 = self.holes.unsent().iter().map(|run| u64::from(run.len)).sum();
         let asked: u64 = self.asked.values().map(RoaringBitmap::len).sum();
         let pending: u64 = self.pending.iter().map(|pending| pending.changed.len()).sum();
         let unsent_blocks = tracker.open().len() + frozen.0;
@@ -220,7 +220,7 @@ impl Sender {
 
     /// Whether what is left to send is small enough for an epoch, and the standby has a recovery point to add it to.
     pub fn is_converged(&self, tracker: &Tracker, now_ms: u64) -> bool {
-        let comparing = !self.compare_first.is_empty() || !self.asked.is_empty() || !self.holes.is_empty();
+        let comparing = !self.compare_first.is_empty() || !self.asked.is_empty() || !self.holes.unsent().is_empty();
         let known = self.known.is_some() && self.mark_base.is_none();
         known && !comparing && self.pace.fits_a_cut(&self.settings, tracker.open().len(), now_ms)
     }
@@ -257,7 +257,7 @@ impl Sender {
             self.phase = Phase::Offline;
         }
         self.outgoing.clear();
-        self.holes.clear();
+        self.holes = Holes::default();
         self.mark_base = None;
         self.pace.handle_disconnected();
         self.abandon(tracker);
@@ -328,7 +328,7 @@ impl Sender {
         if self.mark_base.take() == Some(MarkBase::Everything) {
             self.compare_first |= allocated;
             let free = self.all_blocks() - allocated;
-            self.holes = runs(&free).collect();
+            self.holes = Holes::new(&free);
         }
     }
 
@@ -393,6 +393,7 @@ impl Sender {
         if self.phase == Phase::Online {
             self.outgoing.push_back(Message::Abandon);
             self.compare_first.clear();
+            self.holes.send_again();
         }
     }
 

@@ -1,5 +1,6 @@
 //! What the sender wants done next: the one place that orders comparing, early shipping, cutting, freezing and committing.
 
+use super::backlog::Holes;
 use super::{Cut, MAX_OPEN_QUESTIONS, MAX_PENDING_EPOCHS, Pending, Phase, Sender};
 use crate::block::{Run, runs};
 use crate::tracker::Tracker;
@@ -50,15 +51,14 @@ impl Sender {
         if self.pace.window_is_full(&self.settings) {
             return Action::Wait(u64::MAX);
         }
-        if !self.holes.is_empty() {
+        if !self.holes.unsent().is_empty() {
             return Action::Send(Message::Blocks(self.next_holes()));
         }
         if matches!(self.cut, Cut::Frozen(_)) { self.poll_frozen() } else { self.poll_open(tracker, now_ms) }
     }
 
     fn next_holes(&mut self) -> Blocks {
-        let take = self.holes.len().min(MAX_RUNS);
-        let runs = self.holes.drain(..take).map(|run| (run, Content::Zero)).collect();
+        let runs = self.holes.take(MAX_RUNS).iter().map(|run| (*run, Content::Zero)).collect();
         let blocks = Blocks { runs, encoding: Encoding::Plain, digest: empty_digest(), payload: Bytes::new() };
         self.digest.add(&blocks);
         blocks
@@ -74,6 +74,7 @@ impl Sender {
         let (size_bytes, cut_unix_ms) = (frozen.size_bytes, frozen.cut_unix_ms);
         let commit = Commit { epoch: frozen.epoch, blocks, digest, size_bytes, cut_unix_ms };
         self.told_bytes = Some(size_bytes);
+        self.holes = Holes::default();
         let changed = std::mem::take(&mut frozen.changed);
         self.pending.push_back(Pending { epoch: frozen.epoch, changed, oldest_ms: frozen.oldest_ms });
         self.cut = Cut::None;

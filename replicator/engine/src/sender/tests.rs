@@ -1,6 +1,7 @@
 //! The sender against a tracker, message by message.
 
 use super::*;
+use crate::block::Run;
 use crate::tracker::Begun;
 use crate::wire::{Content, Encoding};
 use bytes::Bytes;
@@ -135,6 +136,29 @@ fn a_blank_copy_gets_the_allocated_blocks_and_a_foreign_one_is_compared() {
         }
         assert_eq!(sender.poll(&tracker, 5000), Action::Cut);
     }
+}
+
+#[test]
+fn holes_are_told_again_when_the_epoch_they_belong_to_is_given_up() {
+    let tracker = Tracker::new(5);
+    let mut sender = Sender::new(Settings::default(), id(7), 100 * 4096, Lineage::first(id(1)), None, RoaringBitmap::new());
+    attach(&mut sender, &tracker, 4);
+    assert_eq!(sender.poll(&tracker, 0), Action::FindAllocated);
+    sender.handle_allocated(&tracker, &RoaringBitmap::new());
+    let told = sender.poll(&tracker, 0);
+    assert!(matches!(&told, Action::Send(Message::Blocks(zeroes)) if zeroes.runs == [(run(0, 100), Content::Zero)]));
+    cut(&mut sender, &tracker, 5000);
+    sender.handle_overflow(&tracker);
+    assert_eq!(sender.poll(&tracker, 5000), Action::Send(Message::Abandon));
+    // The standby takes no commit before everything that it staged has come again.
+    assert_eq!(sender.poll(&tracker, 5000), told);
+    cut(&mut sender, &tracker, 10_000);
+    assert!(matches!(sender.poll(&tracker, 10_000), Action::Send(Message::Commit(commit)) if commit.blocks == 100));
+    write(&tracker, 3, 1);
+    cut(&mut sender, &tracker, 15_000);
+    sender.handle_overflow(&tracker);
+    assert_eq!(sender.poll(&tracker, 15_000), Action::Send(Message::Abandon));
+    assert!(matches!(sender.poll(&tracker, 20_000), Action::Cut), "what was committed is not told again");
 }
 
 #[test]
