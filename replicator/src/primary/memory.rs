@@ -1,7 +1,8 @@
 //! What a primary remembers across restarts.
 //!
 //! - Epoch numbers are reserved in chunks, durably, before the first of a chunk is used: none is ever used twice.
-//! - What the standby acknowledged: durable the first time; an older value later is safe, because what changed since is marked.
+//! - Which copy the standby has, or that nobody knows: durable, before anything is sent on the strength of it. What that copy acknowledged: an
+//!   older value is safe, because what changed since is marked.
 //! - Which promise holds for what was acknowledged: durable, before a weaker one comes into force.
 //! - After a clean stop, exactly which blocks the standby lacks. Read once, and gone before the next write.
 
@@ -88,6 +89,22 @@ pub fn store_known(catalogue: &dyn Catalogue, key: &[u8], known: Option<Known>, 
         value
     };
     catalogue.apply(&[(key.to_vec(), known.map(encode))], persist)
+}
+
+/// Records what is known now if that is something else than what is `stored`. Fails only where the stream has to end: content that was sent
+/// because nobody knew the copy would not be sent again by a primary that wakes up and believes that it does.
+pub fn remember_known(catalogue: &dyn Catalogue, key: &[u8], stored: &mut Option<Known>, known: Option<Known>) -> io::Result<()> {
+    if known == *stored {
+        return Ok(());
+    }
+    let copy = |known: Option<Known>| known.map(|known| known.replica);
+    let is_same = copy(known) == copy(*stored);
+    match store_known(catalogue, key, known, if is_same { Persist::Eventually } else { Persist::Synced }) {
+        Ok(()) => *stored = known,
+        Err(error) if is_same => tracing::warn!(%error, "the catalogue cannot be written"),
+        Err(error) => return Err(error),
+    }
+    Ok(())
 }
 
 /// The key of what holds for a volume and its standby at a site.
@@ -181,6 +198,27 @@ mod tests {
         assert_eq!(RoaringBitmap::deserialize_from(&value(&format!("changed/{hex}"))[..]).unwrap(), changed);
         assert_eq!(take_changed(&*catalogue, volume).unwrap(), Some(changed));
         assert_eq!(take_changed(&*catalogue, volume).unwrap(), None);
+    }
+
+    #[test]
+    fn another_copy_is_remembered_or_the_stream_ends_and_its_progress_can_wait() {
+        let (catalogue, volume) = (MemoryCatalogue::default(), Id([0x77; 16]));
+        let key = known_key(volume, "SITE");
+        let recorded = || load_known(&catalogue, &key).unwrap();
+        let [own, first, later] =
+            [(None, 5), (Some(Id([1; 16])), 6), (Some(Id([1; 16])), 7)].map(|(replica, acked)| Some(Known { replica, acked }));
+        let mut stored = None;
+        remember_known(&catalogue, &key, &mut stored, own).unwrap();
+        catalogue.fill();
+        for other in [None, first] {
+            assert!(remember_known(&catalogue, &key, &mut stored, other).is_err());
+            assert_eq!((stored, recorded()), (own, own));
+        }
+        catalogue.make_room();
+        remember_known(&catalogue, &key, &mut stored, first).unwrap();
+        catalogue.fill();
+        remember_known(&catalogue, &key, &mut stored, later).unwrap();
+        assert_eq!((stored, recorded()), (first, first), "it is tried again with the next");
     }
 
     #[test]

@@ -1,10 +1,9 @@
 //! The thread that owns a sender: takes inputs, asks it what to do, does that.
 
 use super::acknowledging::Acknowledging;
-use super::memory::{load_promise, store_known};
+use super::memory::{load_promise, remember_known};
 use super::verify::Verification;
 use super::{Input, Outgoing, PrimaryStatus, Remains, ReplicaError, Session, Setup, read};
-use crate::catalogue::Persist;
 use crate::codec::Encoder;
 use crate::counters;
 use crate::intake::extent_blocks;
@@ -175,7 +174,7 @@ impl Shell {
         }
         self.sender.handle_message(self.setup.intake.tracker(), message, now_ms)?;
         if self.sender.known() != self.stored {
-            self.remember_known();
+            self.remember();
         }
         if matches!(self.sender.phase(), Phase::Refused(_)) {
             // The sender remembers why; marking again what was under way is the same as for a broken connection.
@@ -190,15 +189,11 @@ impl Shell {
         counters::add(&self.setup.counters.duplicate_blocks, asked.saturating_sub(different));
     }
 
-    fn remember_known(&mut self) {
+    fn remember(&mut self) {
         let known = self.sender.known();
-        let replica = |known: Option<Known>| known.and_then(|known| known.replica);
-        let persist = if replica(known) == replica(self.stored) { Persist::Eventually } else { Persist::Synced };
-        if let Err(error) = store_known(&*self.setup.catalogue, &self.setup.known_key, known, persist) {
-            // Safe: after a restart all would be compared.
-            tracing::warn!(volume = %self.setup.volume, %error, "the catalogue cannot be written");
+        if let Err(error) = remember_known(&*self.setup.catalogue, &self.setup.known_key, &mut self.stored, known) {
+            return self.failed(&error);
         }
-        self.stored = known;
         let Some(acked) = known.map(|known| known.acked) else { return };
         while let Some((epoch, cut)) = self.cut_times.front().copied().filter(|(epoch, _)| *epoch <= acked) {
             self.cut_times.pop_front();
@@ -244,16 +239,18 @@ impl Shell {
         }
         match self.act(action, now_ms) {
             Ok(()) => self.error = None,
-            Err(error) => {
-                tracing::error!(volume = %self.setup.volume, %error, "replication: this side failed; it is tried again");
-                self.error = Some(error.to_string());
-                self.disconnect();
-            }
+            Err(error) => self.failed(&error),
         }
         if self.published.elapsed() >= PUBLISH_INTERVAL {
             self.publish();
         }
         Duration::ZERO
+    }
+
+    fn failed(&mut self, error: &io::Error) {
+        tracing::error!(volume = %self.setup.volume, %error, "replication: this side failed; it is tried again");
+        self.error = Some(error.to_string());
+        self.disconnect();
     }
 
     fn act(&mut self, action: Action, now_ms: u64) -> io::Result<()> {

@@ -10,7 +10,6 @@ use crate::storage::{Access, NOISE, SECTORS, Stamps, Storage, View};
 use bytes::Bytes;
 use rand::RngExt;
 use rand::rngs::StdRng;
-use replicator::catalogue::Persist;
 use replicator::codec::Encoder;
 use replicator::disk::BlockDevice;
 use replicator::intake::{ActivityLog, Intake, Intaken, KeptLimits, Parked, extent_blocks};
@@ -33,6 +32,17 @@ const ACTIVITY_KEY: &[u8] = b"al/";
 struct Content {
     first_sector: u64,
     stamps: Vec<u64>,
+}
+
+/// Why a primary ends its stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The standby will not have it.
+    Refused,
+    /// The standby breaks the protocol, in this way.
+    Protocol(&'static str),
+    /// Its own disk failed.
+    Disk,
 }
 
 /// See the module's documentation.
@@ -259,17 +269,10 @@ impl Primary {
     }
 
     /// A message came. `Err` says that the stream ends.
-    pub fn receive(&mut self, message: Message, now_ms: u64) -> Result<(), &'static str> {
-        self.sender.handle_message(self.intake.tracker(), message, now_ms)?;
-        let known = self.sender.known();
-        if known != self.stored {
-            let replica = |known: Option<Known>| known.and_then(|known| known.replica);
-            let persist = if replica(known) == replica(self.stored) { Persist::Eventually } else { Persist::Synced };
-            // After a restart all would be compared.
-            let _ = memory::store_known(&*self.storage.catalogue, &known_key(), known, persist);
-            self.stored = known;
-        }
-        if matches!(self.sender.phase(), Phase::Refused(_)) { Err("refused") } else { Ok(()) }
+    pub fn receive(&mut self, message: Message, now_ms: u64) -> Result<(), Ended> {
+        self.sender.handle_message(self.intake.tracker(), message, now_ms).map_err(Ended::Protocol)?;
+        memory::remember_known(&*self.storage.catalogue, &known_key(), &mut self.stored, self.sender.known()).map_err(|_| Ended::Disk)?;
+        if matches!(self.sender.phase(), Phase::Refused(_)) { Err(Ended::Refused) } else { Ok(()) }
     }
 
     /// Lets extents cool whose content is at the standby, as the daemon does now and then.

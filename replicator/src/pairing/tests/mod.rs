@@ -17,6 +17,18 @@ pub(crate) struct MemoryCatalogue {
     full: AtomicBool,
 }
 
+impl MemoryCatalogue {
+    /// From now on nothing can be written.
+    pub(crate) fn fill(&self) {
+        self.full.store(true, Ordering::Relaxed);
+    }
+
+    /// It can again.
+    pub(crate) fn make_room(&self) {
+        self.full.store(false, Ordering::Relaxed);
+    }
+}
+
 impl Catalogue for MemoryCatalogue {
     fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
         Ok(self.pairs.lock().unwrap().get(key).cloned())
@@ -134,9 +146,9 @@ async fn after_a_lost_answer_the_same_token_gives_the_same_answer() {
     let (osaka, oregon) = (Site::named("osaka"), Site::named("oregon"));
     let token = osaka.invite(TTL);
     // The answer that came could not be recorded, as though it had been lost.
-    oregon.catalogue.full.store(true, Ordering::Relaxed);
+    oregon.catalogue.fill();
     assert!(matches!(oregon.join(&token).await, Err(JoinError::Record(RecordError::Io(_)))));
-    oregon.catalogue.full.store(false, Ordering::Relaxed);
+    oregon.catalogue.make_room();
     assert!(osaka.desk.book().find_by_name("oregon").is_some());
     oregon.join(&token).await.unwrap();
     oregon.join(&token).await.unwrap();
@@ -147,10 +159,10 @@ async fn after_a_lost_answer_the_same_token_gives_the_same_answer() {
 async fn nothing_is_used_up_when_the_inviter_cannot_record() {
     let (osaka, oregon) = (Site::named("osaka"), Site::named("oregon"));
     let token = osaka.invite(TTL);
-    osaka.catalogue.full.store(true, Ordering::Relaxed);
+    osaka.catalogue.fill();
     assert_eq!(refusal(oregon.join(&token).await).0, Refusal::Failed);
     assert!(oregon.desk.book().peers().is_empty() && osaka.desk.book().peers().is_empty());
-    osaka.catalogue.full.store(false, Ordering::Relaxed);
+    osaka.catalogue.make_room();
     oregon.join(&token).await.unwrap();
 }
 
