@@ -89,6 +89,7 @@ impl Daemon {
         if !attached.is_empty() && !force {
             return Err(client_active(name, &attached));
         }
+        self.settings_heard(name).await;
         // Who asks by force takes over without us, if need be: then nothing may be acknowledged here any more.
         let yields = force && generation.is_some();
         let emptied = match catch_up(&replica).await {

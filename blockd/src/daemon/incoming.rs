@@ -120,6 +120,9 @@ impl Daemon {
             Ok(Question::Handover { volume, generation, force }) => {
                 answer_of(self.hand_over(&from.to_string(), &volume, generation, force).await)
             }
+            Ok(Question::Settings { volume, settings }) => {
+                answer_of(self.note_settings(&from.to_string(), &volume, settings).await.map(|()| Answer::Done))
+            }
             Ok(Question::Detach { volume }) => {
                 tracing::info!(volume, site = %from, "the primary does not replicate this volume to here any more");
                 Answer::Done

@@ -15,6 +15,7 @@ mod part;
 mod points;
 mod promotion;
 mod replication;
+mod settings;
 mod sites;
 pub(crate) mod state_dir;
 mod status;

@@ -1,5 +1,6 @@
 //! This site's part in a volume, alive: what runs for it.
 
+use super::settings::{Teller, record_of};
 use super::volumes::{Volumes, io_error};
 use crate::catalogue::{PeerRecord, VolumeRecord};
 use crate::volume::{GateState, Volume};
@@ -8,10 +9,10 @@ use replicator::catalogue::Catalogue;
 use replicator::identity::SiteId;
 use replicator::primary::connection::Route;
 use replicator::primary::memory::{self, EpochNumbers};
-use replicator::primary::{Replica, Setup};
-use replicator::site_link::request::{lineage_of, parse_id};
+use replicator::primary::{OnStanding, Replica, Setup};
+use replicator::site_link::request::{SettingsRecord, lineage_of, parse_id};
 use replicator::standby::{Place, SegmentDir, Standby, StandbyService};
-use replicator_engine::acknowledgement::{OnDisconnect, Promise, Rules};
+use replicator_engine::acknowledgement::{OnDisconnect, Promise, Rules, Standing};
 use replicator_engine::generation::{Id, Lineage};
 use replicator_engine::sender::{Known, Settings};
 use roaring::RoaringBitmap;
@@ -33,6 +34,10 @@ pub(super) enum Part {
 pub(super) struct PrimaryPart {
     pub replica: Arc<Replica>,
     pub bandwidth: watch::Sender<Option<u64>>,
+    /// What the standby is to be told.
+    pub settings: watch::Sender<SettingsRecord>,
+    /// What it has heard.
+    pub heard: watch::Receiver<Option<SettingsRecord>>,
     keeper: JoinHandle<()>,
 }
 
@@ -128,12 +133,16 @@ impl Volumes {
             compare_first,
             counters: volume.counters.clone(),
             on_commit: Box::new(move |elapsed| metrics.epoch_commit.observe(elapsed)),
+            on_standing: suspends(volume.clone()),
         };
         let replica = Arc::new(Replica::start(setup).map_err(io_error)?);
         let (bandwidth, limit) = watch::channel(peer.bandwidth_bits_per_second);
         let route = Route { links: self.sites.links.clone(), site, volume: id, bandwidth: limit, counters: volume.counters.clone() };
-        let keeper = tokio::spawn(keep(replica.clone(), route, volume.clone(), record.name.clone(), self.overtaken.clone()));
-        Ok(Part::Primary(PrimaryPart { replica, bandwidth, keeper }))
+        let ((settings, told), (hear, heard)) = (watch::channel(record_of(peer)), watch::channel(None));
+        let (name, volume_id) = (peer.name.clone(), record.id.clone());
+        let teller = Teller { sites: self.sites.clone(), site, name, volume: volume_id, settings: told, heard: hear };
+        let keeper = tokio::spawn(keep(replica.clone(), route, teller, volume.clone(), record.name.clone(), self.overtaken.clone()));
+        Ok(Part::Primary(PrimaryPart { replica, bandwidth, settings, heard, keeper }))
     }
 
     /// Starts receiving. The place of the copy is recorded before.
@@ -156,8 +165,20 @@ impl Volumes {
     }
 }
 
+/// No request of a client is begun while the promise is suspended.
+fn suspends(volume: Arc<Volume>) -> OnStanding {
+    Arc::new(move |standing| if standing == Standing::Suspended { volume.gate.suspend() } else { volume.gate.resume() })
+}
+
 /// Keeps a replica connected, and tells when another site has overtaken this one.
-async fn keep(replica: Arc<Replica>, route: Route, volume: Arc<Volume>, name: VolumeName, overtaken: mpsc::UnboundedSender<Overtaken>) {
+async fn keep(
+    replica: Arc<Replica>,
+    route: Route,
+    teller: Teller,
+    volume: Arc<Volume>,
+    name: VolumeName,
+    overtaken: mpsc::UnboundedSender<Overtaken>,
+) {
     let mut status = replica.status();
     let told = async {
         loop {
@@ -174,7 +195,7 @@ async fn keep(replica: Arc<Replica>, route: Route, volume: Arc<Volume>, name: Vo
         }
     };
     tokio::select! {
-        () = replica.keep_connected(route) => {}
+        ((), ()) = async { tokio::join!(replica.keep_connected(route), teller.run(replica.status())) } => {}
         () = told => {}
     }
 }

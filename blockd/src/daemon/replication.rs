@@ -2,10 +2,9 @@
 
 use super::Daemon;
 use super::handover::DRAIN_DEADLINE;
-use super::mode::Acknowledgement;
-use super::part::{Part, PrimaryStart, peer_site, rules, settings, volume_id};
-use super::status;
+use super::part::{self, Part, PrimaryStart, peer_site, rules, volume_id};
 use super::volumes::{io_error, random_id};
+use super::{settings, status};
 use crate::admin::{Outcome, ProgressSink};
 use crate::catalogue::{MadeBy, PeerRecord, RecordedRole, VolumeRecord};
 use blockd_api::*;
@@ -20,7 +19,6 @@ use std::time::{Duration, Instant};
 
 /// How old a recovery point may become unless told otherwise.
 const DEFAULT_RPO: Span = Span::from_seconds(5);
-const MIN_RPO_MS: u64 = 100;
 /// A peer has no more standbys made once there are so many volumes.
 const MAX_VOLUMES: usize = 1000;
 /// For a standby to be made.
@@ -42,18 +40,11 @@ fn replica_error(name: &VolumeName, error: &ReplicaError) -> ApiError {
 
 impl Daemon {
     pub(super) async fn begin_replication(&self, name: &VolumeName, request: &Replicate) -> Outcome<VolumeStatus> {
-        let acknowledgement = Acknowledgement::of(request)?;
-        let rpo_ms = request.rpo.unwrap_or(DEFAULT_RPO).duration().as_millis() as u64;
-        if rpo_ms < MIN_RPO_MS {
-            return Err(
-                ApiError::new(ErrorCode::InvalidRequest, format!("an RPO of {rpo_ms} ms is too short")).with_hint("give 100ms or more")
-            );
-        }
         let site = self.sites.peer(&request.to)?;
-        let bandwidth = request.bandwidth.map(|rate| rate.bytes_per_second() * 8);
-        let peer = PeerRecord::new(site.id.to_string(), request.to.clone(), rpo_ms);
-        let peer = PeerRecord { bandwidth_bits_per_second: bandwidth, ..acknowledgement.recorded_in(peer) };
         let (record, _operation) = self.begin(name).await?;
+        let recorded = record.peer.clone().filter(|peer| record.role == RecordedRole::Primary && peer.site == site.id.to_string());
+        let at_first = || PeerRecord::new(site.id.to_string(), request.to.clone(), DEFAULT_RPO.duration().as_millis() as u64);
+        let peer = settings::asked(request, recorded.unwrap_or_else(at_first))?;
         let goes_on = match (record.role, &record.peer) {
             (RecordedRole::Standalone, _) => false,
             (RecordedRole::Primary, Some(old)) if old.site == peer.site => true,
@@ -121,12 +112,14 @@ impl Daemon {
     async fn change_settings(&self, name: &VolumeName, peer: PeerRecord) -> Outcome<VolumeStatus> {
         let mut volumes = self.volumes.lock().await;
         volumes.change(name, |record| record.peer = Some(peer.clone()))?;
-        let open = volumes.get(name)?;
-        if let Part::Primary(primary) = &open.part {
-            primary.replica.set_settings(settings(&peer), rules(&peer));
+        if let Part::Primary(primary) = &volumes.get(name)?.part {
+            primary.replica.set_settings(part::settings(&peer), rules(&peer));
             primary.bandwidth.send_replace(peer.bandwidth_bits_per_second);
+            primary.settings.send_replace(settings::record_of(&peer));
         }
-        Ok(status::status(open))
+        drop(volumes);
+        self.settings_heard(name).await;
+        self.volumes.lock().await.get(name).map(status::status)
     }
 
     /// The primary of a paired site wants a standby here.

@@ -1,11 +1,12 @@
 //! Who may pass to a volume's image, and who is still inside.
 //!
 //! A volume serves only while it is primary (or stands alone). Front ends enter for each request and leave when it completed; the
-//! daemon shuts the gate, waits until the last one left, and knows then that the image stands still.
+//! daemon shuts the gate, waits until the last one left, and knows then that the image stands still. Whoever replicates the volume suspends
+//! the gate, whatever its state, while nothing may be begun because the standby is gone.
 
 use crate::bells::Bells;
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use tokio::sync::Notify;
 
 /// State of a [`Gate`].
@@ -23,6 +24,7 @@ pub enum GateState {
 /// See the module's documentation.
 pub struct Gate {
     state: AtomicU32,
+    suspended: AtomicBool,
     inside: AtomicU64,
     changed: Notify,
     bells: Bells,
@@ -31,7 +33,13 @@ pub struct Gate {
 impl Gate {
     /// A gate in `state`.
     pub fn new(state: GateState) -> Self {
-        Self { state: AtomicU32::new(state as u32), inside: AtomicU64::new(0), changed: Notify::new(), bells: Bells::default() }
+        Self {
+            state: AtomicU32::new(state as u32),
+            suspended: AtomicBool::new(false),
+            inside: AtomicU64::new(0),
+            changed: Notify::new(),
+            bells: Bells::default(),
+        }
     }
 
     /// The state now.
@@ -40,6 +48,25 @@ impl Gate {
             0 => GateState::Open,
             1 => GateState::Shut,
             _ => GateState::Fenced,
+        }
+    }
+
+    /// Whether requests pass.
+    pub fn is_open(&self) -> bool {
+        self.state() == GateState::Open && !self.suspended.load(SeqCst)
+    }
+
+    /// Nothing passes from now on, and what is inside goes on as usual.
+    pub fn suspend(&self) {
+        if !self.suspended.swap(true, SeqCst) {
+            self.tell();
+        }
+    }
+
+    /// The state alone decides again.
+    pub fn resume(&self) {
+        if self.suspended.swap(false, SeqCst) {
+            self.tell();
         }
     }
 
@@ -77,7 +104,7 @@ impl Gate {
     /// Enters, if the gate is open.
     pub fn try_enter(&self) -> bool {
         self.inside.fetch_add(1, SeqCst);
-        let open = self.state() == GateState::Open;
+        let open = self.is_open();
         if !open {
             self.leave();
         }
@@ -99,7 +126,7 @@ impl Gate {
 
     /// Returns when the gate is open.
     pub async fn opened(&self) {
-        self.wait(|| self.state() == GateState::Open).await;
+        self.wait(|| self.is_open()).await;
     }
 
     /// Returns when nobody is inside. Shut the gate first.
@@ -141,6 +168,19 @@ mod tests {
         });
         assert!(gate.exit().is_ok());
         tokio::time::timeout(std::time::Duration::from_secs(5), drained).await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_suspended_gate_lets_nobody_in_whatever_becomes_of_its_state() {
+        let gate = Gate::new(GateState::Open);
+        assert!(gate.try_enter());
+        gate.suspend();
+        assert!(gate.exit().is_ok() && !gate.try_enter());
+        assert!(gate.shut());
+        gate.reopen();
+        assert!(!gate.try_enter());
+        gate.resume();
+        assert!(gate.try_enter());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::sys::Direction;
 use blockd::request::Access;
 use replicator_engine::acknowledgement::Promise;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
 
@@ -36,6 +36,20 @@ fn what_the_promise_covers_is_answered_once_the_standby_has_its_epoch() {
     assert_eq!(driver.complete(0, 1), [(8, 0)]);
     drop(driver);
     held.close();
+}
+
+#[test]
+fn a_suspended_queue_pops_nothing_and_stops_at_once() {
+    let site = Site::serve(MIB, Access::ReadWrite);
+    let mut raw = Raw::connect(&site.socket());
+    raw.start(0);
+    site.volume.gate.suspend();
+    raw.offer(WRITE, 0, 4096);
+    raw.kick();
+    let began = Instant::now();
+    assert_eq!(raw.stop(), 0, "nothing was popped");
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(site.content(0, 4096).iter().all(|byte| *byte == 0));
 }
 
 #[test]

@@ -47,7 +47,7 @@ impl Shell {
     pub(super) fn acknowledge(&mut self, now_ms: u64) {
         if self.acknowledging.policy.is_idle() {
             if self.acknowledging.status.wanted > Promise::Local {
-                self.acknowledging.status = PromiseStatus::default();
+                self.stand(PromiseStatus::default());
             }
             return;
         }
@@ -87,7 +87,14 @@ impl Shell {
             self.sender.request_cut();
         }
         let (wanted, in_force, standing) = (self.acknowledging.rules.wanted, policy.in_force(), policy.standing(&view));
-        self.acknowledging.status = PromiseStatus { wanted, in_force, standing, waiting: held.look().requests };
+        self.stand(PromiseStatus { wanted, in_force, standing, waiting: held.look().requests });
+    }
+
+    fn stand(&mut self, status: PromiseStatus) {
+        let before = std::mem::replace(&mut self.acknowledging.status, status);
+        if before.standing != status.standing {
+            (self.setup.on_standing)(status.standing);
+        }
     }
 
     /// Loudly: what is acknowledged from now on means something else.

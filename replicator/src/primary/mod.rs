@@ -29,7 +29,7 @@ use crate::disk::BlockDevice;
 use crate::intake::Intake;
 use bytes::Bytes;
 use memory::EpochNumbers;
-use replicator_engine::acknowledgement::Rules;
+use replicator_engine::acknowledgement::{Rules, Standing};
 use replicator_engine::block::Run;
 use replicator_engine::generation::{Id, Lineage};
 use replicator_engine::sender::{Known, Settings};
@@ -73,6 +73,9 @@ pub struct Setup {
     pub counters: Arc<Counters>,
     /// Told how long each epoch took from its cut to its commit.
     pub on_commit: Box<dyn Fn(Duration) + Send>,
+    /// Told when the mode's promise stands otherwise than before, and in the end that nothing is asked of requests any more. While it is
+    /// suspended, none is to be begun.
+    pub on_standing: OnStanding,
 }
 
 /// One connection's number: inputs of an earlier one are ignored.
@@ -106,12 +109,16 @@ pub enum ReplicaError {
 /// Told how many blocks of how many are done.
 pub type OnProgress = Box<dyn Fn(u64, u64) + Send>;
 
+/// Told how the mode's promise stands. It must not wait for anything.
+pub type OnStanding = Arc<dyn Fn(Standing) + Send + Sync>;
+
 /// Whatever ends the thread, nobody waits for it any more.
-struct ClosesHeld(Arc<Intake>);
+struct ClosesHeld(Arc<Intake>, OnStanding);
 
 impl Drop for ClosesHeld {
     fn drop(&mut self) {
         self.0.held().close();
+        (self.1)(Standing::Held);
     }
 }
 
@@ -153,11 +160,11 @@ impl Replica {
     pub fn start(setup: Setup) -> io::Result<Self> {
         let (inbox, inputs) = mpsc::channel();
         let (publish, status) = watch::channel(PrimaryStatus::default());
-        let (asked, intake) = (inbox.clone(), setup.intake.clone());
+        let (asked, intake, on_standing) = (inbox.clone(), setup.intake.clone(), setup.on_standing.clone());
         let shell = shell::Shell::new(setup, publish)?;
         let nudge = inbox.clone();
         intake.held().open(shell.in_force(), Box::new(move || drop(nudge.send(Input::Held))));
-        let closes = ClosesHeld(intake.clone());
+        let closes = ClosesHeld(intake.clone(), on_standing);
         let run = move || {
             let _closes = closes;
             shell.run(&inputs)

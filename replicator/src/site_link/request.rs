@@ -54,6 +54,24 @@ pub fn parse_id(text: &str) -> Option<Id> {
     well_formed.then(|| u128::from_str_radix(text, 16).ok()).flatten().map(|number| Id(number.to_be_bytes()))
 }
 
+/// What the operator set for a replica, as sites tell each other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingsRecord {
+    /// A word of the admin API's modes.
+    pub mode: String,
+    /// How much acknowledged data a disaster may cost.
+    pub rpo_ms: u64,
+    /// Most that may be sent; `None`: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_bits_per_second: Option<u64>,
+    /// A word of the admin API's choices; `None`: as the mode has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_disconnect: Option<String>,
+    /// How long a request waits for the standby; `None`: the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ack_timeout_ms: Option<u64>,
+}
+
 /// A question.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "ask")]
@@ -79,6 +97,13 @@ pub enum Question {
         generation: String,
         /// Whether clients that are active may be cut off.
         force: bool,
+    },
+    /// This is what the operator set here: go by it once you are primary.
+    Settings {
+        /// The volume's id, in hexadecimal.
+        volume: String,
+        /// What was set.
+        settings: SettingsRecord,
     },
     /// I do not replicate this volume to you any more.
     Detach {
@@ -195,6 +220,14 @@ mod tests {
         check(&Question::Ping);
         check(&Question::CreateStandby { name: "vm1".into(), volume: volume.clone(), size_bytes: 1 << 30, lineage });
         check(&Question::Handover { volume: volume.clone(), generation, force: false });
+        let settings = SettingsRecord {
+            mode: "sync".into(),
+            rpo_ms: 5000,
+            bandwidth_bits_per_second: Some(50_000_000),
+            on_disconnect: Some("suspend".into()),
+            ack_timeout_ms: Some(3000),
+        };
+        check(&Question::Settings { volume: volume.clone(), settings });
         check(&Question::Detach { volume });
         check(&Answer::Done);
         check(&Answer::Granted { epoch: 17 });

@@ -29,7 +29,6 @@ use super::table::Table;
 use super::zeroing::Job;
 use crate::request::MAX_TRANSFER_BYTES;
 use crate::store::{BufferPool, Inline, Pace};
-use crate::volume::GateState;
 use linger::Linger;
 use replicator::intake::Owner;
 use std::io;
@@ -182,7 +181,7 @@ impl Worker {
     /// Whether chains may be taken at all. If not, something else ends the wait: a completion, or the gate's bell.
     fn may_take(&self) -> bool {
         let full = self.operations.len() >= MAX_OPERATIONS || self.bounce_bytes + MAX_TRANSFER_BYTES > MAX_BOUNCE_BYTES;
-        !full && self.device.volume.gate.state() == GateState::Open
+        !full && self.device.volume.gate.is_open()
     }
 
     /// Whether there is something for a turn to do now.

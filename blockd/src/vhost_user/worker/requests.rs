@@ -9,7 +9,7 @@ use super::super::sys::{Finished, Work};
 use super::super::zeroing::Job;
 use super::{MAX_CHAINS_A_TURN, Worker};
 use crate::request::{Op, Space};
-use crate::volume::{Admission, Completion, GateState, Pass, Waiter};
+use crate::volume::{Admission, Completion, Pass, Waiter};
 use replicator::intake::Release;
 use std::io;
 use std::time::Instant;
@@ -240,7 +240,7 @@ impl Worker {
     }
 
     pub(super) fn resume_waiting(&mut self) {
-        if self.waiting.is_empty() || self.device.volume.gate.state() != GateState::Open {
+        if self.waiting.is_empty() || !self.device.volume.gate.is_open() {
             return;
         }
         for key in std::mem::take(&mut self.waiting) {

@@ -1,7 +1,7 @@
 //! Verbs about standbys.
 
 use super::values;
-use blockd_api::{Condition, Mode, OnDisconnect, Rate, SiteName, Span, VolumeName};
+use blockd_api::{Bandwidth, Condition, Mode, OnDisconnect, SiteName, Span, VolumeName};
 use clap::Args;
 
 const ON_DISCONNECT_HELP: &str = "What becomes of requests that wait for a standby which is gone, slow or full: \
@@ -9,7 +9,7 @@ const ON_DISCONNECT_HELP: &str = "What becomes of requests that wait for a stand
     or after --ack-timeout and until it keeps up again (degrade: the default for barrier and sync), \
     or wait for as long as it takes (suspend)";
 
-/// Keeps a standby.
+/// Keeps a standby, or changes its settings: what is not given stays as it is.
 #[derive(Debug, Args)]
 pub struct ReplicateArgs {
     /// Which volume
@@ -18,19 +18,19 @@ pub struct ReplicateArgs {
     /// Site of the standby
     #[arg(long, value_name = "SITE", required_unless_present = "stop")]
     pub to: Option<SiteName>,
-    /// When writes and flushes are acknowledged
-    #[arg(long, value_parser = values::mode(), default_value = "async")]
-    pub mode: Mode,
-    /// How much acknowledged data a disaster may cost, such as 5s
+    /// When writes and flushes are acknowledged [at first: async]
+    #[arg(long, value_parser = values::mode())]
+    pub mode: Option<Mode>,
+    /// How much acknowledged data a disaster may cost [at first: 5s]
     #[arg(long, value_name = "DURATION")]
     pub rpo: Option<Span>,
-    /// Most to send, such as 50Mbit [default: no limit]
+    /// Most to send, such as 50Mbit, or none for no limit [at first: none]
     #[arg(long, value_name = "RATE")]
-    pub bandwidth: Option<Rate>,
+    pub bandwidth: Option<Bandwidth>,
     /// What becomes of requests that wait for a standby which is gone, slow or full
     #[arg(long, value_parser = values::on_disconnect(), long_help = ON_DISCONNECT_HELP)]
     pub on_disconnect: Option<OnDisconnect>,
-    /// How long a request waits for the standby [default: 5s]
+    /// How long a request waits for the standby [at first: 5s]
     #[arg(long, value_name = "DURATION")]
     pub ack_timeout: Option<Span>,
     /// End replication

@@ -1,7 +1,7 @@
 //! Command lines that parse, and those that must not.
 
 use super::*;
-use blockd_api::{Condition, Mode, Size, Span};
+use blockd_api::{Bandwidth, Condition, Rate, Size, Span};
 use clap::{CommandFactory, error::ErrorKind};
 
 fn parse(line: &str) -> Result<Cli, clap::Error> {
@@ -42,6 +42,7 @@ fn every_command_line_of_the_contract_parses() {
         "volume export vm1 --nbd unix:/run/a.sock --remove",
         "replicate vm1 --to oregon",
         "replicate vm1 --to oregon --mode sync --rpo 5s --bandwidth 50Mbit",
+        "replicate vm1 --to oregon --bandwidth none",
         "replicate vm1 --stop",
         "replicate vm1 --to oregon --stop",
         "mode vm1 barrier --to oregon",
@@ -119,8 +120,8 @@ fn a_volume_that_is_to_be_served_nowhere_is_told_every_way() {
 #[test]
 fn values_arrive_as_they_were_meant() {
     let Verb::Replicate(arguments) = verb("replicate vm1 --to oregon --rpo 5s --bandwidth 50Mbit") else { panic!() };
-    assert_eq!((arguments.mode, arguments.rpo), (Mode::Async, Some(Span::from_seconds(5))));
-    assert_eq!(arguments.bandwidth.map(|rate| rate.bits_per_second()), Some(50_000_000));
+    assert_eq!((arguments.mode, arguments.rpo), (None, Some(Span::from_seconds(5))));
+    assert_eq!(arguments.bandwidth.and_then(Bandwidth::limit).map(Rate::bits_per_second), Some(50_000_000));
     let Verb::Wait(arguments) = verb("wait vm1 --for committed=12") else { panic!() };
     assert_eq!((arguments.condition, arguments.timeout), (Condition::Committed(12), Span::from_seconds(60)));
     let Verb::Volume(VolumeVerb::Create(arguments)) = verb("volume create vm1 --size 10G --import a.qcow2") else { panic!() };

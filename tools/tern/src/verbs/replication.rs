@@ -16,11 +16,13 @@ pub async fn replicate(context: &Context<'_>, arguments: ReplicateArgs) -> Resul
         let document = context.client.post(&VolumeOp::Stop.path(&volume), &StopReplication { to }).await?;
         return Report::of(document, context.format, |now: VolumeStatus| format!("{}: replication ended, it is {}", now.name, now.role));
     }
-    later::check_mode(mode)?;
+    mode.map_or(Ok(()), later::check_mode)?;
     let to = to.ok_or_else(|| ApiError::new(ErrorCode::InvalidRequest, "--to SITE is missing"))?;
     let request = Replicate { to, mode, rpo, bandwidth, on_disconnect, ack_timeout };
     let document = context.client.post(&VolumeOp::Replicate.path(&volume), &request).await?;
-    Report::of(document, context.format, |now: VolumeStatus| format!("{}: replicates to {} ({mode}), {}", now.name, request.to, now.state))
+    Report::of(document, context.format, |now: VolumeStatus| {
+        format!("{}: replicates to {} ({}), {}", now.name, request.to, now.mode, now.state)
+    })
 }
 
 /// `tern mode NAME MODE`.

@@ -278,7 +278,7 @@ fn requests_say_what_was_typed() {
         (
             "replicate vm1 --to oregon --rpo 5s --bandwidth 50Mbit",
             "/v1/volumes/vm1/replicate",
-            json!({"to": "oregon", "mode": "async", "rpo": "5s", "bandwidth": "50Mbit", "on_disconnect": null, "ack_timeout": null}),
+            json!({"to": "oregon", "mode": null, "rpo": "5s", "bandwidth": "50Mbit", "on_disconnect": null, "ack_timeout": null}),
         ),
         ("mode vm1 async", "/v1/volumes/vm1/mode", json!({"mode": "async", "to": null})),
     ] {

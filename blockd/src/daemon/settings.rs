@@ -1,0 +1,158 @@
+//! What the operator set for a replica: asked for, recorded, and told to the standby, which goes by it once it is primary itself.
+
+use super::part::Part;
+use super::{Daemon, sites::Sites};
+use crate::admin::Outcome;
+use crate::catalogue::{PeerRecord, RecordedRole};
+use blockd_api::*;
+use replicator::identity::SiteId;
+use replicator::primary::PrimaryStatus;
+use replicator::site_link::request::{Answer, Question, SettingsRecord};
+use replicator_engine::sender::Phase;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+const MIN_RPO_MS: u64 = 100;
+/// A guest's disk should not hang for longer than an operator would.
+const ACK_TIMEOUT_MS: std::ops::RangeInclusive<u64> = 100..=600_000;
+/// For the standby to have heard of a change before the operator is answered.
+const TELL_DEADLINE: Duration = Duration::from_secs(5);
+/// Before a question that was not answered is asked again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+fn millis(span: Span) -> u64 {
+    span.duration().as_millis() as u64
+}
+
+fn invalid(message: impl Into<String>, hint: &str) -> ApiError {
+    ApiError::new(ErrorCode::InvalidRequest, message).with_hint(hint)
+}
+
+/// What is recorded once the request is granted: what it does not name stays as it is.
+pub(super) fn asked(request: &Replicate, recorded: PeerRecord) -> Outcome<PeerRecord> {
+    let mode = request.mode.map_or(Ok(recorded.mode), check_mode)?;
+    let peer = PeerRecord {
+        mode,
+        rpo_ms: request.rpo.map_or(recorded.rpo_ms, millis),
+        bandwidth_bits_per_second: match request.bandwidth {
+            None => recorded.bandwidth_bits_per_second,
+            Some(bandwidth) => bandwidth.limit().map(|rate| rate.bytes_per_second() * 8),
+        },
+        on_disconnect: request.on_disconnect.or(recorded.on_disconnect),
+        ack_timeout_ms: request.ack_timeout.map(millis).or(recorded.ack_timeout_ms),
+        ..recorded
+    };
+    if mode == Mode::Async && request.on_disconnect.is_some_and(|choice| choice != OnDisconnect::Continue) {
+        let hint = "--mode barrier or --mode sync, or leave --on-disconnect out";
+        return Err(invalid("in mode async no request waits for the standby", hint));
+    }
+    check(peer)
+}
+
+pub(super) fn check_mode(mode: Mode) -> Outcome<Mode> {
+    if mode != Mode::Snapshot {
+        return Ok(mode);
+    }
+    Err(ApiError::new(ErrorCode::NotSupported, format!("this version does not have mode {mode}")).with_hint("use async, barrier or sync"))
+}
+
+/// Whether a site can go by it.
+fn check(peer: PeerRecord) -> Outcome<PeerRecord> {
+    if peer.rpo_ms < MIN_RPO_MS {
+        return Err(invalid(format!("an RPO of {} ms is too short", peer.rpo_ms), "give 100ms or more"));
+    }
+    if let Some(ms) = peer.ack_timeout_ms.filter(|ms| !ACK_TIMEOUT_MS.contains(ms)) {
+        return Err(invalid(format!("a request cannot wait for {ms} ms"), "give --ack-timeout 100ms or more, and 10m or less"));
+    }
+    Ok(peer)
+}
+
+/// What the other site is told.
+pub(super) fn record_of(peer: &PeerRecord) -> SettingsRecord {
+    SettingsRecord {
+        mode: peer.mode.as_str().to_owned(),
+        rpo_ms: peer.rpo_ms,
+        bandwidth_bits_per_second: peer.bandwidth_bits_per_second,
+        on_disconnect: peer.on_disconnect.map(|choice| choice.as_str().to_owned()),
+        ack_timeout_ms: peer.ack_timeout_ms,
+    }
+}
+
+/// What is recorded of what the other site told.
+fn recorded(told: SettingsRecord, peer: &PeerRecord) -> Outcome<PeerRecord> {
+    let unknown = |error: String| invalid(error, "upgrade this site");
+    check(PeerRecord {
+        mode: check_mode(told.mode.parse().map_err(unknown)?)?,
+        rpo_ms: told.rpo_ms,
+        bandwidth_bits_per_second: told.bandwidth_bits_per_second.filter(|bits| *bits > 0),
+        on_disconnect: told.on_disconnect.map(|word| word.parse()).transpose().map_err(unknown)?,
+        ack_timeout_ms: told.ack_timeout_ms,
+        ..peer.clone()
+    })
+}
+
+impl Daemon {
+    /// The primary of a standby here says how it replicates.
+    pub(super) async fn note_settings(&self, from: &str, volume: &str, told: SettingsRecord) -> Outcome<()> {
+        let mut volumes = self.volumes.lock().await;
+        let of = volumes.by_id(volume).filter(|open| open.record.role == RecordedRole::Standby);
+        let of = of.and_then(|open| Some((open.record.name.clone(), open.record.peer.clone().filter(|peer| peer.site == from)?)));
+        let (name, old) = of.ok_or_else(|| ApiError::new(ErrorCode::NotFound, "this site has no standby of the volume"))?;
+        let new = recorded(told, &old)?;
+        if new == old { Ok(()) } else { volumes.change(&name, |record| record.peer = Some(new)) }
+    }
+
+    /// Waits a little until the standby, if it is there, has heard what is recorded. If not, it hears it when it attaches.
+    pub(super) async fn settings_heard(&self, name: &VolumeName) {
+        let volumes = self.volumes.lock().await;
+        let Ok(Part::Primary(primary)) = volumes.get(name).map(|open| &open.part) else { return };
+        let (settings, mut heard, mut status) = (primary.settings.borrow().clone(), primary.heard.clone(), primary.replica.status());
+        drop(volumes);
+        let told = async {
+            tokio::select! {
+                _ = heard.wait_for(|heard| heard.as_ref() == Some(&settings)) => {}
+                _ = status.wait_for(|seen| seen.phase != Phase::Online) => {}
+            }
+        };
+        let _ = tokio::time::timeout(TELL_DEADLINE, told).await;
+    }
+}
+
+/// Tells a standby what is set, each time that it has attached and at each change.
+pub(super) struct Teller {
+    pub sites: Arc<Sites>,
+    pub site: SiteId,
+    pub name: SiteName,
+    /// The volume's id, in hexadecimal.
+    pub volume: String,
+    pub settings: watch::Receiver<SettingsRecord>,
+    /// What the standby answered to last, well or not.
+    pub heard: watch::Sender<Option<SettingsRecord>>,
+}
+
+impl Teller {
+    /// Until there is nothing left to tell.
+    pub async fn run(mut self, mut status: watch::Receiver<PrimaryStatus>) {
+        while status.wait_for(|seen| seen.phase == Phase::Online).await.is_ok() {
+            let settings = self.settings.borrow_and_update().clone();
+            let question = Question::Settings { volume: self.volume.clone(), settings: settings.clone() };
+            match self.sites.ask(&self.site, &self.name, &question, TELL_DEADLINE).await {
+                Ok(Answer::Done) => {}
+                Ok(answer) => {
+                    tracing::warn!(volume = %self.volume, site = %self.name, ?answer, "the standby does not note what is set here");
+                }
+                Err(error) => {
+                    tracing::debug!(volume = %self.volume, %error, "the standby has not heard what is set here");
+                    tokio::time::sleep(RETRY_INTERVAL).await;
+                    continue;
+                }
+            }
+            self.heard.send_replace(Some(settings));
+            tokio::select! {
+                changed = self.settings.changed() => if changed.is_err() { return },
+                _ = status.wait_for(|seen| seen.phase != Phase::Online) => {}
+            }
+        }
+    }
+}
