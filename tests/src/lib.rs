@@ -21,7 +21,7 @@ pub use in_flight::InFlight;
 pub use nbd_client::NbdClient;
 pub use postgres::{Postgres, postgres_programs};
 pub use qmp::Qmp;
-pub use relay::Relay;
+pub use relay::{Linked, Relay};
 pub use site::{Pair, Site, program};
 
 use rand::SeedableRng;

@@ -16,6 +16,7 @@ pub struct Site {
     directory: PathBuf,
     listen: String,
     flags: Vec<String>,
+    environment: Vec<(String, String)>,
     daemon: Option<Child>,
 }
 
@@ -37,7 +38,8 @@ impl Site {
     /// The same with more flags for the daemon.
     pub fn start_with(name: &'static str, parent: &Path, flags: &[&str]) -> Self {
         let free = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port");
-        let mut site = Self { name, directory: parent.join(name), listen: free.to_string(), flags: Vec::new(), daemon: None };
+        let mut site =
+            Self { name, directory: parent.join(name), listen: free.to_string(), flags: Vec::new(), environment: Vec::new(), daemon: None };
         site.set_flags(flags);
         std::fs::create_dir_all(&site.directory).expect("a temporary directory");
         site.restart();
@@ -64,6 +66,11 @@ impl Site {
         self.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
     }
 
+    /// More environment for the daemon, from its next start on.
+    pub fn set_environment(&mut self, variables: &[(&str, &str)]) {
+        self.environment = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    }
+
     /// Its daemon's process id.
     pub fn pid(&self) -> u32 {
         self.daemon.as_ref().expect("a daemon that runs").id()
@@ -80,6 +87,7 @@ impl Site {
             .arg("--admin")
             .arg(self.socket("admin"))
             .args(&self.flags)
+            .envs(self.environment.iter().cloned())
             .stderr(log)
             .stdout(Stdio::null())
             .spawn();

@@ -3,36 +3,11 @@
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
-use tern_tests::{NbdClient, Pair, Relay, Site};
+use tern_tests::{Linked, NbdClient, Pair, Site};
 
 const BLOCK: usize = 4096;
 /// The volume has 16 MiB.
 const BLOCKS: u64 = 16 << 8;
-
-/// A pair whose link can be cut.
-struct Cuttable {
-    pair: Pair,
-    relays: [Relay; 2],
-}
-
-impl Cuttable {
-    fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let (a, b) = (Site::start("osaka", directory.path()), Site::start("oregon", directory.path()));
-        let relays = [Relay::to(a.listen()), Relay::to(b.listen())];
-        let addresses = relays.each_ref().map(Relay::address);
-        a.tern(&["volume", "create", "vm1", "--size", "16M"]);
-        Self { pair: Pair::of(directory, a, b, addresses.each_ref().map(String::as_str), "1s"), relays }
-    }
-
-    fn cut(&self) {
-        self.relays.iter().for_each(Relay::cut);
-    }
-
-    fn heal(&self) {
-        self.relays.iter().for_each(Relay::heal);
-    }
-}
 
 fn connect(site: &Site) -> NbdClient {
     NbdClient::connect(&site.socket("nbd")).unwrap()
@@ -82,12 +57,12 @@ fn assert_resync_says(site: &Site, blocks: u64) {
 
 #[test]
 fn an_old_primary_that_was_only_unreachable_stops_and_keeps_what_it_has_until_the_operator_gives_it_up() {
-    let cuttable = Cuttable::start();
-    let Pair { a, b, .. } = &cuttable.pair;
+    let linked = Linked::start(16);
+    let Pair { a, b, .. } = &linked.pair;
     let mut at_a = connect(a);
     (0..4).for_each(|block| write(&mut at_a, block, b'='));
     a.tern(&["snapshot", "vm1"]);
-    cuttable.cut();
+    linked.cut();
     write(&mut at_a, 1, b'a');
     let promotion = b.tern(&["promote", "vm1", "--force"]);
     assert_eq!(promotion["kind"], "failover", "{promotion}");
@@ -97,7 +72,7 @@ fn an_old_primary_that_was_only_unreachable_stops_and_keeps_what_it_has_until_th
     (1..3).for_each(|block| write(&mut at_a, block, b'a'));
     assert_eq!((letters(a, 4), letters(b, 4)), ("=aa=".into(), "==bb".into()));
 
-    cuttable.heal();
+    linked.heal();
     let stale = a.wait_until("stale", |volume| volume["role"] == "stale");
     assert_eq!(stale["state"], "fenced", "{stale}");
     assert!(stale["last_error"].as_str().is_some_and(|error| error.contains("resync")), "{stale}");
@@ -124,15 +99,15 @@ fn an_old_primary_that_was_only_unreachable_stops_and_keeps_what_it_has_until_th
 
 #[test]
 fn two_sites_that_were_both_promoted_are_split_until_one_goes_on_and_the_other_gives_up() {
-    let cuttable = Cuttable::start();
-    let Pair { a, b, .. } = &cuttable.pair;
+    let linked = Linked::start(16);
+    let Pair { a, b, .. } = &linked.pair;
     let mut at_a = connect(a);
     (0..4).for_each(|block| write(&mut at_a, block, b'='));
     drop(at_a);
     a.wait_until("without a client", |volume| volume["attached"].as_array().is_some_and(Vec::is_empty));
     a.tern(&["demote", "vm1"]);
     assert_eq!((a.volume()["role"].as_str(), b.volume()["role"].as_str()), (Some("standby"), Some("standby")));
-    cuttable.cut();
+    linked.cut();
     for site in [a, b] {
         site.tern(&["promote", "vm1", "--force"]);
     }
@@ -141,7 +116,7 @@ fn two_sites_that_were_both_promoted_are_split_until_one_goes_on_and_the_other_g
     (2..4).for_each(|block| write(&mut at_b, block, b'b'));
     write(&mut at_b, BLOCKS - 1, b'b');
 
-    cuttable.heal();
+    linked.heal();
     for site in [a, b] {
         let split = site.wait_until("split", |volume| volume["state"] == "split-brain");
         assert_eq!(split["role"], "stale", "{split}");
