@@ -94,10 +94,10 @@ fn flap(linked: &Linked, history: &mut History, seconds: u32) -> Flapping {
         });
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(seconds.into()) {
-            if began.elapsed().as_secs() % 2 == 0 {
-                linked.cut()
+            if began.elapsed().as_secs().is_multiple_of(2) {
+                linked.cut();
             } else {
-                linked.heal()
+                linked.heal();
             }
             let status = linked.pair.a.volume();
             seen.states.insert(status["state"].as_str().unwrap().to_owned());
