@@ -2,7 +2,7 @@
 
 use crate::site::{AMPLE_BYTES, Crash, Part, Role, Site};
 use crate::storage::View;
-use crate::world::{World, name};
+use crate::world::{World, any_rules, name};
 use rand::RngExt;
 
 /// Turns after which a standby must have everything, once nothing fails.
@@ -20,11 +20,12 @@ impl World {
             0..260 if !self.guest_rests => self.guest_begins(site),
             260..270 => self.guest_rests = !self.guest_rests,
             0..530 => self.guest_progresses(site),
-            530..550 => self.guest_flushes(site),
-            550..915 => self.move_data(site),
+            530..550 if self.guest_flushes => self.flush_guest(site),
+            530..915 => self.move_data(site),
             915..920 => self.volume_grows(site),
-            920..932 => self.extents_cool(site),
-            932..960 => {
+            920..940 => self.extents_cool(site),
+            940..943 => self.mode_changes(),
+            943..960 => {
                 let site = self.any_site();
                 self.check_copy(site);
             }
@@ -39,9 +40,27 @@ impl World {
         self.sites[site].grow(blocks, is_told);
     }
 
+    /// The operator changes the mode, wherever the primary is.
+    fn mode_changes(&mut self) {
+        let rules = any_rules(&mut self.rng);
+        self.note(|| {
+            format!("{:?} is wanted, {:?} without a standby, {} ms at most", rules.wanted, rules.on_disconnect, rules.ack_timeout_ms)
+        });
+        for site in &mut self.sites {
+            site.rules = rules;
+            if let Some(primary) = site.as_primary() {
+                primary.set_rules(rules);
+            }
+        }
+    }
+
     fn extents_cool(&mut self, site: usize) {
         if let Some(primary) = self.sites[site].as_primary() {
             primary.cool();
+        }
+        // What cooled too early shows after a crash before the next flush.
+        if self.rng.random_bool(0.1) {
+            self.crash(site, Crash::Power);
         }
     }
 
@@ -117,6 +136,7 @@ impl World {
 
     fn promote(&mut self, site: usize, expected: Option<u64>) {
         self.end_sessions_to(site);
+        self.check_copy(site);
         let generation = self.id();
         self.note(|| format!("{} is promoted", name(site)));
         let _ = self.sites[site].promote(generation, expected, &self.history);
@@ -130,9 +150,9 @@ impl World {
         }
         self.end_sessions_to(standby);
         self.note(|| format!("{} is made anew", name(standby)));
-        let Site { record, .. } = &self.sites[primary];
-        let (size_bytes, lineage) = (record.size_bytes, record.lineage.clone());
-        self.sites[standby] = Site::standby(size_bytes, lineage, &mut self.rng, self.plant);
+        let Site { record, rules, .. } = &self.sites[primary];
+        let (size_bytes, lineage, rules) = (record.size_bytes, record.lineage.clone(), *rules);
+        self.sites[standby] = Site::standby(size_bytes, lineage, rules, &mut self.rng, self.plant);
         self.sites[standby].quota_bytes = AMPLE_BYTES;
         self.sites[standby].start();
     }

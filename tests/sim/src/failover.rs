@@ -53,7 +53,7 @@ impl Site {
             (record.role, record.lineage, record.size_bytes) = (Role::Primary, lineage.clone(), place.size_bytes);
         })?;
         intake.start_logging();
-        let started = Primary::start(&self.storage, lineage, intake, Some(known), RoaringBitmap::new())?;
+        let started = Primary::start(&self.storage, lineage, self.rules, intake, Some(known), RoaringBitmap::new())?;
         self.part = Part::Primary(Box::new(started));
         Ok(())
     }
@@ -75,6 +75,7 @@ impl Site {
         self.storage.files.remove_all()?;
         let size_bytes = self.storage.image.size_bytes();
         let place = Place { volume: VOLUME, replica, lineage, size_bytes, committed, folded: committed, base };
+        memory::forget_promises(&*self.storage.catalogue, VOLUME)?;
         place.store(&*self.storage.catalogue, Persist::Synced)?;
         self.change(|record| (record.role, record.successor) = (Role::Standby, None))?;
         self.start();

@@ -2,8 +2,9 @@
 //!
 //! The engine, the intake, the activity log, the codec, the journal and the fold are the daemon's own. The simulator takes power, processes,
 //! streams, single operations and whole directions of the network away at any step, promotes and hands over, and holds what it finds
-//! against what happened ([`history`](crate)): copies show the primary's volume at a cut, never an epoch less than was acknowledged; one site
-//! acknowledges in a generation; and everything is equal once everything healed.
+//! against what happened ([`history`](crate)): copies show the primary's volume at a cut, never an epoch less than was acknowledged; while a
+//! promise is recorded, they have whatever a guest was told under it; one site acknowledges in a generation; and everything is equal once
+//! everything healed. The mode, and what becomes of requests without a standby, are the seed's, too, and change while the guest writes.
 //!
 //! `SEED=n cargo test -p sim fresh -- --nocapture` replays one run with its trace.
 
@@ -19,7 +20,6 @@ mod storage;
 mod wiretap;
 mod world;
 
-pub use history::Mode;
 pub use plant::Plant;
 
 use std::fmt;
@@ -39,6 +39,8 @@ pub struct Tally {
     pub faults: u64,
     /// Times that a copy was held against the cuts.
     pub checks: u64,
+    /// Times that it was held against a promise that is recorded.
+    pub promises: u64,
 }
 
 impl AddAssign for Tally {
@@ -46,12 +48,14 @@ impl AddAssign for Tally {
         self.commits += other.commits;
         self.faults += other.faults;
         self.checks += other.checks;
+        self.promises += other.promises;
     }
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} epochs committed, {} faults, {} states checked", self.commits, self.faults, self.checks)
+        let Self { commits, faults, checks, promises } = self;
+        write!(f, "{commits} epochs committed, {faults} faults, {checks} states and {promises} promises checked")
     }
 }
 

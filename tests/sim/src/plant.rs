@@ -22,11 +22,15 @@ pub enum Plant {
     PublishUnchecked,
     /// A journal that was torn loses its last intact record, too.
     LoseTornTail,
+    /// A guest is told of a flush, or a write, before the standby has it.
+    AcknowledgeBeforeArrival,
+    /// What holds stays recorded when less is promised.
+    KeepPromise,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::AcknowledgeBeforeCommit,
         Self::CoolBeforeFlush,
         Self::FoldOutOfOrder,
@@ -35,5 +39,7 @@ impl Plant {
         Self::AcceptOldGeneration,
         Self::PublishUnchecked,
         Self::LoseTornTail,
+        Self::AcknowledgeBeforeArrival,
+        Self::KeepPromise,
     ];
 }

@@ -1,7 +1,7 @@
 //! One site: what it has recorded of the volume, what is stored, and what runs.
 
 use crate::plant::Plant;
-use crate::primary::Primary;
+use crate::primary::{Primary, known_key, recorded_promise};
 use crate::standby::{StandbyPart, VOLUME};
 use crate::storage::{Access, Storage};
 use rand::RngExt;
@@ -9,7 +9,9 @@ use rand::rngs::StdRng;
 use replicator::catalogue::Persist;
 use replicator::disk::BlockDevice;
 use replicator::journal::JournalError;
+use replicator::primary::memory;
 use replicator::standby::Place;
+use replicator_engine::acknowledgement::{Promise, Rules};
 use replicator_engine::generation::{Id, Lineage};
 use std::io;
 
@@ -62,29 +64,33 @@ pub struct Site {
     pub record: Record,
     pub part: Part,
     pub quota_bytes: u64,
+    /// What the operator wants of a primary here.
+    pub rules: Rules,
 }
 
 impl Site {
     /// A primary with an empty volume.
-    pub fn primary(size_bytes: u64, lineage: Lineage, rng: &mut StdRng, plant: Option<Plant>) -> Self {
+    pub fn primary(size_bytes: u64, lineage: Lineage, rules: Rules, rng: &mut StdRng, plant: Option<Plant>) -> Self {
         let record = Record { role: Role::Primary, lineage, size_bytes, successor: None };
-        Self { storage: Storage::new(size_bytes, rng, plant), record, part: Part::Down, quota_bytes: AMPLE_BYTES }
+        Self { storage: Storage::new(size_bytes, rng, plant), record, part: Part::Down, quota_bytes: AMPLE_BYTES, rules }
     }
 
     /// An empty standby, made for a primary with this lineage.
-    pub fn standby(size_bytes: u64, lineage: Lineage, rng: &mut StdRng, plant: Option<Plant>) -> Self {
+    pub fn standby(size_bytes: u64, lineage: Lineage, rules: Rules, rng: &mut StdRng, plant: Option<Plant>) -> Self {
         let storage = Storage::new(size_bytes, rng, plant);
         let place = Place::blank(VOLUME, Id(rng.random()), lineage.clone(), size_bytes);
         place.store(&*storage.catalogue, Persist::Synced).expect("a writable catalogue");
         let record = Record { role: Role::Standby, lineage, size_bytes, successor: None };
         let quota_bytes = if rng.random_bool(0.3) { 256 << 10 } else { AMPLE_BYTES };
-        Self { storage, record, part: Part::Down, quota_bytes }
+        Self { storage, record, part: Part::Down, quota_bytes, rules }
     }
 
     /// Starts what is recorded; after a fault of the disk the site is down.
     pub fn start(&mut self) {
         let started = match self.record.role {
-            Role::Primary => Primary::resume(&self.storage, self.record.lineage.clone()).map(|primary| Part::Primary(Box::new(primary))),
+            Role::Primary => {
+                Primary::resume(&self.storage, self.record.lineage.clone(), self.rules).map(|primary| Part::Primary(Box::new(primary)))
+            }
             Role::Standby => match StandbyPart::start(self.storage.clone(), self.quota_bytes) {
                 Ok(standby) => Ok(Part::Standby(Box::new(standby))),
                 Err(JournalError::Io(error)) => Err(error),
@@ -117,6 +123,13 @@ impl Site {
         self.storage.faults.meet(Access::Sync)?;
         change(&mut self.record);
         Ok(())
+    }
+
+    /// What this site has recorded to hold, as a primary, and for which copy.
+    pub fn promised(&self) -> Option<(Id, Promise)> {
+        let catalogue = self.storage.catalogue.unfailing();
+        let known = memory::load_known(&catalogue, &known_key()).expect("what was stored").filter(|_| self.record.role == Role::Primary);
+        known.and_then(|known| Some((known.replica?, recorded_promise(&catalogue).expect("what was stored"))))
     }
 
     /// The volume grows, if it is served here.

@@ -1,17 +1,19 @@
 //! Sites, the network between them and time: one random event after the other, and the rules after each.
 
-use crate::history::{History, Mode};
+use crate::history::History;
 use crate::network::{Network, Session};
 use crate::plant::Plant;
-use crate::primary::Ended;
+use crate::primary::{Ended, Scene};
 use crate::site::{AMPLE_BYTES, Crash, Part, Role, Site};
 use crate::standby;
 use crate::{Tally, VOLUME_BLOCKS};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use replicator::disk::BlockDevice;
+use replicator_engine::acknowledgement::{OnDisconnect, Promise, Rules};
 use replicator_engine::block::BLOCK_BYTES;
 use replicator_engine::generation::{Id, Lineage, Relation};
+use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::{Base, Envelope, Message, Refusal, Refused};
 
 /// See the module's documentation.
@@ -31,6 +33,8 @@ pub struct World {
     next_stamp: u64,
     /// The guest writes nothing for a while.
     pub guest_rests: bool,
+    /// Whether it flushes now and then.
+    pub guest_flushes: bool,
 }
 
 impl World {
@@ -39,14 +43,29 @@ impl World {
         let mut rng = StdRng::seed_from_u64(seed);
         let (size_bytes, lineage) = (u64::from(VOLUME_BLOCKS) * BLOCK_BYTES as u64, Lineage::first(Id(rng.random())));
         let count = rng.random_range(2..=3);
-        let mut sites = vec![Site::primary(size_bytes, lineage.clone(), &mut rng, plant)];
-        sites.extend((1..count).map(|_| Site::standby(size_bytes, lineage.clone(), &mut rng, plant)));
+        let rules = any_rules(&mut rng);
+        let mut sites = vec![Site::primary(size_bytes, lineage.clone(), rules, &mut rng, plant)];
+        sites.extend((1..count).map(|_| Site::standby(size_bytes, lineage.clone(), rules, &mut rng, plant)));
         sites.iter_mut().for_each(Site::start);
         let sessions = sites.iter().map(|_| None).collect();
         let diverged = vec![None; sites.len()];
-        let history = History::new(Mode::Async);
-        let (network, tally) = Default::default();
-        Self { rng, now_ms: 1, sites, sessions, diverged, network, history, tally, plant, is_traced, next_stamp: 1, guest_rests: false }
+        let (history, network, tally) = Default::default();
+        let guest_flushes = rng.random_bool(0.7);
+        Self {
+            rng,
+            now_ms: 1,
+            sites,
+            sessions,
+            diverged,
+            network,
+            history,
+            tally,
+            plant,
+            is_traced,
+            next_stamp: 1,
+            guest_rests: false,
+            guest_flushes,
+        }
     }
 
     /// One line of the trace.
@@ -84,14 +103,16 @@ impl World {
     }
 
     pub fn guest_progresses(&mut self, site: usize) {
+        let mut scene = Scene { site, now_ms: self.now_ms, history: &mut self.history };
         if let Some(primary) = self.sites[site].as_primary() {
-            primary.progress_writes(site, &mut self.history, &mut self.rng);
+            primary.progress_writes(&mut scene, &mut self.rng);
         }
     }
 
-    pub fn guest_flushes(&mut self, site: usize) {
+    pub fn flush_guest(&mut self, site: usize) {
+        let mut scene = Scene { site, now_ms: self.now_ms, history: &mut self.history };
         if let Some(primary) = self.sites[site].as_primary() {
-            primary.flush(&mut self.history);
+            primary.flush(&mut scene);
         }
     }
 
@@ -102,8 +123,12 @@ impl World {
         }
         let steps = self.rng.random_range(1..6);
         let Some(primary) = self.sites[site].as_primary() else { return };
-        let mut frames = Vec::new();
-        let done = primary.run(self.now_ms, steps, &mut self.history, &mut frames);
+        let (mut frames, before) = (Vec::new(), primary.promise());
+        let done = primary.run(&mut Scene { site, now_ms: self.now_ms, history: &mut self.history }, steps, &mut frames);
+        let after = primary.promise();
+        if before.0 != after.0 {
+            self.note(|| format!("{} puts {:?} in force, {} requests wait", name(site), after.0, after.1));
+        }
         if let Some(session) = &mut self.sessions[site] {
             let due_ms = session.due_ms(self.now_ms);
             frames.into_iter().for_each(|frame| session.down.send(due_ms, frame));
@@ -189,7 +214,7 @@ impl World {
     pub fn connect(&mut self, site: usize, wanted: Option<usize>) {
         let to = wanted.unwrap_or_else(|| {
             let usual = (site + 1) % self.sites.len();
-            if self.rng.random_bool(0.9) { usual } else { (site + 2) % self.sites.len() }
+            if self.rng.random_bool(0.75) { usual } else { (site + 2) % self.sites.len() }
         });
         if to == site || !self.network.connects(site, to) || matches!(self.sites[to].part, Part::Down) {
             return;
@@ -289,14 +314,33 @@ impl World {
         }
         storage.image.reopen(self.sites[site].record.size_bytes);
         let mut copy = standby::open(&storage, AMPLE_BYTES).unwrap_or_else(|error| panic!("{}: {error}", name(site)));
-        if copy.place().base == Base::Point {
+        let is_point = copy.place().base == Base::Point;
+        if is_point {
             let (epoch, lineage) = copy.settle().unwrap_or_else(|error| panic!("{}: {error}", name(site)));
             let place = copy.place();
             storage.image.go_back_to(place.size_bytes).expect("a disk without faults");
             self.history.check(place.replica, &lineage, epoch, place.size_bytes, &storage.image.view());
             self.tally.checks += 1;
         }
+        self.check_promises(copy.place().replica, if is_point { copy.place().committed } else { 0 });
     }
+
+    /// What primaries promise that have this copy for their standby.
+    fn check_promises(&mut self, replica: Id, shown: Epoch) {
+        for site in &self.sites {
+            if let Some((_, promise)) = site.promised().filter(|(to, promise)| *to == replica && *promise > Promise::Local) {
+                self.history.check_promise(site.record.lineage.current().id, promise, shown);
+                self.tally.promises += 1;
+            }
+        }
+    }
+}
+
+/// What an operator may want.
+pub fn any_rules(rng: &mut StdRng) -> Rules {
+    let wanted = [Promise::Local, Promise::Barrier, Promise::Sync][rng.random_range(0..3)];
+    let on_disconnect = [OnDisconnect::Continue, OnDisconnect::Degrade, OnDisconnect::Suspend][rng.random_range(0..3)];
+    Rules { wanted, on_disconnect, ack_timeout_ms: [100, 400, 2000][rng.random_range(0..3)] }
 }
 
 /// How the trace names a site.

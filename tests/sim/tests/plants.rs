@@ -56,3 +56,13 @@ fn an_epoch_that_is_published_unchecked_is_found() {
 fn a_torn_journal_that_loses_its_tail_is_found() {
     is_found(Plant::LoseTornTail);
 }
+
+#[test]
+fn a_request_that_is_acknowledged_before_the_standby_has_it_is_found() {
+    is_found(Plant::AcknowledgeBeforeArrival);
+}
+
+#[test]
+fn a_promise_that_stays_recorded_when_less_is_promised_is_found() {
+    is_found(Plant::KeepPromise);
+}

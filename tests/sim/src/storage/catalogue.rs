@@ -35,6 +35,11 @@ impl SimCatalogue {
         Self { log: Mutex::new(self.log.lock().unwrap().clone()), faults }
     }
 
+    /// The same catalogue, read by somebody who sees everything.
+    pub fn unfailing(&self) -> Unfailing<'_> {
+        Unfailing(self)
+    }
+
     /// The power goes: changes since the last sync are lost from some point on.
     pub fn lose_power(&self, rng: &mut StdRng) {
         let log = &mut *self.log.lock().unwrap();
@@ -56,10 +61,12 @@ impl Catalogue for SimCatalogue {
         let log = &mut *self.log.lock().unwrap();
         log.since_sync.push(log.now.clone());
         for (key, value) in changes {
-            let forgotten = self.faults.plant() == Some(Plant::SkipActivityLog) && key.starts_with(b"al/");
+            let plant = self.faults.plant();
             match value {
-                Some(value) if !forgotten => log.now.insert(key.clone(), value.clone()),
-                _ => log.now.remove(key),
+                Some(_) if plant == Some(Plant::SkipActivityLog) && key.starts_with(b"al/") => log.now.remove(key),
+                Some(value) => log.now.insert(key.clone(), value.clone()),
+                None if plant == Some(Plant::KeepPromise) && key.starts_with(b"promise/") => None,
+                None => log.now.remove(key),
             };
         }
         if persist == Persist::Synced {
@@ -73,5 +80,22 @@ impl Catalogue for SimCatalogue {
         let now = &self.log.lock().unwrap().now;
         let from = now.range(prefix.to_vec()..).take_while(|(key, _)| key.starts_with(prefix));
         Ok(from.map(|(key, value)| (key.clone(), value.clone())).collect())
+    }
+}
+
+/// See [`SimCatalogue::unfailing`].
+pub struct Unfailing<'a>(&'a SimCatalogue);
+
+impl Catalogue for Unfailing<'_> {
+    fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.0.log.lock().unwrap().now.get(key).cloned())
+    }
+
+    fn apply(&self, _: &[Change], _: Persist) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn scan(&self, _: &[u8]) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }

@@ -1,20 +1,24 @@
 //! The primary's side: the real intake and sender, what the replica's thread does around them, and a guest that writes.
-//!
-//! A write of a later epoch never finishes before an earlier one's over the same block, so the volume at a cut is the volume at the cut
-//! before with the epoch's writes applied as they finished, whatever writes of the next epoch are done by the time it freezes.
+
+mod acknowledging;
+mod guest;
+
+pub use acknowledging::recorded as recorded_promise;
+pub use guest::Scene;
 
 use crate::history::{Cut, History};
 use crate::plant::Plant;
 use crate::standby::VOLUME;
-use crate::storage::{Access, NOISE, SECTORS, Stamps, Storage, View};
+use crate::storage::{Storage, View};
+use acknowledging::Acknowledging;
 use bytes::Bytes;
-use rand::RngExt;
-use rand::rngs::StdRng;
+use guest::Content;
 use replicator::codec::Encoder;
 use replicator::disk::BlockDevice;
-use replicator::intake::{ActivityLog, Intake, Intaken, KeptLimits, Parked, extent_blocks};
+use replicator::intake::{ActivityLog, Intake, KeptLimits, Parked, extent_blocks};
 use replicator::primary::memory::{self, EpochNumbers};
 use replicator::primary::read;
+use replicator_engine::acknowledgement::{Promise, Rules};
 use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run, block_count};
 use replicator_engine::generation::{Id, Lineage};
 use replicator_engine::sender::{Action, Known, Phase, Sender, Settings};
@@ -26,13 +30,6 @@ use std::io;
 use std::sync::Arc;
 
 const ACTIVITY_KEY: &[u8] = b"al/";
-
-/// What a guest writes, from this sector on.
-#[derive(Clone)]
-struct Content {
-    first_sector: u64,
-    stamps: Vec<u64>,
-}
 
 /// Why a primary ends its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +58,9 @@ pub struct Primary {
     at_cut: View,
     /// The size that the sender knows of: the volume may have grown since.
     told_bytes: u64,
+    acknowledging: Acknowledging,
+    /// The newest epoch with a write that was done without an error.
+    newest_write: Epoch,
     /// Whether the guest's requests are taken.
     pub is_open: bool,
 }
@@ -85,7 +85,7 @@ pub fn intake(storage: &Storage) -> io::Result<Intake> {
 
 impl Primary {
     /// Goes on as primary: after a clean stop with what the standby lacks, after a crash with what may differ.
-    pub fn resume(storage: &Storage, lineage: Lineage) -> io::Result<Self> {
+    pub fn resume(storage: &Storage, lineage: Lineage, rules: Rules) -> io::Result<Self> {
         let intake = intake(storage)?;
         let blocks = block_count(storage.image.size_bytes()) as BlockNumber;
         intake.start_logging();
@@ -96,13 +96,14 @@ impl Primary {
         };
         intake.tracker().mark(exact.as_ref().unwrap_or(&compare_first), Some(1));
         let known = memory::load_known(&*storage.catalogue, &known_key())?;
-        Self::start(storage, lineage, intake, known, compare_first)
+        Self::start(storage, lineage, rules, intake, known, compare_first)
     }
 
     /// Starts; everything that changed since `known` is marked in the intake.
     pub fn start(
         storage: &Storage,
         lineage: Lineage,
+        rules: Rules,
         intake: Intake,
         known: Option<Known>,
         compare_first: RoaringBitmap,
@@ -119,6 +120,8 @@ impl Primary {
             finished: BTreeMap::new(),
             at_cut: storage.image.view(),
             told_bytes: size_bytes,
+            acknowledging: Acknowledging::resume(storage, rules)?,
+            newest_write: 0,
             is_open: true,
             intake: Arc::new(intake),
             storage: storage.clone(),
@@ -161,84 +164,6 @@ impl Primary {
         self.sender.handle_resized(self.told_bytes);
     }
 
-    /// The guest begins to write one to three blocks, or parts of them.
-    pub fn begin_write(&mut self, rng: &mut StdRng, next_stamp: &mut u64) {
-        if !self.is_open {
-            return;
-        }
-        let sectors = self.storage.image.size_bytes() / 512;
-        // Few blocks are hot: what is being shipped gets overwritten.
-        let hot = 24 * SECTORS as u64;
-        let (from, to) = match rng.random_range(0..10) {
-            0..7 => (0, hot),
-            7 => (sectors - hot, sectors),
-            _ => (0, sectors),
-        };
-        let whole = rng.random_bool(0.7);
-        let unit = if whole { SECTORS as u64 } else { 1 };
-        let count = rng.random_range(1..=3) * unit;
-        let first_sector = rng.random_range(from..=to - count) / unit * unit;
-        let kind = rng.random_range(0..5);
-        let stamps = (0..count).map(|sector| match kind {
-            0 => 0,
-            1 => *next_stamp + sector + NOISE,
-            _ => *next_stamp + sector,
-        });
-        let content = Content { first_sector, stamps: stamps.collect() };
-        *next_stamp += count;
-        let run = Run::covering(first_sector * 512, count * 512).expect("a short run");
-        match self.intake.admit(run) {
-            Intaken::Ready(write) => self.in_flight.push((write, content)),
-            Intaken::Parked(parked) => self.parked.push((parked, content)),
-        }
-    }
-
-    /// The lane looks at what is parked, and the disk finishes one write.
-    pub fn progress_writes(&mut self, site: usize, history: &mut History, rng: &mut StdRng) {
-        let parked = std::mem::take(&mut self.parked);
-        let is_logged = self.intake.log_all(parked.iter().map(|(parked, _)| parked)).is_ok();
-        for (parked, content) in parked {
-            match if is_logged { self.intake.keep_frozen(parked) } else { Err(parked) } {
-                Ok(Ok(write)) => self.in_flight.push((write, content)),
-                // An error to the guest: nothing was written.
-                Ok(Err(_)) => {}
-                Err(parked) => self.parked.push((parked, content)),
-            }
-        }
-        if self.in_flight.is_empty() {
-            return;
-        }
-        let (write, mut content) = self.in_flight.swap_remove(rng.random_range(0..self.in_flight.len()));
-        let done = self.storage.faults.meet(Access::Write);
-        if done.is_err() {
-            content.stamps.truncate(self.storage.faults.part_of(content.stamps.len()));
-        }
-        self.storage.image.put(content.first_sector, &content.stamps);
-        if done.is_ok() {
-            history.written(site, self.generation(), self.replica(), write.epoch());
-        }
-        self.finished.entry(write.epoch()).or_default().push(content);
-        self.intake.tracker().finish_write(write);
-    }
-
-    /// The guest flushes: what it was told is written becomes durable.
-    pub fn flush(&mut self, history: &mut History) {
-        let epoch = self.finished.last_key_value().map(|(epoch, _)| *epoch);
-        if self.storage.image.sync().is_ok()
-            && let Some(epoch) = epoch
-        {
-            history.flushed(self.replica(), epoch);
-        }
-    }
-
-    /// The process dies: of each write under way, some sectors are on the disk.
-    pub fn die(self, rng: &mut StdRng) {
-        for (_, content) in self.in_flight {
-            let sectors = rng.random_range(0..=content.stamps.len());
-            self.storage.image.put(content.first_sector, &content.stamps[..sectors]);
-        }
-    }
-
     /// Stops; says what the standby lacks.
     pub fn stop(self) -> (RoaringBitmap, Option<Known>) {
         let tracker = self.intake.tracker();
@@ -246,15 +171,25 @@ impl Primary {
         (changed, self.sender.known())
     }
 
-    /// Whether the guest's writes are all done.
+    /// Whether the guest's writes are all done, and it was told so.
     pub fn is_quiet(&self) -> bool {
-        self.parked.is_empty() && self.in_flight.is_empty()
+        self.parked.is_empty() && self.in_flight.is_empty() && self.acknowledging.waiting() == 0
     }
 
     /// Whether this copy, which is attached, acknowledged everything.
     pub fn is_drained_to(&self, replica: Option<Id>) -> bool {
         let is_attached = *self.sender.phase() == Phase::Online && replica.is_some() && self.replica() == replica;
         is_attached && self.is_quiet() && self.sender.is_drained(self.intake.tracker())
+    }
+
+    /// The operator wants another mode.
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.acknowledging.set_rules(rules);
+    }
+
+    /// The promise in force, and how many requests wait for it.
+    pub fn promise(&self) -> (Promise, usize) {
+        (self.acknowledging.in_force(), self.acknowledging.waiting())
     }
 
     /// A stream is there.
@@ -293,18 +228,20 @@ impl Primary {
     }
 
     /// Lets the sender do up to `steps` things; the frames that it sends are put in `frames`. An error says that this side's disk failed.
-    pub fn run(&mut self, now_ms: u64, steps: usize, history: &mut History, frames: &mut Vec<Bytes>) -> io::Result<()> {
+    pub fn run(&mut self, scene: &mut Scene<'_>, steps: usize, frames: &mut Vec<Bytes>) -> io::Result<()> {
+        let now_ms = scene.now_ms;
         for _ in 0..steps {
             self.intake.tracker().set_now(now_ms);
             if self.intake.kept().overflowed() {
                 self.sender.handle_overflow(self.intake.tracker());
                 self.intake.thaw();
             }
+            self.acknowledge(scene);
             let action = self.sender.poll(self.intake.tracker(), now_ms);
             if matches!(action, Action::Wait(_)) {
                 break;
             }
-            frames.extend(self.act(action, now_ms, history)?);
+            frames.extend(self.act(action, now_ms, scene.history)?);
         }
         Ok(())
     }
@@ -366,20 +303,5 @@ impl Primary {
 
     fn frame(&self, message: Message) -> Bytes {
         Envelope { generation: self.sender.lineage().current(), message }.encode()
-    }
-}
-
-impl Content {
-    fn apply(&self, view: &mut View) {
-        for (sector, stamp) in (self.first_sector as usize..).zip(&self.stamps) {
-            let block = (sector / SECTORS) as BlockNumber;
-            let mut content = view.get(&block).copied().unwrap_or_default();
-            content[sector % SECTORS] = *stamp;
-            if content == Stamps::default() {
-                view.remove(&block)
-            } else {
-                view.insert(block, content)
-            };
-        }
     }
 }
