@@ -92,12 +92,16 @@ pub struct PeerRecord {
     /// How long a request waits for the standby; `None`: the default.
     #[serde(default)]
     pub ack_timeout_ms: Option<u64>,
+    /// When mode `snapshot` cuts, as it was given; `None`: only when asked.
+    #[serde(default)]
+    pub schedule: Option<String>,
 }
 
 impl PeerRecord {
     /// A peer of which nothing is asked but that it is there.
     pub fn new(site: String, name: SiteName, rpo_ms: u64) -> Self {
-        Self { site, name, rpo_ms, bandwidth_bits_per_second: None, mode: Mode::Async, on_disconnect: None, ack_timeout_ms: None }
+        let (mode, bandwidth_bits_per_second) = (Mode::Async, None);
+        Self { site, name, rpo_ms, bandwidth_bits_per_second, mode, on_disconnect: None, ack_timeout_ms: None, schedule: None }
     }
 }
 

@@ -62,6 +62,8 @@ pub struct Config {
     pub journal_quota: Size,
     /// Most that old content of frozen blocks may take.
     pub spill_quota: Size,
+    /// What of it one volume keeps in memory before it goes to a file.
+    pub spill_memory: Size,
     /// Which recovery points standbys keep.
     pub keep: Keep,
     /// Links to other sites.
@@ -188,6 +190,7 @@ impl Config {
             admin_access,
             journal_quota: quota("journal.quota", options.journal.quota, Size::gib(20))?,
             spill_quota: quota("spill.quota", options.spill.quota, Size::gib(10))?,
+            spill_memory: options.spill.memory.unwrap_or(DEFAULT_SPILL_MEMORY),
             keep: keep(options.keep, options.keep_bytes, options.keep_thinning.as_deref())?,
             transport: TransportConfig {
                 congestion: options.transport.congestion.unwrap_or(Congestion::Tern),
@@ -258,6 +261,9 @@ fn socket_path(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError>
     }
     Ok(path)
 }
+
+/// What is kept in memory of blocks that were overwritten, for each volume.
+const DEFAULT_SPILL_MEMORY: Size = Size::mib(64);
 
 fn quota(key: &'static str, given: Option<Size>, default: Size) -> Result<Size, ConfigError> {
     match given.unwrap_or(default) {

@@ -24,6 +24,9 @@ pub struct Replicate {
     /// How long a request waits for the standby at most; at first the daemon's default.
     #[serde(default)]
     pub ack_timeout: Option<Span>,
+    /// When mode `snapshot` cuts: a span, cron syntax in UTC, or `none`, which it is at first.
+    #[serde(default)]
+    pub schedule: Option<String>,
 }
 
 /// Most that a replica may send: a rate, or `none`.
@@ -80,6 +83,9 @@ pub struct StopReplication {
 pub struct SetMode {
     /// The new mode.
     pub mode: Mode,
+    /// When mode `snapshot` cuts; `None`: as before.
+    #[serde(default)]
+    pub schedule: Option<String>,
     /// Of the replica at which site; `None`: the only one.
     #[serde(default)]
     pub to: Option<SiteName>,

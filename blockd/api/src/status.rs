@@ -3,7 +3,7 @@
 //! The scalar fields of a volume describe the replica that is furthest behind its promise; `replicas` has each. Counters are totals
 //! since the volume was made.
 
-use crate::{SiteName, VolumeName};
+use crate::{SiteName, UtcTime, VolumeName};
 use serde::{Deserialize, Serialize};
 
 /// The whole document.
@@ -60,6 +60,15 @@ pub struct VolumeStatus {
     /// What was asked for; `null` for a standalone volume.
     #[serde(default)]
     pub rpo_target_seconds: Option<f64>,
+    /// When the newest recovery point was cut, as an age; `null` if that is not known, or before the first.
+    #[serde(default)]
+    pub point_age_seconds: Option<f64>,
+    /// When mode `snapshot` cuts: a span or cron syntax; `null` in other modes, and if only when asked.
+    #[serde(default)]
+    pub schedule: Option<String>,
+    /// When the next cut is due by that schedule.
+    #[serde(default)]
+    pub next_cut: Option<UtcTime>,
     /// Most that may be sent; `null` for no limit.
     #[serde(default)]
     pub bandwidth_bits_per_second: Option<u64>,

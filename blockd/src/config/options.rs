@@ -154,6 +154,9 @@ options! {
         /// Most that old content of frozen blocks may take on disk [default: 10GiB]
         #[arg(id = "spill-quota", long = "spill-quota", value_name = "SIZE")]
         quota: Size,
+        /// What each volume keeps in memory of it before it goes to a file [default: 64MiB]
+        #[arg(id = "spill-memory", long = "spill-memory", value_name = "SIZE")]
+        memory: Size,
     }
 }
 

@@ -60,6 +60,7 @@ fn a_file_sets_every_key_and_flags_win() {
         quota = "2G"
         [spill]
         quota = "1GiB"
+        memory = "8MiB"
         [transport]
         congestion = "bbr"
         bandwidth = "500Mbit"
@@ -95,6 +96,7 @@ fn a_file_sets_every_key_and_flags_win() {
         admin_access: SocketAccess { owner: Some(0), group: Some(0), mode: 0o600 },
         journal_quota: Size::gib(2),
         spill_quota: Size::gib(1),
+        spill_memory: Size::mib(8),
         keep: Keep {
             span_ms: 7 * 86_400_000,
             max_bytes: 200 << 30,

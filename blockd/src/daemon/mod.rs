@@ -87,6 +87,7 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots) -> Result<(
         overtaken,
         metrics: registry.clone(),
         spill_quota_bytes: config.spill_quota.bytes(),
+        spill_memory_bytes: config.spill_memory.bytes(),
         journal_quota_bytes: config.journal_quota.bytes(),
         keep: config.keep,
         open: BTreeMap::new(),

@@ -2,12 +2,13 @@
 
 use super::Daemon;
 use super::handover::wrong_state;
-use super::part::{Part, rules, settings};
-use super::settings::{check_mode, record_of};
+use super::part::{Part, orders, rules};
+use super::settings::{asked, nothing_for, record_of};
 use super::status;
 use crate::admin::Outcome;
 use crate::catalogue::{PeerRecord, RecordedRole};
 use blockd_api::*;
+use replicator::primary::Orders;
 use replicator_engine::acknowledgement::{Promise, Rules};
 use std::time::Duration;
 
@@ -17,7 +18,6 @@ const CHANGE_DEADLINE: Duration = Duration::from_secs(5);
 impl Daemon {
     /// Returns once a weaker mode is in force; a stronger one is caught up with behind the answer.
     pub(super) async fn change_mode(&self, name: &VolumeName, request: &SetMode) -> Outcome<VolumeStatus> {
-        let mode = check_mode(request.mode)?;
         let (record, _operation) = self.begin(name).await?;
         let Some(peer) = record.peer.filter(|_| record.role == RecordedRole::Primary) else {
             return Err(wrong_state(format!("{name} is not replicated from here"), "change the mode at its primary"));
@@ -25,7 +25,8 @@ impl Daemon {
         if let Some(to) = request.to.as_ref().filter(|to| **to != peer.name) {
             return Err(ApiError::new(ErrorCode::NotFound, format!("{name} is not replicated to {to}, but to {}", peer.name)));
         }
-        let peer = PeerRecord { mode, ..peer };
+        let wanted = Replicate { mode: Some(request.mode), schedule: request.schedule.clone(), ..nothing_for(peer.name.clone()) };
+        let peer = asked(&wanted, peer)?;
         self.volumes.lock().await.change(name, |record| record.peer = Some(peer.clone()))?;
         self.obey(name, &peer, rules(&peer)).await?;
         self.settings_heard(name).await;
@@ -47,7 +48,7 @@ impl Daemon {
             // It follows what is recorded when it begins.
             _ => return Ok(()),
         };
-        replica.set_settings(settings(peer), rules);
+        replica.set_orders(Orders { rules, ..orders(peer) });
         let mut seen = replica.status();
         let follows = seen.wait_for(|seen| seen.promise.wanted == rules.wanted && seen.promise.in_force <= rules.wanted);
         // Where the record of a promise cannot be lowered, requests wait, and the status says so.

@@ -1,6 +1,6 @@
 //! This site's part in a volume, alive: what runs for it.
 
-use super::settings::{Teller, record_of};
+use super::settings::{Teller, record_of, schedule_of};
 use super::volumes::{Volumes, io_error};
 use crate::catalogue::{PeerRecord, VolumeRecord};
 use crate::volume::{GateState, Volume};
@@ -9,12 +9,12 @@ use replicator::catalogue::Catalogue;
 use replicator::identity::SiteId;
 use replicator::primary::connection::Route;
 use replicator::primary::memory::{self, EpochNumbers};
-use replicator::primary::{OnStanding, Replica, Setup};
+use replicator::primary::{OnStanding, Orders, Replica, Setup};
 use replicator::site_link::request::{SettingsRecord, lineage_of, parse_id};
 use replicator::standby::{Place, SegmentDir, Standby, StandbyService};
 use replicator_engine::acknowledgement::{OnDisconnect, Promise, Rules, Standing};
 use replicator_engine::generation::{Id, Lineage};
-use replicator_engine::sender::{Known, Settings};
+use replicator_engine::sender::{Cuts, Known, Settings};
 use roaring::RoaringBitmap;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
@@ -80,8 +80,13 @@ pub(super) fn peer_site(peer: &PeerRecord) -> Result<SiteId, ApiError> {
     peer.site.parse().map_err(|_| ApiError::new(ErrorCode::Internal, format!("catalogue: {} has no proper site id", peer.name)))
 }
 
-pub(super) fn settings(peer: &PeerRecord) -> Settings {
-    Settings { rpo_ms: peer.rpo_ms, ..Settings::default() }
+/// What the operator wants of a replica.
+pub(super) fn orders(peer: &PeerRecord) -> Orders {
+    let is_snapshot = peer.mode == Mode::Snapshot;
+    let cuts = if is_snapshot { Cuts::Asked } else { Cuts::InTime };
+    // It was checked before it was recorded.
+    let schedule = peer.schedule.as_deref().filter(|_| is_snapshot).and_then(|text| schedule_of(text).ok());
+    Orders { settings: Settings { cuts, rpo_ms: peer.rpo_ms, ..Settings::default() }, rules: rules(peer), schedule }
 }
 
 /// When requests complete.
@@ -121,8 +126,7 @@ impl Volumes {
         let setup = Setup {
             volume: id,
             lineage,
-            settings: settings(peer),
-            rules: rules(peer),
+            orders: orders(peer),
             intake: volume.intake.clone(),
             image: Arc::new(volume.image.clone()),
             catalogue,
@@ -130,6 +134,7 @@ impl Volumes {
             known,
             known_key: memory::known_key(id, &peer.site),
             promise_key: memory::promise_key(id, &peer.site),
+            point_key: memory::point_key(id, &peer.site),
             compare_first,
             counters: volume.counters.clone(),
             on_commit: Box::new(move |elapsed| metrics.epoch_commit.observe(elapsed)),

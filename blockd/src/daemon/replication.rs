@@ -2,7 +2,7 @@
 
 use super::Daemon;
 use super::handover::DRAIN_DEADLINE;
-use super::part::{self, Part, PrimaryStart, peer_site, rules, volume_id};
+use super::part::{Part, PrimaryStart, orders, peer_site, volume_id};
 use super::volumes::{io_error, random_id};
 use super::{settings, status};
 use crate::admin::{Outcome, ProgressSink};
@@ -113,7 +113,7 @@ impl Daemon {
         let mut volumes = self.volumes.lock().await;
         volumes.change(name, |record| record.peer = Some(peer.clone()))?;
         if let Part::Primary(primary) = &volumes.get(name)?.part {
-            primary.replica.set_settings(part::settings(&peer), rules(&peer));
+            primary.replica.set_orders(orders(&peer));
             primary.bandwidth.send_replace(peer.bandwidth_bits_per_second);
             primary.settings.send_replace(settings::record_of(&peer));
         }

@@ -8,6 +8,7 @@ use blockd_api::*;
 use replicator::identity::SiteId;
 use replicator::primary::PrimaryStatus;
 use replicator::site_link::request::{Answer, Question, SettingsRecord};
+use replicator_engine::schedule::Schedule;
 use replicator_engine::sender::Phase;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,8 @@ const MIN_RPO_MS: u64 = 100;
 const ACK_TIMEOUT_MS: std::ops::RangeInclusive<u64> = 100..=600_000;
 /// For the standby to have heard of a change before the operator is answered.
 const TELL_DEADLINE: Duration = Duration::from_secs(5);
+/// In place of a schedule: cuts only when asked.
+const NO_SCHEDULE: &str = "none";
 /// Before a question that was not answered is asked again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -31,7 +34,7 @@ fn invalid(message: impl Into<String>, hint: &str) -> ApiError {
 
 /// What is recorded once the request is granted: what it does not name stays as it is.
 pub(super) fn asked(request: &Replicate, recorded: PeerRecord) -> Outcome<PeerRecord> {
-    let mode = request.mode.map_or(Ok(recorded.mode), check_mode)?;
+    let mode = request.mode.unwrap_or(recorded.mode);
     let peer = PeerRecord {
         mode,
         rpo_ms: request.rpo.map_or(recorded.rpo_ms, millis),
@@ -41,20 +44,32 @@ pub(super) fn asked(request: &Replicate, recorded: PeerRecord) -> Outcome<PeerRe
         },
         on_disconnect: request.on_disconnect.or(recorded.on_disconnect),
         ack_timeout_ms: request.ack_timeout.map(millis).or(recorded.ack_timeout_ms),
+        schedule: match request.schedule.as_deref() {
+            None => recorded.schedule,
+            Some(NO_SCHEDULE) => None,
+            Some(schedule) => Some(schedule.to_owned()),
+        },
         ..recorded
     };
-    if mode == Mode::Async && request.on_disconnect.is_some_and(|choice| choice != OnDisconnect::Continue) {
+    if mode.on_disconnect() == OnDisconnect::Continue && request.on_disconnect.is_some_and(|choice| choice != OnDisconnect::Continue) {
         let hint = "--mode barrier or --mode sync, or leave --on-disconnect out";
-        return Err(invalid("in mode async no request waits for the standby", hint));
+        return Err(invalid(format!("in mode {mode} no request waits for the standby"), hint));
+    }
+    if mode != Mode::Snapshot && request.schedule.as_deref().is_some_and(|schedule| schedule != NO_SCHEDULE) {
+        return Err(invalid(format!("mode {mode} cuts by itself"), "--mode snapshot goes by a schedule"));
     }
     check(peer)
 }
 
-pub(super) fn check_mode(mode: Mode) -> Outcome<Mode> {
-    if mode != Mode::Snapshot {
-        return Ok(mode);
-    }
-    Err(ApiError::new(ErrorCode::NotSupported, format!("this version does not have mode {mode}")).with_hint("use async, barrier or sync"))
+/// A request that changes nothing.
+pub(super) fn nothing_for(to: SiteName) -> Replicate {
+    Replicate { to, mode: None, rpo: None, bandwidth: None, on_disconnect: None, ack_timeout: None, schedule: None }
+}
+
+/// What a schedule says: a span, or cron syntax.
+pub(super) fn schedule_of(text: &str) -> Outcome<Schedule> {
+    let schedule = text.parse::<Span>().map_or_else(|_| Schedule::cron(text), |span| Schedule::every(millis(span)));
+    schedule.map_err(|error| invalid(format!("schedule {text:?}: {error}"), "such as 15m, or \"0 2 * * *\" in UTC"))
 }
 
 /// Whether a site can go by it.
@@ -65,6 +80,7 @@ fn check(peer: PeerRecord) -> Outcome<PeerRecord> {
     if let Some(ms) = peer.ack_timeout_ms.filter(|ms| !ACK_TIMEOUT_MS.contains(ms)) {
         return Err(invalid(format!("a request cannot wait for {ms} ms"), "give --ack-timeout 100ms or more, and 10m or less"));
     }
+    peer.schedule.as_deref().map(schedule_of).transpose()?;
     Ok(peer)
 }
 
@@ -76,6 +92,7 @@ pub(super) fn record_of(peer: &PeerRecord) -> SettingsRecord {
         bandwidth_bits_per_second: peer.bandwidth_bits_per_second,
         on_disconnect: peer.on_disconnect.map(|choice| choice.as_str().to_owned()),
         ack_timeout_ms: peer.ack_timeout_ms,
+        schedule: peer.schedule.clone(),
     }
 }
 
@@ -83,11 +100,12 @@ pub(super) fn record_of(peer: &PeerRecord) -> SettingsRecord {
 fn recorded(told: SettingsRecord, peer: &PeerRecord) -> Outcome<PeerRecord> {
     let unknown = |error: String| invalid(error, "upgrade this site");
     check(PeerRecord {
-        mode: check_mode(told.mode.parse().map_err(unknown)?)?,
+        mode: told.mode.parse().map_err(unknown)?,
         rpo_ms: told.rpo_ms,
         bandwidth_bits_per_second: told.bandwidth_bits_per_second.filter(|bits| *bits > 0),
         on_disconnect: told.on_disconnect.map(|word| word.parse()).transpose().map_err(unknown)?,
         ack_timeout_ms: told.ack_timeout_ms,
+        schedule: told.schedule,
         ..peer.clone()
     })
 }

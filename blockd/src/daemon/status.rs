@@ -70,6 +70,9 @@ fn recorded_status(record: &VolumeRecord) -> VolumeStatus {
         epoch_committed: 0,
         rpo_seconds: None,
         rpo_target_seconds: None,
+        point_age_seconds: None,
+        schedule: peer.filter(|peer| peer.mode == Mode::Snapshot).and_then(|peer| peer.schedule.clone()),
+        next_cut: None,
         bandwidth_bits_per_second: peer.and_then(|peer| peer.bandwidth_bits_per_second),
         backlog_bytes: 0,
         dirty_blocks: 0,
@@ -152,7 +155,9 @@ fn of_primary(status: &mut VolumeStatus, seen: &PrimaryStatus, peer: &PeerRecord
     status.epoch_open = seen.open_epoch;
     status.epoch_committed = seen.committed();
     status.rpo_seconds = seen.rpo_ms.map(seconds);
-    status.rpo_target_seconds = Some(seconds(peer.rpo_ms));
+    status.rpo_target_seconds = (peer.mode != Mode::Snapshot).then(|| seconds(peer.rpo_ms));
+    status.point_age_seconds = seen.point_unix_ms.map(age_seconds);
+    status.next_cut = seen.next_cut_unix_ms.and_then(|ms| UtcTime::from_unix_seconds(i64::try_from(ms / 1000).ok()?));
     status.backlog_bytes = seen.backlog.unsent_blocks * block;
     status.dirty_blocks = seen.backlog.in_doubt_blocks;
     status.evacuation_seconds = (seen.rate_bytes_per_second > 0).then(|| status.backlog_bytes as f64 / seen.rate_bytes_per_second as f64);
@@ -175,6 +180,9 @@ fn of_primary(status: &mut VolumeStatus, seen: &PrimaryStatus, peer: &PeerRecord
 }
 
 fn is_in_time(seen: &PrimaryStatus, peer: &PeerRecord) -> bool {
+    if peer.mode == Mode::Snapshot {
+        return seen.known.is_some() && seen.dues.are_kept();
+    }
     seen.rpo_ms.is_some_and(|age| age <= peer.rpo_ms)
 }
 
@@ -183,6 +191,14 @@ fn is_promise_held(seen: &PrimaryStatus, peer: &PeerRecord) -> bool {
     let PromiseStatus { wanted, standing, .. } = seen.promise;
     let kept = wanted == rules(peer).wanted && matches!(standing, Standing::Held | Standing::Suspended);
     if rules(peer).wanted == Promise::Local { is_in_time(seen, peer) } else { kept }
+}
+
+/// Whether changes come faster than the link carries them.
+fn is_falling_behind(seen: &PrimaryStatus, peer: &PeerRecord) -> bool {
+    match peer.mode {
+        Mode::Snapshot => !seen.dues.are_kept(),
+        _ => seen.rpo_ms.is_some_and(|age| age > peer.rpo_ms * NOT_CONVERGING_RPOS),
+    }
 }
 
 fn primary_state(seen: &PrimaryStatus, peer: &PeerRecord) -> State {
@@ -198,7 +214,7 @@ fn primary_state(seen: &PrimaryStatus, peer: &PeerRecord) -> State {
         (Some(_), _) => State::Error,
         (None, Phase::Online) if seen.known.is_none() => State::InitialSync,
         (None, Phase::Online) if seen.is_in_sync() && is_in_time(seen, peer) && held => State::InSync,
-        (None, Phase::Online) if seen.rpo_ms.is_some_and(|age| age > peer.rpo_ms * NOT_CONVERGING_RPOS) => State::NotConverging,
+        (None, Phase::Online) if is_falling_behind(seen, peer) => State::NotConverging,
         (None, Phase::Online) => State::CatchingUp,
         (None, Phase::Offline | Phase::Attaching | Phase::Refused(_)) => State::Disconnected,
     }
@@ -210,7 +226,8 @@ fn of_standby(status: &mut VolumeStatus, seen: &StandbyStatus) {
         StandbyStatus { error: Some(_), .. } => State::Error,
         StandbyStatus { attached: false, .. } => State::Disconnected,
         StandbyStatus { has_point: false, .. } => State::InitialSync,
-        StandbyStatus { caught_up: false, .. } => State::CatchingUp,
+        // In that mode a primary that attaches owes nothing before the next cut.
+        StandbyStatus { caught_up: false, .. } if status.mode != Mode::Snapshot => State::CatchingUp,
         // Content is on its way, and the epoch that it belongs to does not come.
         StandbyStatus { staged: true, cut_unix_ms: Some(cut), .. } if unix_ms().saturating_sub(*cut) > LONGEST_EPOCH_MS => {
             State::CatchingUp
@@ -220,9 +237,14 @@ fn of_standby(status: &mut VolumeStatus, seen: &StandbyStatus) {
     status.generation = seen.lineage.as_ref().map_or(0, |lineage| lineage.current().counter);
     status.epoch_committed = if seen.has_point { seen.committed } else { 0 };
     status.epoch_open = 0;
+    status.point_age_seconds = seen.cut_unix_ms.filter(|_| seen.has_point).map(age_seconds);
     status.last_error = seen.error.clone().or_else(|| seen.points_lost.clone());
     status.points = seen.points as u64;
     status.undo_bytes = seen.undo_bytes;
+}
+
+fn age_seconds(of_unix_ms: u64) -> f64 {
+    seconds(unix_ms().saturating_sub(of_unix_ms))
 }
 
 fn unix_ms() -> u64 {

@@ -27,8 +27,6 @@ use tokio::sync::{Mutex, mpsc};
 
 /// For requests under way to complete when the daemon stops.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
-/// Content that is kept in memory for one volume before it is spilled.
-const KEPT_MEMORY_BYTES: u64 = 64 << 20;
 
 /// See the module's documentation.
 pub(super) struct Volumes {
@@ -42,6 +40,8 @@ pub(super) struct Volumes {
     pub overtaken: mpsc::UnboundedSender<Overtaken>,
     pub metrics: Arc<Metrics>,
     pub spill_quota_bytes: u64,
+    /// Content that is kept in memory for one volume before it is spilled.
+    pub spill_memory_bytes: u64,
     pub journal_quota_bytes: u64,
     /// Which recovery points standbys keep.
     pub keep: Keep,
@@ -129,7 +129,7 @@ impl Volumes {
         let catalogue: Arc<dyn Catalogue> = self.catalogue.clone();
         let log = ActivityLog::open(catalogue, activity_key(id)).map_err(io_error)?;
         let spill_dir = self.state_dir.spill();
-        let limits = KeptLimits { memory_bytes: KEPT_MEMORY_BYTES, spill_bytes: self.spill_quota_bytes, spill_dir };
+        let limits = KeptLimits { memory_bytes: self.spill_memory_bytes, spill_bytes: self.spill_quota_bytes, spill_dir };
         let first = EpochNumbers::first_unused(&*self.catalogue, id).map_err(io_error)?;
         let hot = log.hot();
         let intake = Arc::new(Intake::new(first, Arc::new(image.clone()), log, limits));

@@ -58,6 +58,10 @@ const OPTIONAL: &[(&str, &str, Read<Option<f64>>)] = &[
     ("rpo_seconds", "Age of the oldest acknowledged write that is not in a committed epoch", |volume| volume.rpo_seconds),
     ("rpo_target_seconds", "The age that was asked for", |volume| volume.rpo_target_seconds),
     ("evacuation_seconds", "How long an evacuation would take now", |volume| volume.evacuation_seconds),
+    ("point_age_seconds", "Time since the newest recovery point was cut", |volume| volume.point_age_seconds),
+    ("next_cut_timestamp_seconds", "When the next cut is due by its schedule", |volume| {
+        volume.next_cut.map(|time| time.unix_seconds() as f64)
+    }),
     ("bandwidth_bits_per_second", "Most that may be sent", |volume| volume.bandwidth_bits_per_second.map(|bits| bits as f64)),
 ];
 
@@ -253,6 +257,7 @@ mod tests {
         let page = page();
         let volume = serde_json::to_value(VolumeStatus {
             rpo_target_seconds: Some(1.0),
+            point_age_seconds: Some(1.0),
             bandwidth_bits_per_second: Some(1),
             evacuation_seconds: Some(1.0),
             ..example()
@@ -278,6 +283,9 @@ mod tests {
             epoch_committed: 1,
             rpo_seconds: Some(1.0),
             rpo_target_seconds: None,
+            point_age_seconds: None,
+            schedule: None,
+            next_cut: None,
             bandwidth_bits_per_second: None,
             backlog_bytes: 1,
             dirty_blocks: 1,

@@ -16,6 +16,7 @@
 //! - [`wire`]: the messages between two sites and their encoding.
 //! - [`sender`]: the primary's side of one replica.
 //! - [`receiver`]: the standby's side.
+//! - [`schedule`]: when a volume in mode `snapshot` is cut.
 //! - [`acknowledgement`]: when a guest's request completes.
 //! - [`lease`]: who may acknowledge while sites do not hear each other.
 
@@ -26,6 +27,7 @@ pub mod block;
 pub mod generation;
 pub mod lease;
 pub mod receiver;
+pub mod schedule;
 pub mod sender;
 pub mod tracker;
 pub mod wire;

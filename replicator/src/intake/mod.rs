@@ -20,7 +20,7 @@ pub use held::{DRAIN_LIMIT, Held, Nudge, Owner, Release};
 pub use kept::{KeptBlocks, KeptLimits};
 
 use crate::disk::{BlockDevice, Pages};
-use replicator_engine::block::Run;
+use replicator_engine::block::{BLOCK_BYTES, Run};
 use replicator_engine::tracker::{Begun, Epoch, Tracker, Write};
 use roaring::RoaringBitmap;
 use std::io;
@@ -31,6 +31,9 @@ use std::time::Duration;
 
 /// How often the lane looks whether an epoch has closed, while a write waits for that.
 const CLOSING_POLL: Duration = Duration::from_micros(100);
+
+/// Blocks whose content is kept with one read.
+const KEPT_AT_ONCE: u32 = 64;
 
 /// See the module's documentation.
 pub struct Intake {
@@ -214,12 +217,20 @@ impl Intake {
 
     fn keep_run(&self, run: Run) -> io::Result<()> {
         let frozen = self.tracker.frozen();
-        let mut content = Pages::new(1);
-        for block in run.blocks().filter(|block| frozen.contains(*block)) {
-            self.image.read(Run { start: block, len: 1 }, &mut content)?;
-            self.kept.keep(block, &content);
-            // Whoever ships the block clears its bit after reading it: the one who finds it clear knows that the other has the content.
-            frozen.clear(block);
+        let mut buffer = Pages::new(run.len.min(KEPT_AT_ONCE));
+        let mut at = run.start;
+        while let Some(start) = frozen.next(at).filter(|start| *start < run.end()) {
+            let end = run.end().min(start + KEPT_AT_ONCE);
+            let end = (start + 1..end).find(|block| !frozen.contains(*block)).unwrap_or(end);
+            let piece = Run { start, len: end - start };
+            let content = &mut buffer[..piece.len_bytes() as usize];
+            self.image.read(piece, content)?;
+            for (block, content) in piece.blocks().zip(content.chunks_exact(BLOCK_BYTES)) {
+                self.kept.keep(block, content);
+                // Whoever ships the block clears its bit after reading it: the one who finds it clear knows that the other has the content.
+                frozen.clear(block);
+            }
+            at = end;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! - Which copy the standby has, or that nobody knows: durable, before anything is sent on the strength of it. What that copy acknowledged: an
 //!   older value is safe, because what changed since is marked.
 //! - Which promise holds for what was acknowledged: durable, before a weaker one comes into force.
+//! - When the newest recovery point was cut, where cuts are made by the clock: an older value makes the next one come earlier.
 //! - After a clean stop, exactly which blocks the standby lacks. Read once, and gone before the next write.
 
 use crate::catalogue::{Catalogue, Persist};
@@ -125,9 +126,25 @@ pub fn store_promise(catalogue: &dyn Catalogue, key: &[u8], promise: Promise) ->
     catalogue.apply(&[(key.to_vec(), value)], Persist::Synced)
 }
 
-/// Forgets what was promised by a site that is primary no more.
+/// The key of when the newest recovery point of a volume at a site was cut.
+pub fn point_key(volume: Id, site: &str) -> Vec<u8> {
+    format!("point/{volume}/{site}").into_bytes()
+}
+
+/// When it was cut, in milliseconds since 1970.
+pub fn load_point(catalogue: &dyn Catalogue, key: &[u8]) -> io::Result<Option<u64>> {
+    catalogue.get(key)?.map(|value| number(key, &value)).transpose()
+}
+
+/// Records when it was cut.
+pub fn store_point(catalogue: &dyn Catalogue, key: &[u8], unix_ms: u64, persist: Persist) -> io::Result<()> {
+    catalogue.apply(&[(key.to_vec(), Some(unix_ms.to_le_bytes().to_vec()))], persist)
+}
+
+/// Forgets what was promised by a site that is primary no more, and what it knew of recovery points.
 pub fn forget_promises(catalogue: &dyn Catalogue, volume: Id) -> io::Result<()> {
-    let changes: Vec<_> = catalogue.scan(&promise_key(volume, ""))?.into_iter().map(|(key, _)| (key, None)).collect();
+    let keys = catalogue.scan(&promise_key(volume, ""))?.into_iter().chain(catalogue.scan(&point_key(volume, ""))?);
+    let changes: Vec<_> = keys.map(|(key, _)| (key, None)).collect();
     if changes.is_empty() { Ok(()) } else { catalogue.apply(&changes, Persist::Synced) }
 }
 
@@ -161,7 +178,7 @@ pub fn store_changed(catalogue: &dyn Catalogue, volume: Id, changed: &RoaringBit
 /// Forgets everything of a volume that is deleted or begins anew.
 pub fn forget(catalogue: &dyn Catalogue, volume: Id) -> io::Result<()> {
     let mut keys = vec![changed_key(volume)];
-    for prefix in [known_key(volume, ""), promise_key(volume, "")] {
+    for prefix in [known_key(volume, ""), promise_key(volume, ""), point_key(volume, "")] {
         keys.extend(catalogue.scan(&prefix)?.into_iter().map(|(key, _)| key));
     }
     let changes: Vec<_> = keys.into_iter().map(|key| (key, None)).collect();
@@ -193,6 +210,12 @@ mod tests {
         assert_eq!((value(&format!("promise/{hex}/SITE")), load_promise(&*catalogue, &key).unwrap()), (vec![2], Promise::Sync));
         store_promise(&*catalogue, &key, Promise::Local).unwrap();
         assert_eq!((catalogue.get(&key).unwrap(), load_promise(&*catalogue, &key).unwrap()), (None, Promise::Local));
+        let key = point_key(volume, "SITE");
+        store_point(&*catalogue, &key, 1_800_000_000_000, Persist::Synced).unwrap();
+        assert_eq!(value(&format!("point/{hex}/SITE")), 1_800_000_000_000_u64.to_le_bytes());
+        assert_eq!(load_point(&*catalogue, &key).unwrap(), Some(1_800_000_000_000));
+        forget_promises(&*catalogue, volume).unwrap();
+        assert_eq!(load_point(&*catalogue, &key).unwrap(), None);
         let changed = RoaringBitmap::from_iter([3, 4, 70_000]);
         store_changed(&*catalogue, volume, &changed).unwrap();
         assert_eq!(RoaringBitmap::deserialize_from(&value(&format!("changed/{hex}"))[..]).unwrap(), changed);

@@ -15,6 +15,7 @@ mod acknowledging;
 pub mod connection;
 pub mod memory;
 pub mod read;
+mod scheduling;
 mod shell;
 mod status;
 mod verify;
@@ -32,6 +33,7 @@ use memory::EpochNumbers;
 use replicator_engine::acknowledgement::{Rules, Standing};
 use replicator_engine::block::Run;
 use replicator_engine::generation::{Id, Lineage};
+use replicator_engine::schedule::Schedule;
 use replicator_engine::sender::{Known, Settings};
 use replicator_engine::tracker::Epoch;
 use roaring::RoaringBitmap;
@@ -43,16 +45,25 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc as tokio_mpsc, oneshot, watch};
 
+/// What the operator wants.
+#[derive(Clone, Debug)]
+pub struct Orders {
+    /// When epochs close, how much to have under way.
+    pub settings: Settings,
+    /// When requests complete.
+    pub rules: Rules,
+    /// When cuts are asked for without anybody asking.
+    pub schedule: Option<Schedule>,
+}
+
 /// What a replica begins with.
 pub struct Setup {
     /// The volume's id.
     pub volume: Id,
     /// The lineage that goes into every message.
     pub lineage: Lineage,
-    /// How often to cut, how much to have under way.
-    pub settings: Settings,
-    /// When requests complete.
-    pub rules: Rules,
+    /// What the operator wants.
+    pub orders: Orders,
     /// The volume's intake; its activity log must be written from before the call.
     pub intake: Arc<Intake>,
     /// The volume's content.
@@ -67,6 +78,8 @@ pub struct Setup {
     pub known_key: Vec<u8>,
     /// Where it is remembered which promise holds.
     pub promise_key: Vec<u8>,
+    /// Where it is remembered when the newest recovery point was cut.
+    pub point_key: Vec<u8>,
     /// Marked blocks that the standby may have already.
     pub compare_first: RoaringBitmap,
     /// The volume's totals.
@@ -133,7 +146,7 @@ enum Input {
     /// Which blocks of the run may differ from the standby.
     Behind(Run, mpsc::SyncSender<RoaringBitmap>),
     Resized(u64),
-    Settings(Settings, Rules),
+    Orders(Orders),
     /// Requests wait.
     Held,
     Stop,
@@ -200,8 +213,8 @@ impl Replica {
     }
 
     /// The operator wants something else.
-    pub fn set_settings(&self, settings: Settings, rules: Rules) {
-        self.tell(Input::Settings(settings, rules));
+    pub fn set_orders(&self, orders: Orders) {
+        self.tell(Input::Orders(orders));
     }
 
     /// Stops the thread and says what is not at the standby: exact if no client can write any more. Blocks. `None` if it was stopped

@@ -1,7 +1,8 @@
 //! The thread that owns a sender: takes inputs, asks it what to do, does that.
 
 use super::acknowledging::Acknowledging;
-use super::memory::{load_promise, remember_known};
+use super::memory::{load_point, load_promise, remember_known};
+use super::scheduling::Scheduling;
 use super::verify::Verification;
 use super::{Input, Outgoing, PrimaryStatus, Remains, ReplicaError, Session, Setup, read};
 use crate::codec::Encoder;
@@ -10,6 +11,7 @@ use crate::intake::extent_blocks;
 use bytes::Bytes;
 use replicator_engine::acknowledgement::Promise;
 use replicator_engine::block::Run;
+use replicator_engine::schedule::Clock;
 use replicator_engine::sender::{Action, Known, Phase, Sender};
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::{Against, Blocks, Compare, Compared, Content, Envelope, Message};
@@ -21,6 +23,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 /// The longest nap: writes are stamped with the time of the last one.
 const TICK: Duration = Duration::from_millis(50);
+/// The clock begins here: 0 would mean never.
+const FIRST_MS: u64 = 1;
 /// How often the status is published while there is work.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(20);
 /// How often extents of the activity log may cool, and totals are stored.
@@ -38,13 +42,15 @@ pub(super) struct Shell {
     pub(super) setup: Setup,
     pub(super) sender: Sender,
     pub(super) acknowledging: Acknowledging,
+    pub(super) scheduling: Scheduling,
     encoder: Encoder,
     connection: Option<(Session, mpsc::UnboundedSender<Outgoing>)>,
     /// Blocks that were asked about, by ticket.
     asked: HashMap<u64, u64>,
     snapshots: Vec<Snapshot>,
     pub(super) verification: Option<Verification>,
-    cut_times: VecDeque<(Epoch, Instant)>,
+    /// When each epoch that is under way was cut, by both clocks.
+    cut_times: VecDeque<(Epoch, Instant, u64)>,
     stored: Option<Known>,
     status: watch::Sender<PrimaryStatus>,
     published: Instant,
@@ -57,15 +63,18 @@ impl Shell {
     pub(super) fn new(setup: Setup, status: watch::Sender<PrimaryStatus>) -> io::Result<Self> {
         let compare_first = setup.compare_first.clone();
         let size_bytes = setup.image.size_bytes();
-        let mut sender = Sender::new(setup.settings, setup.volume, size_bytes, setup.lineage.clone(), setup.known, compare_first);
+        let mut sender = Sender::new(setup.orders.settings, setup.volume, size_bytes, setup.lineage.clone(), setup.known, compare_first);
         if !setup.intake.tracker().open().is_empty() {
             sender.forget_ages();
         }
         let recorded = load_promise(&*setup.catalogue, &setup.promise_key)?;
+        let mut scheduling = Scheduling::new(load_point(&*setup.catalogue, &setup.point_key)?);
+        scheduling.set(setup.orders.schedule.clone(), Clock { now_ms: FIRST_MS, unix_ms: unix_ms() });
         let now = Instant::now();
         Ok(Self {
             stored: setup.known,
-            acknowledging: Acknowledging::new(setup.rules, recorded),
+            acknowledging: Acknowledging::new(setup.orders.rules, recorded),
+            scheduling,
             setup,
             sender,
             encoder: Encoder::new()?,
@@ -111,8 +120,7 @@ impl Shell {
     }
 
     fn now_ms(&self) -> u64 {
-        // 0 would mean never.
-        self.started.elapsed().as_millis() as u64 + 1
+        self.started.elapsed().as_millis() as u64 + FIRST_MS
     }
 
     fn handle(&mut self, input: Input) {
@@ -141,9 +149,11 @@ impl Shell {
             // Whoever asked may have left.
             Input::Behind(run, reply) => drop(reply.try_send(self.sender.behind(self.setup.intake.tracker(), run))),
             Input::Resized(size_bytes) => self.sender.handle_resized(size_bytes),
-            Input::Settings(settings, rules) => {
-                self.sender.set_settings(settings);
-                self.acknowledging.set_rules(rules);
+            Input::Orders(orders) => {
+                self.sender.set_settings(orders.settings);
+                self.acknowledging.set_rules(orders.rules);
+                self.scheduling.set(orders.schedule.clone(), Clock { now_ms, unix_ms: unix_ms() });
+                self.setup.orders = orders;
             }
             Input::Held | Input::Disconnected(_) | Input::Frame(..) | Input::Written(..) | Input::Stop => {}
         }
@@ -195,10 +205,10 @@ impl Shell {
             return self.failed(&error);
         }
         let Some(acked) = known.map(|known| known.acked) else { return };
-        while let Some((epoch, cut)) = self.cut_times.front().copied().filter(|(epoch, _)| *epoch <= acked) {
-            self.cut_times.pop_front();
+        while let Some((epoch, cut, cut_unix_ms)) = self.cut_times.pop_front_if(|(epoch, ..)| *epoch <= acked) {
             if epoch == acked {
                 (self.setup.on_commit)(cut.elapsed());
+                self.note_point(epoch, cut_unix_ms);
             }
         }
         for snapshot in std::mem::take(&mut self.snapshots) {
@@ -231,6 +241,7 @@ impl Shell {
             self.tidy_up();
         }
         self.acknowledge(now_ms);
+        self.keep_time(Clock { now_ms, unix_ms: unix_ms() });
         let action = self.sender.poll(self.setup.intake.tracker(), now_ms);
         if let Action::Wait(until_ms) = action {
             let nap = if self.verify_some() { Duration::ZERO } else { TICK.min(Duration::from_millis(until_ms.saturating_sub(now_ms))) };
@@ -285,7 +296,8 @@ impl Shell {
                 let epoch = self.setup.intake.cut();
                 // Looked at after the cut: the volume was at least so large for every write before it.
                 self.sender.handle_resized(image.size_bytes());
-                self.cut_times.push_back((epoch, Instant::now()));
+                self.cut_times.push_back((epoch, Instant::now(), unix_ms()));
+                self.scheduling.dues.handle_cut(epoch);
                 for snapshot in &mut self.snapshots {
                     snapshot.epoch.get_or_insert(epoch);
                 }
@@ -372,6 +384,9 @@ impl Shell {
             rate_bytes_per_second: self.sender.pace().rate_bytes_per_second(),
             error: self.error.clone(),
             promise: self.acknowledging.status,
+            point_unix_ms: known.and(self.scheduling.point_unix_ms),
+            next_cut_unix_ms: self.scheduling.next_unix_ms(),
+            dues: self.scheduling.dues,
             phase,
         };
         self.status.send_if_modified(|old| {

@@ -1,6 +1,7 @@
 //! What the rest of the daemon sees of a replica: computed from counts each time, never a flag that somebody set.
 
 use super::PromiseStatus;
+use replicator_engine::schedule::Dues;
 use replicator_engine::sender::{Backlog, Known, Phase};
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::Refused;
@@ -28,6 +29,12 @@ pub struct PrimaryStatus {
     pub rate_bytes_per_second: u64,
     /// How the mode's promise stands.
     pub promise: PromiseStatus,
+    /// When the newest recovery point was cut, by the clock on the wall, if that is known.
+    pub point_unix_ms: Option<u64>,
+    /// When the next cut is due by its schedule, if there is one.
+    pub next_cut_unix_ms: Option<u64>,
+    /// Whether the standby has the cuts that were due.
+    pub dues: Dues,
     /// What failed on this side, until it works again.
     pub error: Option<String>,
 }
@@ -45,6 +52,9 @@ impl Default for PrimaryStatus {
             converged: false,
             rate_bytes_per_second: 0,
             promise: PromiseStatus::default(),
+            point_unix_ms: None,
+            next_cut_unix_ms: None,
+            dues: Dues::default(),
             error: None,
         }
     }

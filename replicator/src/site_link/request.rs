@@ -70,6 +70,9 @@ pub struct SettingsRecord {
     /// How long a request waits for the standby; `None`: the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ack_timeout_ms: Option<u64>,
+    /// When mode `snapshot` cuts: a span or cron syntax; `None`: only when asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
 }
 
 /// A question.
@@ -226,6 +229,7 @@ mod tests {
             bandwidth_bits_per_second: Some(50_000_000),
             on_disconnect: Some("suspend".into()),
             ack_timeout_ms: Some(3000),
+            schedule: Some("15m".into()),
         };
         check(&Question::Settings { volume: volume.clone(), settings });
         check(&Question::Detach { volume });

@@ -36,7 +36,13 @@ impl Primary {
     pub fn new(bytes: &mut Bytes<'_>) -> Self {
         let known = bytes.u8().is_multiple_of(2).then_some(Known { replica: Some(Id([8; 16])), acked: 4 });
         let size_bytes = u64::from(BLOCKS) * BLOCK_BYTES as u64;
-        let settings = Settings { rpo_ms: 100, window_bytes: 1 << 20, small_cut_bytes: 16 * BLOCK_BYTES as u64, large_cut_bytes: 1 << 20 };
+        let settings = Settings {
+            rpo_ms: 100,
+            window_bytes: 1 << 20,
+            small_cut_bytes: 16 * BLOCK_BYTES as u64,
+            large_cut_bytes: 1 << 20,
+            ..Settings::default()
+        };
         let sender = Sender::new(settings, VOLUME, size_bytes, Lineage::first(Id([1; 16])), known, RoaringBitmap::new());
         let (tracker, writer) = (Tracker::new(5), Writer::new());
         Self { sender, tracker, in_flight: Vec::new(), is_closing: false, written: BTreeMap::new(), claimed: 4, writer, now_ms: 1 }

@@ -22,7 +22,7 @@ mod pace;
 mod poll;
 
 pub use backlog::Pending;
-pub use pace::{Pace, Settings};
+pub use pace::{Cuts, Pace, Settings};
 pub use poll::Action;
 
 use crate::block::{BlockNumber, MAX_BLOCKS, block_count};
@@ -218,11 +218,16 @@ impl Sender {
         self.known.is_some() && self.backlog(tracker).in_doubt_blocks == 0
     }
 
-    /// Whether what is left to send is small enough for an epoch, and the standby has a recovery point to add it to.
+    /// Whether what is left to send is small enough for an epoch, and the standby has a recovery point to add it to. Where cuts are made only when
+    /// asked for: whether each one that was asked for is there.
     pub fn is_converged(&self, tracker: &Tracker, now_ms: u64) -> bool {
         let comparing = !self.compare_first.is_empty() || !self.asked.is_empty() || !self.holes.unsent().is_empty();
         let known = self.known.is_some() && self.mark_base.is_none();
-        known && !comparing && self.pace.fits_a_cut(&self.settings, tracker.open().len(), now_ms)
+        let idle = || !self.cut_requested && matches!(self.cut, Cut::None) && self.pending.is_empty();
+        let asked = self.settings.cuts == Cuts::Asked && idle();
+        known
+            && !comparing
+            && (asked || self.settings.cuts == Cuts::InTime && self.pace.fits_a_cut(&self.settings, tracker.open().len(), now_ms))
     }
 
     /// The operator wants something else.
@@ -312,6 +317,7 @@ impl Sender {
             if base.is_none() && pending.epoch <= attached.committed {
                 continue;
             }
+            self.cut_requested |= self.settings.cuts == Cuts::Asked;
             self.mark_again(tracker, &pending.changed, pending.oldest_ms);
         }
         match base {
@@ -397,7 +403,8 @@ impl Sender {
         }
     }
 
-    /// Gives up what is not committed under way: everything of it is marked in the open epoch before it is let go.
+    /// Gives up what is not committed under way: everything of it is marked in the open epoch before it is let go. A cut that was asked for is
+    /// made anew.
     fn abandon(&mut self, tracker: &Tracker) {
         let sent = std::mem::take(&mut self.early);
         let asked = std::mem::take(&mut self.asked).into_values();
@@ -407,6 +414,7 @@ impl Sender {
         if let Cut::Frozen(frozen) = &mut self.cut {
             let (changed, oldest_ms) = (std::mem::take(&mut frozen.changed), frozen.oldest_ms);
             self.mark_again(tracker, &changed, oldest_ms);
+            self.cut_requested |= self.settings.cuts == Cuts::Asked;
             self.cut = Cut::None;
             tracker.thaw();
         }

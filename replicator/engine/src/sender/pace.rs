@@ -6,9 +6,21 @@ use crate::block::BLOCK_BYTES;
 use crate::generation::Id;
 use crate::wire::MAX_CONTENT_BLOCKS;
 
+/// When epochs close.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cuts {
+    /// As the RPO has it, or when asked for; what is too large to be frozen is shipped before.
+    #[default]
+    InTime,
+    /// Only when asked for, and then at once: what is unsent is frozen, whatever the amount.
+    Asked,
+}
+
 /// What the operator and the daemon set.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
+    /// When epochs close.
+    pub cuts: Cuts,
     /// At most this much acknowledged data, as time, is to be lost in a disaster.
     pub rpo_ms: u64,
     /// Bytes handed to the network and not yet taken by it.
@@ -21,7 +33,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { rpo_ms: 5_000, window_bytes: 4 << 20, small_cut_bytes: 1 << 20, large_cut_bytes: 1 << 30 }
+        Self { cuts: Cuts::InTime, rpo_ms: 5_000, window_bytes: 4 << 20, small_cut_bytes: 1 << 20, large_cut_bytes: 1 << 30 }
     }
 }
 
@@ -134,12 +146,17 @@ impl Pace {
         self.last_cut_ms + settings.rpo_ms / 4
     }
 
+    /// Whether so many cuts were given up that the backlog is to be shipped before the next one.
+    pub(super) fn gave_up_often(&self) -> bool {
+        self.overflows >= MAX_OVERFLOWS
+    }
+
     /// Whether a backlog of `dirty` blocks may be frozen: it is small, or leaves in time, or cannot be awaited any longer.
     pub(super) fn fits_a_cut(&self, settings: &Settings, dirty: u64, now_ms: u64) -> bool {
         let bytes = dirty * BLOCK_BYTES as u64;
         let in_time = u128::from(self.rate) * u128::from(settings.rpo_ms) / 4 / 1000;
         let overdue_ms = (settings.rpo_ms * OVERDUE_RPOS).max(OVERDUE_MIN_MS);
-        let overdue = now_ms.saturating_sub(self.last_commit_ms) >= overdue_ms && self.overflows < MAX_OVERFLOWS;
+        let overdue = now_ms.saturating_sub(self.last_commit_ms) >= overdue_ms && !self.gave_up_often();
         bytes <= settings.small_cut_bytes || u128::from(bytes) <= in_time || (overdue && bytes <= settings.large_cut_bytes)
     }
 }

@@ -1,7 +1,7 @@
 //! What the sender wants done next: the one place that orders comparing, early shipping, cutting, freezing and committing.
 
 use super::backlog::Holes;
-use super::{Cut, MAX_OPEN_QUESTIONS, MAX_PENDING_EPOCHS, Pending, Phase, Sender};
+use super::{Cut, Cuts, MAX_OPEN_QUESTIONS, MAX_PENDING_EPOCHS, Pending, Phase, Sender};
 use crate::block::{Run, runs};
 use crate::tracker::Tracker;
 use crate::wire::{Blocks, Commit, Content, Digest, Encoding, MAX_COMPARE_BLOCKS, MAX_RUNS, Message};
@@ -87,16 +87,17 @@ impl Sender {
         let comparing = !self.compare_first.is_empty() || !self.asked.is_empty();
         let told = self.told_bytes == Some(self.size_bytes);
         let something = dirty > 0 || !self.early.is_empty() || self.known.is_none() || self.cut_requested || !told;
-        let may_cut = !comparing && something && self.pending.len() < MAX_PENDING_EPOCHS;
+        let wanted = self.wants_cut();
+        let may_cut = !comparing && wanted && something && self.pending.len() < MAX_PENDING_EPOCHS;
         let due_ms = if self.cut_requested { now_ms } else { self.pace.next_cut_ms(&self.settings) };
-        let fits = self.pace.fits_a_cut(&self.settings, dirty, now_ms);
+        let fits = self.may_freeze_all() || self.pace.fits_a_cut(&self.settings, dirty, now_ms);
         if may_cut && fits && now_ms >= due_ms {
             return Action::Cut;
         }
         if !self.compare_first.is_empty() && self.asked.len() >= MAX_OPEN_QUESTIONS {
             return Action::Wait(u64::MAX);
         }
-        if !self.compare_first.is_empty() || (dirty > 0 && !fits) {
+        if !self.compare_first.is_empty() || (dirty > 0 && !fits && wanted) {
             if let Some(action) = self.ship_early(tracker) {
                 return action;
             }
@@ -104,6 +105,16 @@ impl Sender {
             return Action::Wait(now_ms + 1);
         }
         if may_cut { Action::Wait(due_ms.max(now_ms + 1)) } else { Action::Wait(now_ms + self.settings.rpo_ms.max(1)) }
+    }
+
+    /// Whether the open epoch is to close at all. One that gives the standby its first recovery point is.
+    fn wants_cut(&self) -> bool {
+        self.settings.cuts == Cuts::InTime || self.cut_requested || self.known.is_none()
+    }
+
+    /// Whether a backlog of any size is frozen: there is a recovery point to go back to, and freezing did not fail again and again.
+    fn may_freeze_all(&self) -> bool {
+        self.settings.cuts == Cuts::Asked && self.known.is_some() && !self.pace.gave_up_often()
     }
 
     /// Takes blocks of the open epoch to ship or to ask about before the cut.

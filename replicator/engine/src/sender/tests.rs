@@ -295,3 +295,58 @@ fn epochs_are_cut_on_demand_without_waiting_for_those_under_way_and_are_safe_in_
     assert_eq!(sender.safe(), Some(5));
     assert_eq!(sender.poll(&tracker, 2_001), Action::Cut);
 }
+
+/// The same as [`online`], but cut only when asked for, and with a backlog that is too large to be frozen otherwise.
+fn asked() -> (Sender, Tracker) {
+    let (mut sender, tracker) = online();
+    sender.set_settings(Settings { cuts: Cuts::Asked, ..Settings::default() });
+    write(&tracker, 0, 100_000);
+    (sender, tracker)
+}
+
+#[test]
+fn where_cuts_are_asked_for_there_are_no_others_and_any_backlog_is_frozen() {
+    let (mut sender, tracker) = asked();
+    for now_ms in [0, 10_000, 10_000_000] {
+        assert!(matches!(sender.poll(&tracker, now_ms), Action::Wait(until) if until > now_ms));
+    }
+    assert!(sender.is_converged(&tracker, 10_000_000));
+    sender.request_cut();
+    assert!(!sender.is_converged(&tracker, 10_000_000));
+    cut(&mut sender, &tracker, 10_000_000);
+    assert!(matches!(sender.poll(&tracker, 10_000_000), Action::ShipFrozen(_)));
+}
+
+#[test]
+fn a_cut_that_was_asked_for_and_given_up_is_taken_anew_and_after_two_what_is_left_is_shipped_before() {
+    let (mut sender, tracker) = asked();
+    sender.request_cut();
+    for _ in 0..2 {
+        cut(&mut sender, &tracker, 0);
+        ship_frozen(&mut sender, &tracker, 0);
+        sender.handle_overflow(&tracker);
+        assert_eq!(sender.poll(&tracker, 0), Action::Send(Message::Abandon));
+    }
+    let Action::ShipOpen(runs) = sender.poll(&tracker, 0) else { panic!("expected open blocks") };
+    shipped(&mut sender, &runs);
+    tracker.open().clear_all();
+    assert_eq!(sender.poll(&tracker, 0), Action::Cut);
+}
+
+#[test]
+fn a_cut_that_the_link_broke_is_taken_anew_unless_it_is_there() {
+    for arrived in [false, true] {
+        let (mut sender, tracker) = asked();
+        tracker.open().clear_all();
+        write(&tracker, 0, 2);
+        sender.request_cut();
+        cut(&mut sender, &tracker, 0);
+        ship_frozen(&mut sender, &tracker, 0);
+        assert!(matches!(sender.poll(&tracker, 0), Action::Send(Message::Commit(commit)) if commit.epoch == 5));
+        sender.handle_disconnected(&tracker);
+        attach(&mut sender, &tracker, if arrived { 5 } else { 4 });
+        let next = sender.poll(&tracker, 0);
+        assert_eq!(matches!(next, Action::Wait(_)), arrived, "{next:?}");
+        assert_eq!(sender.cut_requested, !arrived);
+    }
+}

@@ -108,7 +108,7 @@ impl Primary {
         known: Option<Known>,
         compare_first: RoaringBitmap,
     ) -> io::Result<Self> {
-        let settings = Settings { rpo_ms: 400, window_bytes: 64 << 10, small_cut_bytes: 16 * BLOCK_BYTES as u64, large_cut_bytes: 1 << 30 };
+        let settings = Settings { rpo_ms: 400, window_bytes: 64 << 10, small_cut_bytes: 16 * BLOCK_BYTES as u64, ..Settings::default() };
         let size_bytes = storage.image.size_bytes();
         Ok(Self {
             sender: Sender::new(settings, VOLUME, size_bytes, lineage, known, compare_first),

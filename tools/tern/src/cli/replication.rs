@@ -9,6 +9,9 @@ const ON_DISCONNECT_HELP: &str = "What becomes of requests that wait for a stand
     or after --ack-timeout and until it keeps up again (degrade: the default for barrier and sync), \
     or wait for as long as it takes (suspend)";
 
+const SCHEDULE_HELP: &str = "When mode snapshot cuts: each time that a span such as 15m has passed, \
+    or by cron syntax in UTC such as \"0 2 * * *\", or only when `tern snapshot` asks for it (none)";
+
 /// Keeps a standby, or changes its settings: what is not given stays as it is.
 #[derive(Debug, Args)]
 pub struct ReplicateArgs {
@@ -33,8 +36,11 @@ pub struct ReplicateArgs {
     /// How long a request waits for the standby [at first: 5s]
     #[arg(long, value_name = "DURATION")]
     pub ack_timeout: Option<Span>,
+    /// When mode snapshot cuts [at first: none]
+    #[arg(long, value_name = "SCHEDULE", long_help = SCHEDULE_HELP)]
+    pub schedule: Option<String>,
     /// End replication
-    #[arg(long, conflicts_with_all = ["mode", "rpo", "bandwidth", "on_disconnect", "ack_timeout"])]
+    #[arg(long, conflicts_with_all = ["mode", "rpo", "bandwidth", "on_disconnect", "ack_timeout", "schedule"])]
     pub stop: bool,
 }
 
@@ -47,6 +53,9 @@ pub struct ModeArgs {
     /// The new mode
     #[arg(value_parser = values::mode())]
     pub mode: Mode,
+    /// When mode snapshot cuts
+    #[arg(long, value_name = "SCHEDULE", long_help = SCHEDULE_HELP)]
+    pub schedule: Option<String>,
     /// Which standby, where there are several
     #[arg(long, value_name = "SITE")]
     pub to: Option<SiteName>,

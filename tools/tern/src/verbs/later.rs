@@ -1,17 +1,9 @@
 //! What the command line knows and this version does not have.
 
-use blockd_api::{ApiError, ErrorCode, Mode};
+use blockd_api::{ApiError, ErrorCode};
 
 /// The refusal.
 pub fn not_yet(what: &str) -> ApiError {
     ApiError::new(ErrorCode::NotSupported, format!("{what} is not in version {} yet", env!("CARGO_PKG_VERSION")))
         .with_hint("see the changelog of newer versions")
-}
-
-/// Refuses the modes that are not there yet.
-pub fn check_mode(mode: Mode) -> Result<(), ApiError> {
-    match mode {
-        Mode::Async | Mode::Barrier | Mode::Sync => Ok(()),
-        Mode::Snapshot => Err(not_yet(&format!("mode {mode}"))),
-    }
 }

@@ -4,7 +4,7 @@ mod later;
 mod peer;
 mod recovery;
 mod replication;
-mod status;
+pub mod status;
 #[cfg(test)]
 pub mod tests;
 mod volume;

@@ -1,6 +1,6 @@
 //! `tern replicate`, `mode`, `wait`, `snapshot`
 
-use super::{Context, later};
+use super::Context;
 use crate::{
     cli::{ModeArgs, ReplicateArgs, SnapshotArgs, WaitArgs},
     report::Report,
@@ -11,14 +11,13 @@ use blockd_api::{
 
 /// `tern replicate NAME --to SITE`, `--stop`.
 pub async fn replicate(context: &Context<'_>, arguments: ReplicateArgs) -> Result<Report, ApiError> {
-    let ReplicateArgs { volume, to, mode, rpo, bandwidth, on_disconnect, ack_timeout, stop } = arguments;
+    let ReplicateArgs { volume, to, mode, rpo, bandwidth, on_disconnect, ack_timeout, schedule, stop } = arguments;
     if stop {
         let document = context.client.post(&VolumeOp::Stop.path(&volume), &StopReplication { to }).await?;
         return Report::of(document, context.format, |now: VolumeStatus| format!("{}: replication ended, it is {}", now.name, now.role));
     }
-    mode.map_or(Ok(()), later::check_mode)?;
     let to = to.ok_or_else(|| ApiError::new(ErrorCode::InvalidRequest, "--to SITE is missing"))?;
-    let request = Replicate { to, mode, rpo, bandwidth, on_disconnect, ack_timeout };
+    let request = Replicate { to, mode, rpo, bandwidth, on_disconnect, ack_timeout, schedule };
     let document = context.client.post(&VolumeOp::Replicate.path(&volume), &request).await?;
     Report::of(document, context.format, |now: VolumeStatus| {
         format!("{}: replicates to {} ({}), {}", now.name, request.to, now.mode, now.state)
@@ -27,9 +26,8 @@ pub async fn replicate(context: &Context<'_>, arguments: ReplicateArgs) -> Resul
 
 /// `tern mode NAME MODE`.
 pub async fn mode(context: &Context<'_>, arguments: ModeArgs) -> Result<Report, ApiError> {
-    let ModeArgs { volume, mode, to } = arguments;
-    later::check_mode(mode)?;
-    let document = context.client.post(&VolumeOp::Mode.path(&volume), &SetMode { mode, to }).await?;
+    let ModeArgs { volume, mode, schedule, to } = arguments;
+    let document = context.client.post(&VolumeOp::Mode.path(&volume), &SetMode { mode, schedule, to }).await?;
     Report::of(document, context.format, |now: VolumeStatus| format!("{}: {}, {}", now.name, now.mode, now.state))
 }
 

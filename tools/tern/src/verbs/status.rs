@@ -6,7 +6,7 @@ use crate::{
     report::Report,
     table::{Align, Table},
 };
-use blockd_api::{ApiError, FrontEnd, Role, Status, VolumeStatus, human_bytes, human_seconds, routes};
+use blockd_api::{ApiError, FrontEnd, Mode, Role, Status, VolumeStatus, human_bytes, human_seconds, routes};
 
 /// `tern status [NAME]`.
 pub async fn status(context: &Context<'_>, arguments: &StatusArgs) -> Result<Report, ApiError> {
@@ -35,6 +35,9 @@ fn table(status: &Status) -> String {
     }
     let mut text = table.render();
     for volume in &status.volumes {
+        if let Some(said) = cuts(volume) {
+            text.push_str(&format!("{}: {said}\n", volume.name));
+        }
         if let Some(error) = &volume.last_error {
             // The error may quote what others sent.
             let error: String = error.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
@@ -42,6 +45,17 @@ fn table(status: &Status) -> String {
         }
     }
     text
+}
+
+/// The cuts of a volume in mode `snapshot`, in words.
+pub fn cuts(volume: &VolumeStatus) -> Option<String> {
+    if volume.role != Role::Primary || volume.mode != Mode::Snapshot {
+        return None;
+    }
+    let last =
+        volume.point_age_seconds.map_or_else(|| "no recovery point yet".to_owned(), |age| format!("last cut {} ago", human_seconds(age)));
+    let next = volume.next_cut.map_or_else(|| "cut only when asked".to_owned(), |time| format!("next one at {time}"));
+    Some(format!("{last}, {next}"))
 }
 
 fn row(volume: &VolumeStatus) -> [String; 9] {

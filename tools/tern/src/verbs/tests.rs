@@ -125,7 +125,7 @@ fn refusal(code: &str) -> String {
 pub fn example_status() -> Value {
     json!({"site": "osaka", "id": "5f", "volumes": [{"name": "vm1", "size_bytes": 10u64 << 30, "role": "primary", "state": "catching-up",
         "promise_held": true, "mode": "async", "peer": "oregon", "generation": 3, "epoch_open": 812, "epoch_committed": 810,
-        "rpo_seconds": 0.4, "rpo_target_seconds": 5.0, "bandwidth_bits_per_second": 50_000_000, "backlog_bytes": 12u64 << 20,
+        "rpo_seconds": 0.4, "rpo_target_seconds": 5.0, "point_age_seconds": 1.4, "schedule": null, "next_cut": null, "bandwidth_bits_per_second": 50_000_000, "backlog_bytes": 12u64 << 20,
         "dirty_blocks": 3072, "changed_bytes": 3u64 << 30, "wire_bytes_sent": 1u64 << 30, "wire_bytes_received": 5 << 20,
         "zero_blocks": 6, "duplicate_blocks": 7, "delta_blocks": 8, "full_blocks": 9, "evacuation_seconds": 1.2,
         "attached": ["vhost-user", "nbd"], "last_error": null, "replicas": [{"site": "oregon", "mode": "async", "state": "catching-up",
@@ -212,7 +212,7 @@ fn help_and_version_are_no_errors() {
 #[test]
 fn what_this_version_does_not_have_says_so() {
     let fake = Fake::answering(200, "{}");
-    for line in ["forecast", "drill vm1 --end", "mode vm1 snapshot", "replicate vm1 --to oregon --mode snapshot"] {
+    for line in ["forecast", "drill vm1 --end"] {
         let ended = fake.run(line);
         assert_eq!(ended.exit, ExitCode::Failed, "{line}");
         assert!(ended.err.contains(" is not in version "), "{line}: {}", ended.err);
@@ -278,9 +278,10 @@ fn requests_say_what_was_typed() {
         (
             "replicate vm1 --to oregon --rpo 5s --bandwidth 50Mbit",
             "/v1/volumes/vm1/replicate",
-            json!({"to": "oregon", "mode": null, "rpo": "5s", "bandwidth": "50Mbit", "on_disconnect": null, "ack_timeout": null}),
+            json!({"to": "oregon", "mode": null, "rpo": "5s", "bandwidth": "50Mbit", "on_disconnect": null, "ack_timeout": null, "schedule": null}),
         ),
-        ("mode vm1 async", "/v1/volumes/vm1/mode", json!({"mode": "async", "to": null})),
+        ("mode vm1 async", "/v1/volumes/vm1/mode", json!({"mode": "async", "schedule": null, "to": null})),
+        ("mode vm1 snapshot --schedule 15m", "/v1/volumes/vm1/mode", json!({"mode": "snapshot", "schedule": "15m", "to": null})),
     ] {
         let fake = Fake::answering(200, status.to_string());
         assert_eq!(fake.run(line).exit, ExitCode::Done, "{line}");

@@ -4,6 +4,7 @@ use super::{
     model::{Model, Trend},
     strips::{bar, curve},
 };
+use crate::verbs::status::cuts;
 use blockd_api::{Role, State, Status, Usage, VolumeStatus, human_bytes, human_rate, human_seconds};
 use ratatui::{
     Frame,
@@ -184,6 +185,9 @@ fn facts(volume: &VolumeStatus) -> Vec<Line<'static>> {
         pair("blocks", format!("{zero} zero, {duplicate} duplicate, {delta} delta, {full} full")),
         pair("to send", format!("{} in {} dirty blocks", human_bytes(volume.backlog_bytes), volume.dirty_blocks)),
     ];
+    if let Some(cuts) = cuts(volume) {
+        lines.push(pair("cuts", cuts));
+    }
     if let Some(error) = &volume.last_error {
         lines.push(Line::from(vec![Span::styled(format!("{:<12}", "last error"), DIM), Span::from(error.clone()).red()]));
     }
