@@ -52,6 +52,18 @@ pub struct VolumeRecord {
     /// Whether this primary serves nobody, because the other site was promoted by force, or was about to be.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fenced: bool,
+    /// Since when the sites differ, once both were primary; of no meaning once the other one follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parted: Option<Parted>,
+}
+
+/// When two sites went apart, as far as this one knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parted {
+    /// The first write that only this site has, at the earliest.
+    pub since_unix_ms: Option<u64>,
+    /// The cut of the last epoch that both have, by the other site's clock.
+    pub common_unix_ms: Option<u64>,
 }
 
 /// A site's part in a volume, as it is recorded.
@@ -142,6 +154,7 @@ impl VolumeRecord {
             wanted_generation: None,
             granted: None,
             fenced: false,
+            parted: None,
         }
     }
 }

@@ -49,6 +49,21 @@ fn assert_not_acknowledged(client: &mut NbdClient) {
     client.write(0, &[b'x'; BLOCK]).expect_err("a write that must not be acknowledged");
 }
 
+/// Both sites tell how many blocks either has alone, and since when.
+fn assert_told(a: &Site, b: &Site, [at_a, at_b]: [u64; 2]) {
+    let told = |site: &Site| site.volume()["diverged"].clone();
+    let (seen_at_a, seen_at_b) = (told(a), told(b));
+    for (alone, blocks) in [(&seen_at_a["here"], at_a), (&seen_at_a["there"], at_b)] {
+        assert_eq!(
+            (&alone["blocks"], &alone["bytes"], &alone["exact"]),
+            (&blocks.into(), &(blocks * BLOCK as u64).into(), &true.into()),
+            "{seen_at_a}"
+        );
+        assert!(alone["since"].is_string(), "{seen_at_a}");
+    }
+    assert_eq!((&seen_at_b["here"], &seen_at_b["there"]), (&seen_at_a["there"], &seen_at_a["here"]));
+}
+
 /// What a resync without `--yes` would give up: it must say so, and refuse.
 fn assert_resync_says(site: &Site, blocks: u64) {
     let (code, said) = site.try_tern(&["resync", "vm1", "--discard-local"]).unwrap_err();
@@ -80,6 +95,7 @@ fn an_old_primary_that_was_only_unreachable_stops_and_keeps_what_it_has_until_th
     assert_not_acknowledged(&mut at_a);
     assert_not_acknowledged(&mut connect(a));
     assert_eq!((kept(a, 4), letters(b, 4)), ("=aa=".into(), "==bb".into()));
+    assert_told(a, b, [2, 2]);
     assert_resync_says(a, 2);
     let (code, said) = a.try_tern(&["promote", "vm1", "--force"]).unwrap_err();
     assert!(code == 1 && said.contains("resync"), "{code} {said}");
@@ -87,6 +103,7 @@ fn an_old_primary_that_was_only_unreachable_stops_and_keeps_what_it_has_until_th
 
     a.tern(&["resync", "vm1", "--discard-local", "--yes"]);
     b.verify();
+    assert!(a.volume()["diverged"].is_null() && b.volume()["diverged"].is_null());
     assert_eq!((a.volume()["role"].as_str(), letters(b, 4)), (Some("standby"), "==bb".into()));
     b.tern(&["snapshot", "vm1"]);
     drop((at_a, at_b));
@@ -125,6 +142,7 @@ fn two_sites_that_were_both_promoted_are_split_until_one_goes_on_and_the_other_g
     assert_not_acknowledged(&mut at_a);
     assert_not_acknowledged(&mut at_b);
     assert_eq!((kept(a, 4), kept(b, 4)), ("=aa=".into(), "==bb".into()));
+    assert_told(a, b, [2, 3]);
     assert_resync_says(a, 2);
     assert_resync_says(b, 3);
     assert_eq!((kept(a, 4), kept(b, 4)), ("=aa=".into(), "==bb".into()));

@@ -4,6 +4,7 @@
 //! word it does not know must not fail where it can pass the document through. This crate moves no bytes: the server is
 //! `blockd::admin`, the client `tern`.
 
+mod divergence;
 mod error;
 mod event;
 mod export;
@@ -18,6 +19,7 @@ mod time;
 mod volume;
 mod wait;
 
+pub use divergence::{Alone, Divergence};
 pub use error::{ApiError, ErrorCode, ErrorDocument, ExitCode};
 pub use event::{Event, HEARTBEAT, MAX_EVENT_BYTES, Progress, Unit};
 pub use export::{Export, ExportAccess, MAX_SOCKET_PATH_BYTES, NbdAddress, ParseExportError, SocketPath};

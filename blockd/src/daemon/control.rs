@@ -49,14 +49,18 @@ fn journal_bytes(volumes: &Volumes) -> u64 {
 
 impl Control for Daemon {
     async fn status(&self, volume: Option<VolumeName>) -> Outcome<Status> {
+        let asked = self.ask_parted(volume.as_ref()).await;
         let volumes = self.volumes.lock().await;
-        let chosen = match volume {
+        let mut chosen = match volume {
             Some(name) => match volumes.unopened.get(&name) {
                 Some(unopened) => vec![unopened_status(unopened)],
                 None => vec![status(volumes.get(&name)?)],
             },
             None => volumes.all().map(status).chain(volumes.unopened.values().map(unopened_status)).collect(),
         };
+        for volume in &mut chosen {
+            volume.diverged = asked.get(&volume.name).copied();
+        }
         // Each volume has its own.
         let count = volumes.open.len().max(1) as u64;
         let spill = Usage {

@@ -204,6 +204,7 @@ impl Volumes {
             record.wanted_generation = None;
             record.successor.clear();
             record.fenced = false;
+            record.parted = None;
         })?;
         volume.intake.stop_logging();
         let record = self.get(name)?.record.clone();

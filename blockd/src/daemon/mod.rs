@@ -6,6 +6,7 @@
 
 mod control;
 mod create;
+mod divergence;
 mod exports;
 mod handover;
 mod incoming;

@@ -1,11 +1,12 @@
 //! What becomes of a primary that another site has overtaken.
 
 use super::Daemon;
+use super::divergence;
 use super::handover::{Copy, DRAIN_DEADLINE, wrong_state};
 use super::part::{Overtaken, Part, volume_id};
 use super::volumes::{io_error, remember_changed};
 use crate::admin::Outcome;
-use crate::catalogue::{RecordedRole, VolumeRecord};
+use crate::catalogue::{Parted, RecordedRole, VolumeRecord};
 use crate::volume::{GateState, Volume};
 use blockd_api::*;
 use replicator::intake::extent_blocks;
@@ -29,6 +30,7 @@ impl Daemon {
         let Ok((record, volume)) = self.volumes.lock().await.get(name).map(|open| (open.record.clone(), open.volume.clone())) else {
             return;
         };
+        let oldest = self.volumes.lock().await.get(name).ok().and_then(divergence::oldest_unsent_unix_ms);
         let relation = lineage_of(&record.lineage).map(|mine| mine.relation(&news.lineage));
         let role = match (record.role, relation) {
             (RecordedRole::Primary, Some(Relation::TheirsAhead(_))) => RecordedRole::Stale,
@@ -50,6 +52,7 @@ impl Daemon {
             record.role = role;
             record.fenced = false;
             record.successor = lineage_records(&news.lineage);
+            record.parted.get_or_insert(Parted { since_unix_ms: oldest, common_unix_ms: None });
         });
         if let Err(error) = recorded {
             tracing::error!(volume = %name, %error, "the catalogue cannot be written; the volume stays fenced");
@@ -84,10 +87,7 @@ impl Daemon {
             (volumes.get(name)?.volume.clone(), volumes.catalogue.clone(), volumes.front_ends.clone())
         };
         let id = volume_id(&record)?;
-        let changed = match memory::load_changed(&*catalogue, id).map_err(io_error)? {
-            Some(exact) => exact,
-            None => volume.intake.log().hot().iter().flat_map(|extent| extent_blocks(extent).blocks()).collect(),
-        };
+        let changed = divergence::changed_alone(&*catalogue, id, &volume).map_err(io_error)?.blocks;
         let (blocks, bytes) = (changed.len(), changed.len() * BLOCK_BYTES as u64);
         if !request.yes {
             let message = format!("{blocks} blocks ({}) changed here and are not at the new primary", human_bytes(bytes));

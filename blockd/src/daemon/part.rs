@@ -34,6 +34,8 @@ pub(super) enum Part {
 pub(super) struct PrimaryPart {
     pub replica: Arc<Replica>,
     pub bandwidth: watch::Sender<Option<u64>>,
+    /// Nothing had to be guessed after a crash: what is marked did change.
+    pub marks_exactly: bool,
     /// What the standby is to be told.
     pub settings: watch::Sender<SettingsRecord>,
     /// What it has heard.
@@ -123,6 +125,7 @@ impl Volumes {
         let catalogue: Arc<dyn Catalogue> = self.catalogue.clone();
         let epochs = EpochNumbers::open(catalogue.clone(), id, volume.intake.tracker().open_epoch()).map_err(io_error)?;
         let metrics = self.metrics.volume(&record.name);
+        let marks_exactly = compare_first.is_empty();
         let setup = Setup {
             volume: id,
             lineage,
@@ -147,7 +150,7 @@ impl Volumes {
         let (name, volume_id) = (peer.name.clone(), record.id.clone());
         let teller = Teller { sites: self.sites.clone(), site, name, volume: volume_id, settings: told, heard: hear };
         let keeper = tokio::spawn(keep(replica.clone(), route, teller, volume.clone(), record.name.clone(), self.overtaken.clone()));
-        Ok(Part::Primary(PrimaryPart { replica, bandwidth, settings, heard, keeper }))
+        Ok(Part::Primary(PrimaryPart { replica, bandwidth, marks_exactly, settings, heard, keeper }))
     }
 
     /// Starts receiving. The place of the copy is recorded before.

@@ -13,9 +13,10 @@ use super::Daemon;
 use super::handover::{HANDOVER_DEADLINE, wrong_state};
 use super::part::{Part, PrimaryStart, peer_site, volume_id};
 use super::points::{older_point, past_error};
+use super::status::unix_ms;
 use super::volumes::{io_error, random_id};
 use crate::admin::{Outcome, ProgressSink};
-use crate::catalogue::{RecordedRole, VolumeRecord};
+use crate::catalogue::{Parted, RecordedRole, VolumeRecord};
 use crate::volume::GateState;
 use blockd_api::*;
 use replicator::catalogue::Persist;
@@ -72,6 +73,7 @@ impl Daemon {
         };
         progress.report(Progress { phase: "handover".into(), done: 1, total: Some(2), unit: Unit::Steps });
         let expected = granted.filter(|_| !force);
+        let common_unix_ms = standby.status().borrow().cut_unix_ms.filter(|_| older.is_none());
         let promoted = self.settle_and_become(name, &standby, older, expected).await;
         if promoted.is_err() {
             standby.resume();
@@ -79,6 +81,11 @@ impl Daemon {
         }
         let (epoch, generation) = promoted?;
         let (kind, lost_bytes) = if granted == Some(epoch) { (PromotionKind::Handover, Some(0)) } else { (PromotionKind::Failover, None) };
+        if kind == PromotionKind::Failover {
+            let parted = Parted { since_unix_ms: Some(unix_ms()), common_unix_ms };
+            // For the status alone.
+            let _ = self.volumes.lock().await.change(name, |record| record.parted = Some(parted));
+        }
         tracing::info!(volume = %name, ?kind, epoch, generation, "promoted");
         Ok(Promotion { kind, epoch, generation, seconds: began.elapsed().as_secs_f64(), lost_bytes })
     }

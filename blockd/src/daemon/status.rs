@@ -89,6 +89,7 @@ fn recorded_status(record: &VolumeRecord) -> VolumeStatus {
         replicas: Vec::new(),
         points: 0,
         undo_bytes: 0,
+        diverged: None,
     }
 }
 
@@ -247,7 +248,7 @@ fn age_seconds(of_unix_ms: u64) -> f64 {
     seconds(unix_ms().saturating_sub(of_unix_ms))
 }
 
-fn unix_ms() -> u64 {
+pub(super) fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 

@@ -302,6 +302,7 @@ mod tests {
             replicas: vec![],
             points: 1,
             undo_bytes: 1,
+            diverged: None,
         }
     }
 }

@@ -108,6 +108,11 @@ pub enum Question {
         /// What was set.
         settings: SettingsRecord,
     },
+    /// What do you have of this volume that I lack, now that both of us were primary?
+    Alone {
+        /// The volume's id, in hexadecimal.
+        volume: String,
+    },
     /// I do not replicate this volume to you any more.
     Detach {
         /// The volume's id, in hexadecimal.
@@ -130,6 +135,19 @@ pub enum Answer {
     NotPrimary {
         /// Its newest recovery point.
         committed: u64,
+    },
+    /// This site has what the asker lacks.
+    Alone {
+        /// How many blocks.
+        blocks: u64,
+        /// Whether exactly these; otherwise they are the regions that may have changed.
+        exact: bool,
+        /// When the first of it was written, if that is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        since_unix_ms: Option<u64>,
+        /// When the asker wrote last what this site has, too, if that is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        common_unix_ms: Option<u64>,
     },
     /// No.
     Refused {
@@ -232,10 +250,13 @@ mod tests {
             schedule: Some("15m".into()),
         };
         check(&Question::Settings { volume: volume.clone(), settings });
+        check(&Question::Alone { volume: volume.clone() });
         check(&Question::Detach { volume });
         check(&Answer::Done);
         check(&Answer::Granted { epoch: 17 });
         check(&Answer::NotPrimary { committed: 17 });
+        let (since_unix_ms, common_unix_ms) = (Some(1_795_300_000_500), Some(1_795_300_000_000));
+        check(&Answer::Alone { blocks: 3, exact: true, since_unix_ms, common_unix_ms });
         check(&Answer::Refused { code: "client-active".into(), message: "a client is active at vm1 by nbd".into() });
     }
 }

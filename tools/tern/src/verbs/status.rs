@@ -6,7 +6,7 @@ use crate::{
     report::Report,
     table::{Align, Table},
 };
-use blockd_api::{ApiError, FrontEnd, Mode, Role, Status, VolumeStatus, human_bytes, human_seconds, routes};
+use blockd_api::{Alone, ApiError, Divergence, FrontEnd, Mode, Role, Status, VolumeStatus, human_bytes, human_seconds, routes};
 
 /// `tern status [NAME]`.
 pub async fn status(context: &Context<'_>, arguments: &StatusArgs) -> Result<Report, ApiError> {
@@ -43,6 +43,10 @@ fn table(status: &Status) -> String {
             let error: String = error.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
             text.push_str(&format!("{}: {error}\n", volume.name));
         }
+        if let Some(Divergence { here, there }) = &volume.diverged {
+            let peer = volume.peer.as_ref().map_or("the other site", |peer| peer.as_str());
+            text.push_str(&format!("{}: only here: {}; only at {peer}: {}\n", volume.name, alone(here), alone(there)));
+        }
     }
     text
 }
@@ -56,6 +60,13 @@ pub fn cuts(volume: &VolumeStatus) -> Option<String> {
         volume.point_age_seconds.map_or_else(|| "no recovery point yet".to_owned(), |age| format!("last cut {} ago", human_seconds(age)));
     let next = volume.next_cut.map_or_else(|| "cut only when asked".to_owned(), |time| format!("next one at {time}"));
     Some(format!("{last}, {next}"))
+}
+
+fn alone(what: &Option<Alone>) -> String {
+    let Some(Alone { blocks, bytes, since, exact }) = what else { return "not known".into() };
+    let most = if *exact { "" } else { "at most " };
+    let since = since.map_or_else(String::new, |since| format!(" since {since}"));
+    format!("{most}{blocks} blocks ({}){since}", human_bytes(*bytes))
 }
 
 fn row(volume: &VolumeStatus) -> [String; 9] {
