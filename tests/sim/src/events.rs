@@ -4,6 +4,8 @@ use crate::site::{AMPLE_BYTES, Crash, Part, Role, Site};
 use crate::storage::View;
 use crate::world::{World, any_rules, name};
 use rand::RngExt;
+use replicator_engine::acknowledgement::Promise;
+use replicator_engine::sender::Cuts;
 
 /// Turns after which a standby must have everything, once nothing fails.
 const HEALING_TURNS: u32 = 20_000;
@@ -25,7 +27,8 @@ impl World {
             915..920 => self.volume_grows(site),
             920..940 => self.extents_cool(site),
             940..943 => self.mode_changes(),
-            943..960 => {
+            943..948 => self.cut_is_due(site),
+            948..960 => {
                 let site = self.any_site();
                 self.check_copy(site);
             }
@@ -46,11 +49,21 @@ impl World {
         self.note(|| {
             format!("{:?} is wanted, {:?} without a standby, {} ms at most", rules.wanted, rules.on_disconnect, rules.ack_timeout_ms)
         });
+        // Mode `snapshot`, until the process ends.
+        let asked = rules.wanted == Promise::Local && self.rng.random_bool(0.5);
+        let cuts = if asked { Cuts::Asked } else { Cuts::InTime };
         for site in &mut self.sites {
             site.rules = rules;
             if let Some(primary) = site.as_primary() {
                 primary.set_rules(rules);
+                primary.set_cuts(cuts);
             }
+        }
+    }
+
+    fn cut_is_due(&mut self, site: usize) {
+        if let Some(primary) = self.sites[site].as_primary() {
+            primary.ask_for_cut();
         }
     }
 
@@ -167,6 +180,7 @@ impl World {
         for _ in 0..HANDOVER_TURNS {
             self.now_ms += 10;
             self.guest_progresses(site);
+            self.cut_is_due(site);
             self.move_data(site);
             self.check_sites();
             if self.is_drained(site, to) && self.is_silent(site) {

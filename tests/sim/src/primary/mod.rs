@@ -21,7 +21,7 @@ use replicator::primary::read;
 use replicator_engine::acknowledgement::{Promise, Rules};
 use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run, block_count};
 use replicator_engine::generation::{Id, Lineage};
-use replicator_engine::sender::{Action, Known, Phase, Sender, Settings};
+use replicator_engine::sender::{Action, Cuts, Known, Phase, Sender, Settings};
 use replicator_engine::tracker::{Epoch, Write};
 use replicator_engine::wire::{Against, Compare, Envelope, Message, Refused};
 use roaring::RoaringBitmap;
@@ -83,6 +83,10 @@ pub fn intake(storage: &Storage) -> io::Result<Intake> {
     Ok(Intake::new(first, storage.image.clone(), activity_log(storage)?, limits))
 }
 
+fn settings(cuts: Cuts) -> Settings {
+    Settings { cuts, rpo_ms: 400, window_bytes: 64 << 10, small_cut_bytes: 16 * BLOCK_BYTES as u64, ..Settings::default() }
+}
+
 impl Primary {
     /// Goes on as primary: after a clean stop with what the standby lacks, after a crash with what may differ.
     pub fn resume(storage: &Storage, lineage: Lineage, rules: Rules) -> io::Result<Self> {
@@ -108,10 +112,9 @@ impl Primary {
         known: Option<Known>,
         compare_first: RoaringBitmap,
     ) -> io::Result<Self> {
-        let settings = Settings { rpo_ms: 400, window_bytes: 64 << 10, small_cut_bytes: 16 * BLOCK_BYTES as u64, ..Settings::default() };
         let size_bytes = storage.image.size_bytes();
         Ok(Self {
-            sender: Sender::new(settings, VOLUME, size_bytes, lineage, known, compare_first),
+            sender: Sender::new(settings(Cuts::InTime), VOLUME, size_bytes, lineage, known, compare_first),
             epochs: EpochNumbers::open(storage.catalogue.clone(), VOLUME, intake.tracker().open_epoch())?,
             encoder: Encoder::new()?,
             stored: known,
@@ -185,6 +188,16 @@ impl Primary {
     /// The operator wants another mode.
     pub fn set_rules(&mut self, rules: Rules) {
         self.acknowledging.set_rules(rules);
+    }
+
+    /// The operator wants cuts as the RPO has them, or only when asked for.
+    pub fn set_cuts(&mut self, cuts: Cuts) {
+        self.sender.set_settings(settings(cuts));
+    }
+
+    /// The operator, or the clock, asks for a cut.
+    pub fn ask_for_cut(&mut self) {
+        self.sender.request_cut();
     }
 
     /// The promise in force, and how many requests wait for it.
