@@ -46,6 +46,12 @@ interactive() {
     setsid cttyhack sh
 }
 
+# The QEMU guest agent at the second serial port, if the initrd has it.
+guest_agent() {
+    [ "$(parameter agent none)" = serial ] || return 0
+    qemu-ga --daemonize --method=isa-serial --path=/dev/ttyS1 --statedir=/run --pidfile=/run/qemu-ga.pid || stop "no-agent"
+}
+
 wait_for_disk() {
     tries=100
     until [ -b "$disk" ]; do

@@ -15,6 +15,8 @@
 #                     tern.pause_ms=N after each. A second run goes on where the first stopped.
 #                     tern.readers=N of the whole disk (0) and tern.rewriters=N (0) besides, until the guest ends: a
 #                     rewriter writes one file of 4 MiB again and again, and reads it back
+#                     tern.agent=serial starts the QEMU guest agent at the second serial port; it needs an -initrd of its own, with
+#                     qemu-ga in it, and -serial chardev:ID
 #   tern.job=check    replay the journal, check the file system, compare every file with its checksum
 #   tern.job=root     boot the system on the disk (build.sh root, or a copy of rootfs.img); then tern.after=write or
 #                     tern.after=check, as above but in /data of that system, or tern.after=shell
@@ -33,7 +35,7 @@
 #   tern: file NAME ok|bad|missing
 #   tern: checked N ok M bad                  missing ones are bad
 #   tern: error REASON                        the job could not go on: no-disk, no-mkfs, no-mount, no-system, no-manifest,
-#                                             no-directory, no-write NAME, no-read, read-back NAME, no-nbd, no-trim,
+#                                             no-directory, no-write NAME, no-read, read-back NAME, no-nbd, no-trim, no-agent,
 #                                             unknown-job
 #   tern: done                                the job went to its end
 set -euo pipefail

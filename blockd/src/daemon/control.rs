@@ -180,8 +180,8 @@ impl Control for Daemon {
         self.wait_for(&volume, condition, &progress).await
     }
 
-    async fn snapshot(&self, volume: VolumeName, _progress: ProgressSink) -> Outcome<Snapshot> {
-        self.cut_now(&volume).await
+    async fn snapshot(&self, volume: VolumeName, progress: ProgressSink) -> Outcome<Snapshot> {
+        self.cut_now(&volume, progress).await
     }
 
     async fn promote(&self, volume: VolumeName, request: Promote, progress: ProgressSink) -> Outcome<Promotion> {

@@ -168,14 +168,14 @@ async fn catch_up(replica: &Replica) -> Result<(), &'static str> {
         Ok(Ok(_)) => return Err("its standby has no recovery point yet"),
         _ => return Err("its standby is not connected"),
     }
-    let cut = tokio::time::timeout(CATCH_UP_DEADLINE, replica.snapshot()).await;
+    let cut = tokio::time::timeout(CATCH_UP_DEADLINE, replica.snapshot(Box::new(|_| {}))).await;
     cut.map_err(|_| "too much is not at the standby yet")?.map(drop).map_err(|_| "the connection broke")
 }
 
 /// Waits until no client's request is inside the gate and everything is at the standby.
 async fn empty(volume: &Volume, replica: &Replica) -> Result<(), &'static str> {
     tokio::time::timeout(DRAIN_DEADLINE, volume.gate.drained()).await.map_err(|_| "requests of clients do not complete")?;
-    let last = tokio::time::timeout(LAST_EPOCH_DEADLINE, replica.snapshot()).await;
+    let last = tokio::time::timeout(LAST_EPOCH_DEADLINE, replica.snapshot(Box::new(|_| {}))).await;
     last.map_err(|_| "the last changes do not get to the standby in time")?.map(drop).map_err(|_| "the connection broke")
 }
 

@@ -230,10 +230,12 @@ impl Daemon {
         }
     }
 
-    pub(super) async fn cut_now(&self, name: &VolumeName) -> Outcome<Snapshot> {
+    /// Tells the epoch as soon as it is cut: what is written from then on is not in it.
+    pub(super) async fn cut_now(&self, name: &VolumeName, progress: ProgressSink) -> Outcome<Snapshot> {
         let replica = self.replica(name).await?;
+        let told = Box::new(move |epoch| progress.report(Progress { done: epoch, ..Progress::phase("cut") }));
         let began = Instant::now();
-        let epoch = replica.snapshot().await.map_err(|error| replica_error(name, &error))?;
+        let epoch = replica.snapshot(told).await.map_err(|error| replica_error(name, &error))?;
         Ok(Snapshot { epoch, seconds: began.elapsed().as_secs_f64() })
     }
 

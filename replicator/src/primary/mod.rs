@@ -122,6 +122,9 @@ pub enum ReplicaError {
 /// Told how many blocks of how many are done.
 pub type OnProgress = Box<dyn Fn(u64, u64) + Send>;
 
+/// Told which epoch was just cut. It must not wait for anything.
+pub type OnCut = Box<dyn Fn(Epoch) + Send>;
+
 /// Told how the mode's promise stands. It must not wait for anything.
 pub type OnStanding = Arc<dyn Fn(Standing) + Send + Sync>;
 
@@ -141,7 +144,7 @@ enum Input {
     /// The permit bounds how many wait.
     Frame(Session, Bytes, OwnedSemaphorePermit),
     Written(Session, u64),
-    Snapshot(oneshot::Sender<Result<Epoch, ReplicaError>>),
+    Snapshot(OnCut, oneshot::Sender<Result<Epoch, ReplicaError>>),
     Verify(OnProgress, oneshot::Sender<Result<Verified, ReplicaError>>),
     /// Which blocks of the run may differ from the standby.
     Behind(Run, mpsc::SyncSender<RoaringBitmap>),
@@ -193,10 +196,11 @@ impl Replica {
         self.status.clone()
     }
 
-    /// Cuts now; answers with the epoch once the standby has it durably, however long that takes.
-    pub async fn snapshot(&self) -> Result<Epoch, ReplicaError> {
+    /// Cuts now; answers with the epoch once the standby has it durably, however long that takes. `on_cut` is told when it is cut, and again
+    /// when that was given up and is taken anew.
+    pub async fn snapshot(&self, on_cut: OnCut) -> Result<Epoch, ReplicaError> {
         let (reply, answer) = oneshot::channel();
-        self.tell(Input::Snapshot(reply));
+        self.tell(Input::Snapshot(on_cut, reply));
         answer.await.unwrap_or(Err(ReplicaError::Stopped))
     }
 

@@ -4,7 +4,7 @@ use super::acknowledging::Acknowledging;
 use super::memory::{load_point, load_promise, remember_known};
 use super::scheduling::Scheduling;
 use super::verify::Verification;
-use super::{Input, Outgoing, PrimaryStatus, Remains, ReplicaError, Session, Setup, read};
+use super::{Input, OnCut, Outgoing, PrimaryStatus, Remains, ReplicaError, Session, Setup, read};
 use crate::codec::Encoder;
 use crate::counters;
 use crate::intake::extent_blocks;
@@ -34,6 +34,7 @@ const COOL_INTERVAL: Duration = Duration::from_secs(10);
 struct Snapshot {
     /// The epoch that has it; `None` until it is cut.
     epoch: Option<Epoch>,
+    on_cut: OnCut,
     reply: oneshot::Sender<Result<Epoch, ReplicaError>>,
 }
 
@@ -141,9 +142,9 @@ impl Shell {
                 }
             }
             Input::Written(session, bytes) if self.is_current(session) => self.sender.handle_written(bytes, now_ms),
-            Input::Snapshot(reply) => {
+            Input::Snapshot(on_cut, reply) => {
                 self.sender.request_cut();
-                self.snapshots.push(Snapshot { epoch: None, reply });
+                self.snapshots.push(Snapshot { epoch: None, on_cut, reply });
             }
             Input::Verify(progress, reply) => self.verification = Some(Verification::new(self.setup.image.size_bytes(), progress, reply)),
             // Whoever asked may have left.
@@ -213,7 +214,7 @@ impl Shell {
         }
         for snapshot in std::mem::take(&mut self.snapshots) {
             match snapshot.epoch {
-                Some(epoch) if epoch <= acked => drop(snapshot.reply.send(Ok(acked))),
+                Some(epoch) if epoch <= acked => drop(snapshot.reply.send(Ok(epoch))),
                 _ => self.snapshots.push(snapshot),
             }
         }
@@ -298,8 +299,9 @@ impl Shell {
                 self.sender.handle_resized(image.size_bytes());
                 self.cut_times.push_back((epoch, Instant::now(), unix_ms()));
                 self.scheduling.dues.handle_cut(epoch);
-                for snapshot in &mut self.snapshots {
-                    snapshot.epoch.get_or_insert(epoch);
+                for snapshot in self.snapshots.iter_mut().filter(|snapshot| snapshot.epoch.is_none()) {
+                    snapshot.epoch = Some(epoch);
+                    (snapshot.on_cut)(epoch);
                 }
                 self.sender.handle_cut(epoch, now_ms);
             }

@@ -8,6 +8,7 @@ mod attach;
 mod cli;
 mod client;
 mod console;
+mod guest_agent;
 mod meter;
 mod pages;
 mod qemu_version;

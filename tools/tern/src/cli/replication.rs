@@ -3,6 +3,7 @@
 use super::values;
 use blockd_api::{Bandwidth, Condition, Mode, OnDisconnect, SiteName, Span, VolumeName};
 use clap::Args;
+use std::path::PathBuf;
 
 const ON_DISCONNECT_HELP: &str = "What becomes of requests that wait for a standby which is gone, slow or full: \
     they are acknowledged here alone as soon as the connection is gone (continue: all that async and snapshot do), \
@@ -81,4 +82,7 @@ pub struct SnapshotArgs {
     /// Which volume
     #[arg(value_name = "NAME")]
     pub volume: VolumeName,
+    /// Freeze the guest's file systems while the cut is made: the socket of its QEMU guest agent
+    #[arg(long, value_name = "SOCKET")]
+    pub quiesce: Option<PathBuf>,
 }

@@ -55,6 +55,7 @@ fn every_command_line_of_the_contract_parses() {
         "wait vm1 --for primary",
         "wait vm1 --for committed=12",
         "snapshot vm1",
+        "snapshot vm1 --quiesce /run/vm1.ga",
         "points vm1",
         "promote vm1",
         "promote vm1 --force",

@@ -2,6 +2,7 @@
 
 mod later;
 mod peer;
+mod quiesce;
 mod recovery;
 mod replication;
 pub mod status;

@@ -1,6 +1,6 @@
 //! `tern replicate`, `mode`, `wait`, `snapshot`
 
-use super::Context;
+use super::{Context, quiesce};
 use crate::{
     cli::{ModeArgs, ReplicateArgs, SnapshotArgs, WaitArgs},
     report::Report,
@@ -41,10 +41,13 @@ pub async fn wait(context: &Context<'_>, arguments: WaitArgs) -> Result<Report, 
     })
 }
 
-/// `tern snapshot NAME`.
+/// `tern snapshot NAME`, `--quiesce SOCKET`.
 pub async fn snapshot(context: &Context<'_>, arguments: SnapshotArgs) -> Result<Report, ApiError> {
-    let volume = arguments.volume;
-    let document = context.client.follow(&VolumeOp::Snapshot.path(&volume), &Done {}, |progress| context.progress.tell(&progress)).await?;
+    let SnapshotArgs { volume, quiesce } = arguments;
+    let document = match quiesce {
+        Some(agent) => quiesce::snapshot(context, &volume, &agent).await?,
+        None => context.client.follow(&VolumeOp::Snapshot.path(&volume), &Done {}, |progress| context.progress.tell(&progress)).await?,
+    };
     Report::of(document, context.format, |point: Snapshot| {
         format!("{volume}: recovery point {} is durable at the standby after {}", point.epoch, human_seconds(point.seconds))
     })
