@@ -5,6 +5,7 @@
 //! `blockd::admin`, the client `tern`.
 
 mod divergence;
+mod drill;
 mod error;
 mod event;
 mod export;
@@ -20,6 +21,7 @@ mod volume;
 mod wait;
 
 pub use divergence::{Alone, Divergence};
+pub use drill::{BeginDrill, Drill, DrillList, DrillState};
 pub use error::{ApiError, ErrorCode, ErrorDocument, ExitCode};
 pub use event::{Event, HEARTBEAT, MAX_EVENT_BYTES, Progress, Unit};
 pub use export::{Export, ExportAccess, MAX_SOCKET_PATH_BYTES, NbdAddress, ParseExportError, SocketPath};

@@ -14,6 +14,8 @@ pub const VOLUME: &str = "/v1/volumes/{volume}";
 pub const VOLUME_OP: &str = "/v1/volumes/{volume}/{op}";
 /// GET → [`crate::PointList`].
 pub const POINTS: &str = "/v1/volumes/{volume}/points";
+/// GET → [`crate::DrillList`].
+pub const DRILLS: &str = "/v1/volumes/{volume}/drills";
 /// GET → [`crate::PeerList`].
 pub const PEERS: &str = "/v1/peers";
 /// POST [`crate::InvitePeer`] → [`crate::Invite`].
@@ -50,11 +52,15 @@ pub enum VolumeOp {
     Resync,
     /// `{}` → stream of [`crate::Verification`].
     Verify,
+    /// [`crate::BeginDrill`] → [`crate::Drill`].
+    Drill,
+    /// `{}` → [`crate::Drill`].
+    EndDrill,
 }
 
 impl VolumeOp {
     /// Every operation.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Resize,
         Self::Export,
         Self::Unexport,
@@ -67,6 +73,8 @@ impl VolumeOp {
         Self::Demote,
         Self::Resync,
         Self::Verify,
+        Self::Drill,
+        Self::EndDrill,
     ];
 
     /// The last segment of its path.
@@ -84,6 +92,8 @@ impl VolumeOp {
             Self::Demote => "demote",
             Self::Resync => "resync",
             Self::Verify => "verify",
+            Self::Drill => "drill",
+            Self::EndDrill => "end-drill",
         }
     }
 
@@ -106,6 +116,11 @@ pub fn volume(name: &VolumeName) -> String {
 /// The path of a volume's recovery points.
 pub fn points(name: &VolumeName) -> String {
     format!("{VOLUMES}/{name}/points")
+}
+
+/// The path of a volume's drills.
+pub fn drills(name: &VolumeName) -> String {
+    format!("{VOLUMES}/{name}/drills")
 }
 
 /// The path that deletes a volume.
@@ -135,6 +150,7 @@ mod tests {
         }
         assert_eq!(VOLUME.replace("{volume}", "vm-1.a"), volume(&name));
         assert_eq!(POINTS.replace("{volume}", "vm-1.a"), points(&name));
+        assert_eq!(DRILLS.replace("{volume}", "vm-1.a"), drills(&name));
         assert_eq!(PEER_REMOVE.replace("{site}", "osaka"), remove_peer(&"osaka".parse().unwrap()));
     }
 }

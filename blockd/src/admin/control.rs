@@ -5,9 +5,9 @@
 
 use super::progress::ProgressSink;
 use blockd_api::{
-    ApiError, Condition, CreateVolume, DeleteVolume, Demote, Done, Export, Invite, InvitePeer, JoinPeer, Peer, PeerList, PointList,
-    Promote, Promotion, Replicate, ResizeVolume, Resync, Resynced, SetMode, SiteName, Snapshot, Status, StopReplication, Unexport,
-    Verification, VolumeInfo, VolumeList, VolumeName, VolumeStatus,
+    ApiError, BeginDrill, Condition, CreateVolume, DeleteVolume, Demote, Done, Drill, DrillList, Export, Invite, InvitePeer, JoinPeer,
+    Peer, PeerList, PointList, Promote, Promotion, Replicate, ResizeVolume, Resync, Resynced, SetMode, SiteName, Snapshot, Status,
+    StopReplication, Unexport, Verification, VolumeInfo, VolumeList, VolumeName, VolumeStatus,
 };
 
 /// What an operation comes to.
@@ -56,6 +56,12 @@ pub trait Control: Send + Sync + 'static {
 
     /// The recovery points of a standby.
     fn points(&self, volume: VolumeName) -> impl Future<Output = Outcome<PointList>> + Send;
+    /// Serves a copy of a recovery point that can be written to.
+    fn begin_drill(&self, volume: VolumeName, request: BeginDrill) -> impl Future<Output = Outcome<Drill>> + Send;
+    /// Ends that, and forgets the copy.
+    fn end_drill(&self, volume: VolumeName) -> impl Future<Output = Outcome<Drill>> + Send;
+    /// The drills that are remembered.
+    fn drills(&self, volume: VolumeName) -> impl Future<Output = Outcome<DrillList>> + Send;
     /// Makes this site the primary.
     fn promote(&self, volume: VolumeName, request: Promote, progress: ProgressSink) -> impl Future<Output = Outcome<Promotion>> + Send;
     /// Hands the volume to its standby.

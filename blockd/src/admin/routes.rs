@@ -14,9 +14,9 @@ use axum::{
     routing::{get, post},
 };
 use blockd_api::{
-    ApiError, CreateVolume, DeleteVolume, Demote, Done, ErrorCode, Export, Invite, InvitePeer, JoinPeer, Peer, PeerList, PointList,
-    Promote, Replicate, ResizeVolume, Resync, SetMode, SiteName, Status, StopReplication, Unexport, VolumeInfo, VolumeList, VolumeName,
-    VolumeStatus, Wait,
+    ApiError, BeginDrill, CreateVolume, DeleteVolume, Demote, Done, Drill, DrillList, ErrorCode, Export, Invite, InvitePeer, JoinPeer,
+    Peer, PeerList, PointList, Promote, Replicate, ResizeVolume, Resync, SetMode, SiteName, Status, StopReplication, Unexport, VolumeInfo,
+    VolumeList, VolumeName, VolumeStatus, Wait,
     routes::{self, VolumeOp},
 };
 use serde::Deserialize;
@@ -30,6 +30,9 @@ pub fn router<C: Control>(control: Arc<C>) -> Router {
         .route(routes::VOLUMES, get(list_volumes::<C>).post(create_volume::<C>))
         .route(routes::VOLUME, get(show_volume::<C>).delete(delete_volume::<C>))
         .route(routes::POINTS, get(list_points::<C>))
+        .route(routes::DRILLS, get(list_drills::<C>))
+        .route(&op(VolumeOp::Drill), post(begin_drill::<C>))
+        .route(&op(VolumeOp::EndDrill), post(end_drill::<C>))
         .route(&op(VolumeOp::Resize), post(resize_volume::<C>))
         .route(&op(VolumeOp::Export), post(export_volume::<C>))
         .route(&op(VolumeOp::Unexport), post(unexport_volume::<C>))
@@ -86,6 +89,22 @@ async fn show_volume<C: Control>(State(control): Daemon<C>, Named(volume): Volum
 
 async fn list_points<C: Control>(State(control): Daemon<C>, Named(volume): Volume) -> Reply<PointList> {
     read(async move { control.points(volume).await }).await
+}
+
+async fn list_drills<C: Control>(State(control): Daemon<C>, Named(volume): Volume) -> Reply<DrillList> {
+    read(async move { control.drills(volume).await }).await
+}
+
+async fn begin_drill<C: Control>(
+    State(control): Daemon<C>,
+    Named(volume): Volume,
+    Document(request): Document<BeginDrill>,
+) -> Reply<Drill> {
+    change("drill", async move { control.begin_drill(volume, request).await }).await
+}
+
+async fn end_drill<C: Control>(State(control): Daemon<C>, Named(volume): Volume, Document(Done {}): Nothing) -> Reply<Drill> {
+    change("end-drill", async move { control.end_drill(volume).await }).await
 }
 
 async fn create_volume<C: Control>(State(control): Daemon<C>, Document(request): Document<CreateVolume>) -> Response {

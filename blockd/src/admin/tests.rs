@@ -3,9 +3,10 @@
 use super::*;
 use crate::unix_socket::SocketAccess;
 use blockd_api::{
-    ApiError, Condition, CreateVolume, DeleteVolume, Demote, Done, ErrorCode, ErrorDocument, Event, Export, Invite, InvitePeer, JoinPeer,
-    MAX_REQUEST_BYTES, Peer, PeerList, PointList, Progress, Promote, Promotion, PromotionKind, Replicate, ResizeVolume, Resync, Resynced,
-    SetMode, SiteName, Snapshot, Status, StopReplication, Unexport, Verification, VolumeInfo, VolumeList, VolumeName, VolumeStatus,
+    ApiError, BeginDrill, Condition, CreateVolume, DeleteVolume, Demote, Done, Drill, DrillList, ErrorCode, ErrorDocument, Event, Export,
+    Invite, InvitePeer, JoinPeer, MAX_REQUEST_BYTES, Peer, PeerList, PointList, Progress, Promote, Promotion, PromotionKind, Replicate,
+    ResizeVolume, Resync, Resynced, SetMode, SiteName, Snapshot, Status, StopReplication, Unexport, Verification, VolumeInfo, VolumeList,
+    VolumeName, VolumeStatus,
 };
 use serde_json::Value;
 use std::{path::PathBuf, time::Duration};
@@ -103,6 +104,15 @@ impl Control for Fake {
         Ok(Snapshot { epoch: 7, seconds: 0.1 })
     }
     async fn points(&self, _: VolumeName) -> Outcome<PointList> {
+        refused()
+    }
+    async fn begin_drill(&self, _: VolumeName, _: BeginDrill) -> Outcome<Drill> {
+        refused()
+    }
+    async fn end_drill(&self, _: VolumeName) -> Outcome<Drill> {
+        refused()
+    }
+    async fn drills(&self, _: VolumeName) -> Outcome<DrillList> {
         refused()
     }
     async fn promote(&self, _: VolumeName, _: Promote, progress: ProgressSink) -> Outcome<Promotion> {
@@ -232,7 +242,7 @@ async fn a_wrong_request_is_an_error_document() {
     let large = " ".repeat(MAX_REQUEST_BYTES + 1);
     for (method, path, body, status, code_wanted) in [
         ("GET", "/v1/nothing", "", 404, "not-found"),
-        ("GET", "/v1/volumes/vm1/drill", "", 404, "not-found"),
+        ("GET", "/v1/volumes/vm1/dance", "", 404, "not-found"),
         ("PATCH", "/v1/status", "", 405, "invalid-request"),
         ("GET", "/v1/volumes/..%2f..", "", 400, "invalid-request"),
         ("GET", "/v1/volumes/%ff", "", 400, "invalid-request"),

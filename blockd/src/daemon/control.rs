@@ -112,6 +112,7 @@ impl Control for Daemon {
             let error = ApiError::new(ErrorCode::WouldLoseData, format!("deleting {volume} loses {}", human_bytes(held)));
             return Err(error.with_hint("--yes accepts that"));
         }
+        self.end_any_drill(&volume).await;
         disk.gate.set(GateState::Shut);
         front_ends.end_all(&volume).await;
         let part = self.volumes.lock().await.take_part(&volume);
@@ -190,6 +191,18 @@ impl Control for Daemon {
 
     async fn points(&self, volume: VolumeName) -> Outcome<PointList> {
         self.list_points(&volume).await
+    }
+
+    async fn begin_drill(&self, volume: VolumeName, request: BeginDrill) -> Outcome<Drill> {
+        Self::begin_drill(self, &volume, request).await
+    }
+
+    async fn end_drill(&self, volume: VolumeName) -> Outcome<Drill> {
+        Self::end_drill(self, &volume).await
+    }
+
+    async fn drills(&self, volume: VolumeName) -> Outcome<DrillList> {
+        self.list_drills(&volume).await
     }
 
     async fn demote(&self, volume: VolumeName, request: Demote, _progress: ProgressSink) -> Outcome<VolumeStatus> {

@@ -3,11 +3,14 @@
 use super::Daemon;
 use super::volumes::{OpenVolume, Volumes};
 use crate::admin::Outcome;
+use crate::metrics::VolumeMetrics;
 use crate::nbd::NbdService;
 use crate::request::Access;
 use crate::vhost_user::VhostUserService;
+use crate::volume::Volume;
 use blockd_api::{ApiError, ErrorCode, Export, ExportAccess, NbdAddress, VolumeName};
 use std::path::Path;
+use std::sync::Arc;
 
 /// By which protocols volumes are served.
 pub(super) struct FrontEnds {
@@ -17,7 +20,7 @@ pub(super) struct FrontEnds {
 
 impl FrontEnds {
     /// Ends one export. Returns when its clients' requests are complete: never with the volumes locked.
-    async fn end(&self, name: &VolumeName, export: &Export) {
+    pub async fn end(&self, name: &VolumeName, export: &Export) {
         match export {
             Export::Nbd { address, .. } => drop(self.nbd.unexport(name.as_str(), address).await),
             Export::VhostUser { path, .. } => drop(self.vhost_user.unexport(name.as_str(), path.as_path()).await),
@@ -43,8 +46,11 @@ impl Volumes {
     }
 
     async fn serve(&self, open: &OpenVolume, export: &Export) -> Result<(), ApiError> {
-        let metrics = self.metrics.volume(&open.record.name);
-        let volume = open.volume.clone();
+        self.serve_at(open.volume.clone(), self.metrics.volume(&open.record.name), export).await
+    }
+
+    /// Serves what is no volume of the catalogue, perhaps.
+    pub async fn serve_at(&self, volume: Arc<Volume>, metrics: Arc<VolumeMetrics>, export: &Export) -> Result<(), ApiError> {
         let failed = |error: &dyn std::fmt::Display| ApiError::new(ErrorCode::Io, error.to_string());
         if let Some(path) = socket_of(export) {
             self.roots.admit(path)?;

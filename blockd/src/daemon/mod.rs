@@ -7,6 +7,7 @@
 mod control;
 mod create;
 mod divergence;
+mod drills;
 mod exports;
 mod handover;
 mod incoming;
@@ -92,6 +93,7 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots) -> Result<(
         journal_quota_bytes: config.journal_quota.bytes(),
         keep: config.keep,
         open: BTreeMap::new(),
+        drills: BTreeMap::new(),
         unopened: BTreeMap::new(),
         reserved: BTreeSet::new(),
     }));

@@ -7,7 +7,7 @@ use super::volumes::io_error;
 use crate::admin::Outcome;
 use blockd_api::*;
 use replicator::standby::{PastError, StandbyService};
-use replicator::undo::Kept;
+use replicator::undo::{self, Kept};
 use replicator_engine::tracker::Epoch;
 
 impl Daemon {
@@ -22,9 +22,13 @@ impl Daemon {
 }
 
 fn listed(kept: &Kept) -> Point {
-    let seconds = i64::try_from(kept.point.cut_unix_ms / 1000).ok();
-    let time = seconds.and_then(UtcTime::from_unix_seconds);
+    let time = point_time(kept.point);
     Point { epoch: kept.point.epoch, time, bytes: kept.changed_bytes, size_bytes: kept.point.size_bytes }
+}
+
+/// When it was cut.
+pub(super) fn point_time(point: undo::Point) -> Option<UtcTime> {
+    i64::try_from(point.cut_unix_ms / 1000).ok().and_then(UtcTime::from_unix_seconds)
 }
 
 /// The recovery point that is asked for, unless it is the newest. It must be there, and what goes back to it loses what was written since.

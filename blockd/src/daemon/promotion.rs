@@ -173,6 +173,8 @@ impl Daemon {
     }
 
     async fn become_primary(&self, name: &VolumeName, settled: &Settled) -> Outcome<u64> {
+        // The image it is a view over is about to be written to.
+        self.end_any_drill(name).await;
         let (volume, record, part) = {
             let mut volumes = self.volumes.lock().await;
             let part = volumes.take_part(name);

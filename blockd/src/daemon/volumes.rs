@@ -1,5 +1,6 @@
 //! The volumes of this site: made, opened, served, deleted. One owner at a time changes them; what they are is in the catalogue first.
 
+use super::drills::{self, RunningDrill};
 use super::exports::FrontEnds;
 use super::part::{Overtaken, Part, PrimaryStart, volume_id};
 use super::sites::Sites;
@@ -46,6 +47,8 @@ pub(super) struct Volumes {
     /// Which recovery points standbys keep.
     pub keep: Keep,
     pub open: BTreeMap<VolumeName, OpenVolume>,
+    /// Copies of recovery points that are served.
+    pub drills: BTreeMap<VolumeName, RunningDrill>,
     /// Volumes of the catalogue that could not be opened.
     pub unopened: BTreeMap<VolumeName, Unopened>,
     /// Names of volumes that are being made or deleted.
@@ -140,7 +143,8 @@ impl Volumes {
             RecordedRole::Standalone | RecordedRole::Primary => GateState::Open,
             RecordedRole::Standby => GateState::Shut,
         });
-        let volume = Arc::new(Volume { name: record.name.to_string(), image, gate, intake, clients: Clients::default(), counters });
+        let volume =
+            Arc::new(Volume { name: record.name.to_string(), image, gate, intake, clients: Clients::default(), counters, origin: None });
         let part = match record.role {
             RecordedRole::Primary => self.resume_primary(&volume, &record, &hot)?,
             RecordedRole::Standby => self.start_standby(&volume, &record)?,
@@ -242,6 +246,7 @@ impl Volumes {
     pub async fn stop(&mut self) {
         self.front_ends.nbd.shutdown().await;
         self.front_ends.vhost_user.shutdown().await;
+        self.drills.clear();
         for (name, open) in std::mem::take(&mut self.open) {
             open.volume.gate.set(GateState::Shut);
             let drained = tokio::time::timeout(DRAIN_DEADLINE, open.volume.gate.drained()).await.is_ok();
@@ -275,6 +280,7 @@ impl Volumes {
             .and_then(|()| Counters::forget(&*catalogue, id))
             .and_then(|()| if_there(std::fs::remove_dir_all(self.state_dir.journal(&record.id))))
             .and_then(|()| self.forget_points(&record.id))
+            .and_then(|()| drills::forget_all(&*self.catalogue, &record.id))
             .and_then(|()| match record.made_by {
                 MadeBy::Daemon => if_there(std::fs::remove_file(&record.backing)),
                 MadeBy::Operator => Ok(()),

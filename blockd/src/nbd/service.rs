@@ -64,8 +64,8 @@ pub struct NbdService {
 #[derive(Default)]
 struct State {
     listeners: BTreeMap<NbdAddress, Listener>,
-    /// A volume has one entry, however many addresses it has.
-    served: BTreeMap<String, Weak<Served>>,
+    /// A volume has one entry, however many addresses it has. A copy that is served under its name is another volume.
+    served: Vec<Weak<Served>>,
     /// Until the service is shut down.
     threads: Option<Vec<JoinHandle<()>>>,
 }
@@ -171,13 +171,12 @@ impl Probe for NbdService {
 
 impl State {
     fn served(&mut self, volume: Arc<Volume>, metrics: Arc<VolumeMetrics>) -> Arc<Served> {
-        self.served.retain(|_, served| served.strong_count() > 0);
-        let known = self.served.get(&volume.name).and_then(Weak::upgrade);
-        if let Some(served) = known.filter(|served| Arc::ptr_eq(&served.volume, &volume)) {
+        self.served.retain(|served| served.strong_count() > 0);
+        if let Some(served) = self.served.iter().filter_map(Weak::upgrade).find(|served| Arc::ptr_eq(&served.volume, &volume)) {
             return served;
         }
         let served = Arc::new(Served { volume, metrics, edges: Edges::default() });
-        self.served.insert(served.volume.name.clone(), Arc::downgrade(&served));
+        self.served.push(Arc::downgrade(&served));
         served
     }
 }

@@ -21,7 +21,7 @@ impl<'a> Extents<'a> {
 
     fn find(&mut self) -> io::Result<Option<Range<u64>>> {
         let Range { start, end } = self.rest.clone();
-        if start >= end || self.image.kind == Kind::Device {
+        if start >= end || self.image.kind != Kind::File {
             self.rest = end..end;
             return Ok((start < end).then_some(start..end));
         }

@@ -23,6 +23,8 @@ const QUIET: Duration = Duration::from_secs(60);
 pub(super) enum Kind {
     File,
     Device,
+    /// A file without a name, whose holes are content that is not there yet.
+    Scratch,
 }
 
 /// A volume's content. Clones share the descriptor, the lock and the size.
@@ -51,7 +53,7 @@ pub(super) struct Inner {
 impl Inner {
     /// Whether a file has become smaller than the volume behind our back.
     pub(super) fn is_cut_off(&self) -> io::Result<bool> {
-        Ok(self.kind == Kind::File && (rustix::fs::fstat(&self.file)?.st_size as u64) < self.size_bytes.load(Ordering::SeqCst))
+        Ok(self.kind != Kind::Device && (rustix::fs::fstat(&self.file)?.st_size as u64) < self.size_bytes.load(Ordering::SeqCst))
     }
 }
 
@@ -193,7 +195,7 @@ impl Image {
     /// Space that it takes on its file system; a device takes its size.
     pub fn disk_usage_bytes(&self) -> io::Result<u64> {
         match self.0.kind {
-            Kind::File => Ok(rustix::fs::fstat(&self.0.file)?.st_blocks as u64 * 512),
+            Kind::File | Kind::Scratch => Ok(rustix::fs::fstat(&self.0.file)?.st_blocks as u64 * 512),
             Kind::Device => Ok(self.size_bytes()),
         }
     }
@@ -224,11 +226,11 @@ impl Image {
         let failed = || StoreError::io("growing", &self.0.path);
         match self.0.kind {
             // A file may be longer than the volume, after a growth that was not completed: never cut anything off.
-            Kind::File if self.0.file.metadata().map_err(failed())?.len() < size_bytes => {
+            Kind::File | Kind::Scratch if self.0.file.metadata().map_err(failed())?.len() < size_bytes => {
                 self.0.file.set_len(size_bytes).map_err(failed())?;
                 self.0.file.sync_all().map_err(failed())?;
             }
-            Kind::File => {}
+            Kind::File | Kind::Scratch => {}
             Kind::Device => {
                 let device_bytes = rustix::fs::seek(&self.0.file, rustix::fs::SeekFrom::End(0)).map_err(|error| failed()(error.into()))?;
                 if device_bytes < size_bytes {

@@ -30,6 +30,14 @@ impl Image {
         create_with(path, file, size_bytes).inspect_err(|_| drop(std::fs::remove_file(path)))
     }
 
+    /// Makes a sparse file of `size_bytes` in `dir` that has no name: it is gone with its last owner, whatever becomes of that.
+    pub fn scratch(dir: &Path, size_bytes: u64) -> Result<Self, StoreError> {
+        check_size(size_bytes)?;
+        let file = open_file(dir, OFlags::TMPFILE)?;
+        file.set_len(size_bytes).map_err(StoreError::io("sizing", dir))?;
+        finish(dir, file, Kind::Scratch, size_bytes)
+    }
+
     /// Opens a file or a block device. `expected_bytes` is what the catalogue says of its size; a longer file keeps that size. One that is
     /// in use is waited for, a little.
     pub fn open(path: &Path, expected_bytes: Option<u64>) -> Result<Self, StoreError> {

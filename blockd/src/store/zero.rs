@@ -39,7 +39,7 @@ pub(super) fn punch(image: &Inner, offset: u64, len_bytes: u64, fallback: Fallba
 /// Zeroes that keep their space.
 pub(super) fn zero(image: &Inner, offset: u64, len_bytes: u64, fallback: Fallback) -> io::Result<()> {
     // Where a device cannot do it by itself, the kernel writes zeroes without a word.
-    let is_honest = fallback == Fallback::Write || image.kind == Kind::File;
+    let is_honest = fallback == Fallback::Write || image.kind != Kind::Device;
     if is_honest && try_allocate(image, FallocateFlags::ZERO_RANGE, &image.zeroing.no_range, offset, len_bytes)? {
         return Ok(());
     }

@@ -11,8 +11,10 @@
 
 mod device;
 pub mod gate;
+mod origin;
 
 pub use gate::{Gate, GateState};
+pub use origin::{Origin, Source};
 
 use crate::request::{Durability, Op, Request};
 use crate::store::Image;
@@ -43,6 +45,8 @@ pub struct Volume {
     pub clients: Clients,
     /// Totals since it was made.
     pub counters: Arc<Counters>,
+    /// Where content comes from that is not in the image yet.
+    pub origin: Option<Origin>,
 }
 
 /// Permission to carry out one request. Hand it back with [`Volume::complete`], whatever became of the request.
@@ -82,7 +86,7 @@ pub enum Admission {
     Granted(Pass),
     /// The volume is not served here now: wait for the gate, then ask again.
     Closed,
-    /// The waiter is called with the answer. Old content is kept or the activity log written first.
+    /// The waiter is called with the answer. Content is fetched, old content kept or the activity log written first.
     Pending,
 }
 
@@ -94,6 +98,11 @@ impl Volume {
     pub fn admit(&self, request: Request, waiter: impl FnOnce() -> Waiter) -> Admission {
         if !self.gate.try_enter() {
             return Admission::Closed;
+        }
+        if let Some(origin) = self.origin.as_ref().filter(|origin| !origin.has(request)) {
+            let (intake, waiter) = (self.intake.clone(), waiter());
+            origin.fetch(request, Box::new(move |filled| go_on(&intake, request, filled, waiter)));
+            return Admission::Pending;
         }
         let Some(run) = request.changed_run() else {
             // Every change that is complete by now is in this epoch or in an earlier one.
@@ -151,6 +160,21 @@ impl Volume {
     /// Size in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.image.size_bytes()
+    }
+}
+
+/// What a request touches is there: asks for the rest of its admission.
+fn go_on(intake: &Arc<Intake>, request: Request, filled: io::Result<()>, waiter: Waiter) {
+    let run = match (filled, request.changed_run()) {
+        (Err(error), _) => return waiter(Err(error)),
+        (Ok(()), None) => return waiter(Ok(Pass::READ)),
+        (Ok(()), Some(run)) => run,
+    };
+    match intake.admit(run) {
+        Intaken::Ready(write) => waiter(Ok(Pass::of_write(request, write))),
+        Intaken::Parked(parked) => {
+            intake.resolve(parked, Box::new(move |answer| waiter(answer.map(|write| Pass::of_write(request, write)))));
+        }
     }
 }
 

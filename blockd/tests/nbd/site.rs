@@ -131,6 +131,7 @@ impl Site {
             intake,
             clients: Clients::default(),
             counters: Default::default(),
+            origin: None,
         })
     }
 

@@ -15,12 +15,16 @@ mod place;
 mod segments;
 mod service;
 mod staged;
+mod status;
 mod trouble;
+mod views;
 
 pub use past::PastError;
 pub use place::Place;
 pub use segments::SegmentDir;
-pub use service::{Open, Settled, StandbyService, StandbyStatus};
+pub use service::{Open, StandbyService};
+pub use status::{Settled, StandbyStatus};
+pub use views::OpenView;
 
 use crate::catalogue::{Catalogue, Persist};
 use crate::codec::{Decoder, PayloadError};

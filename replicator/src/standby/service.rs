@@ -1,7 +1,8 @@
 //! The thread that owns a standby: frames in, answers out, folding in between.
 
 use super::trouble::{Trouble, Work};
-use super::{PastError, Place, Standby, StandbyError};
+use super::views::{Ask, OpenView, Views};
+use super::{PastError, Place, Settled, Standby, StandbyError, StandbyStatus};
 use crate::disk::SegmentFiles;
 use crate::journal::JournalError;
 use crate::transport::LogLimit;
@@ -31,39 +32,6 @@ const FOLD_RETRY: Duration = Duration::from_secs(5);
 /// One connection's number: inputs of an earlier one are ignored.
 pub type Session = u64;
 
-/// What the rest of the daemon sees of a standby.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct StandbyStatus {
-    /// Whether a primary is attached: connected, and taken.
-    pub attached: bool,
-    /// Whether that primary has committed an epoch. Its first one has all that was left to send: until then it catches up.
-    pub caught_up: bool,
-    /// Whether content has arrived that no epoch has yet.
-    pub staged: bool,
-    /// When the newest recovery point was cut, by the primary's clock, in milliseconds since 1970; `None` if that was before a restart.
-    pub cut_unix_ms: Option<u64>,
-    /// Whether the copy is a recovery point.
-    pub has_point: bool,
-    /// The newest recovery point.
-    pub committed: Epoch,
-    /// The lineage that was last adopted.
-    pub lineage: Option<Lineage>,
-    /// Bytes of journal.
-    pub journal_bytes: u64,
-    /// How many recovery points there are.
-    pub points: usize,
-    /// Bytes of undo: what the older ones take.
-    pub undo_bytes: u64,
-    /// Why older ones were lost that should have been kept.
-    pub points_lost: Option<String>,
-    /// Size at the newest recovery point.
-    pub size_bytes: u64,
-    /// What failed, until it works again.
-    pub error: Option<String>,
-    /// Whether what failed was for want of room.
-    pub full: bool,
-}
-
 pub(super) enum Input {
     Connected(Session, tokio_mpsc::Sender<Bytes>),
     Disconnected(Session),
@@ -71,21 +39,9 @@ pub(super) enum Input {
     Settle(oneshot::Sender<io::Result<Settled>>),
     SettleAt(Epoch, oneshot::Sender<Result<Settled, PastError>>),
     Points(oneshot::Sender<io::Result<Vec<Kept>>>),
+    View(Ask),
     Resume,
     Stop,
-}
-
-/// A copy that stands still at its last recovery point.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Settled {
-    /// The recovery point; 0 if there is none.
-    pub epoch: Epoch,
-    /// The lineage that a promotion continues.
-    pub lineage: Lineage,
-    /// What the image holds.
-    pub base: Base,
-    /// Size of the volume at the recovery point; the image may be larger.
-    pub size_bytes: u64,
 }
 
 /// Opens the standby: at the start, and again after its disk failed.
@@ -114,6 +70,7 @@ impl StandbyService {
             trouble: Trouble::default(),
             fold_not_before: None,
             log_limit: LogLimit::new(),
+            views: Views::default(),
         };
         shell.publish();
         let thread = std::thread::Builder::new().name("tern-standby".into()).spawn(move || shell.run(&inputs));
@@ -147,6 +104,14 @@ impl StandbyService {
         answer.await.unwrap_or_else(|_| Err(is_stopping()))
     }
 
+    /// The volume at a point, or at the newest; it stays that, whatever is folded meanwhile.
+    pub async fn open_view(&self, at: Option<Epoch>) -> Result<OpenView, PastError> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Input::View(Ask::Open(at, reply)));
+        let (id, point) = answer.await.unwrap_or_else(|_| Err(is_stopping().into()))?;
+        Ok(OpenView::new(id, point, self.inbox.clone()))
+    }
+
     /// Takes primaries again.
     pub fn resume(&self) {
         self.tell(Input::Resume);
@@ -166,7 +131,7 @@ impl StandbyService {
     }
 }
 
-fn is_stopping() -> io::Error {
+pub(super) fn is_stopping() -> io::Error {
     io::Error::other("the standby is being stopped")
 }
 
@@ -198,6 +163,7 @@ struct Shell<F> {
     /// After folding failed: when it is tried again.
     fold_not_before: Option<Instant>,
     log_limit: LogLimit,
+    views: Views,
 }
 
 impl<F: SegmentFiles> Shell<F> {
@@ -231,6 +197,7 @@ impl<F: SegmentFiles> Shell<F> {
                 Input::Settle(reply) => drop(reply.send(self.settle())),
                 Input::SettleAt(epoch, reply) => drop(reply.send(self.settle_at(epoch))),
                 Input::Points(reply) => drop(reply.send(self.points())),
+                Input::View(ask) => self.show(ask),
                 Input::Disconnected(_) | Input::Frame(..) => {}
             }
             while self.unfolded_bytes() > MAX_UNFOLDED_BYTES && self.fold() {}
@@ -317,7 +284,7 @@ impl<F: SegmentFiles> Shell<F> {
     fn reopen(&mut self) -> Result<(), JournalError> {
         if self.standby.is_none() {
             match (self.open)() {
-                Ok(standby) => self.standby = Some(standby),
+                Ok(standby) => self.views.reopen(self.standby.insert(standby)),
                 Err(error) => {
                     let full = matches!(&error, JournalError::Io(error) if error.kind() == io::ErrorKind::StorageFull);
                     self.trouble.set(Work::Open, &error, full);
@@ -399,6 +366,13 @@ impl<F: SegmentFiles> Shell<F> {
     fn points(&mut self) -> io::Result<Vec<Kept>> {
         self.reopen().map_err(io::Error::other)?;
         self.standby.as_mut().map_or(Ok(Vec::new()), Standby::points)
+    }
+
+    fn show(&mut self, ask: Ask) {
+        match self.reopen() {
+            Ok(()) => drop(self.standby.as_mut().map(|standby| self.views.answer(standby, ask))),
+            Err(error) => ask.refuse(&error),
+        }
     }
 
     /// Thins and drops a little of the older points; says whether there is more to do.

@@ -3,6 +3,7 @@
 use super::values;
 use blockd_api::{NbdAddress, SocketPath, VolumeName};
 use clap::{ArgGroup, Args};
+use std::path::PathBuf;
 
 /// Makes this site the primary.
 #[derive(Debug, Args)]
@@ -45,13 +46,13 @@ pub struct ResyncArgs {
 
 /// Works on a copy.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("export").args(["nbd", "vhost_user", "end"]).required(true).multiple(true))]
+#[command(group = ArgGroup::new("export").args(["nbd", "vhost_user", "end", "report"]).required(true).multiple(true))]
 pub struct DrillArgs {
     /// Which volume
     #[arg(value_name = "NAME")]
     pub volume: VolumeName,
     /// Serve the copy over NBD at unix:PATH or tcp:IP:PORT
-    #[arg(long, value_name = "ADDRESS", value_parser = values::nbd_address)]
+    #[arg(long, value_name = "ADDRESS", value_parser = values::nbd_address, conflicts_with = "vhost_user")]
     pub nbd: Option<NbdAddress>,
     /// Serve the copy over vhost-user-blk on this socket
     #[arg(long, value_name = "PATH", value_parser = values::socket_path)]
@@ -62,4 +63,7 @@ pub struct DrillArgs {
     /// End it and forget the copy
     #[arg(long, conflicts_with_all = ["nbd", "vhost_user", "at"])]
     pub end: bool,
+    /// Tell of every drill: when, of which point, how long until the first read; as JSON into FILE, if one is named
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    pub report: Option<Option<PathBuf>>,
 }

@@ -66,6 +66,8 @@ fn every_command_line_of_the_contract_parses() {
         "drill vm1 --nbd unix:/run/a.sock --at 7",
         "drill vm1 --vhost-user /run/a.sock",
         "drill vm1 --end",
+        "drill vm1 --report",
+        "drill vm1 --end --report /tmp/drills.json",
         "verify vm1",
         "forecast",
         "forecast vm1",
@@ -105,6 +107,7 @@ fn wrong_command_lines_are_usage() {
         "promote vm1 --at latest",
         "drill vm1",
         "drill vm1 --end --at 7",
+        "drill vm1 --nbd unix:/run/a.sock --vhost-user /run/b.sock",
     ] {
         let error = parse(line).expect_err(line);
         assert_eq!(error.exit_code(), 2, "{line}");

@@ -1,5 +1,6 @@
 //! Verbs: arguments into a request, the answer into a report.
 
+mod drill;
 mod later;
 mod peer;
 mod quiesce;
@@ -39,7 +40,7 @@ pub async fn run(verb: Verb, client: &Client, format: Format, progress: &Progres
         Verb::Resync(arguments) => recovery::resync(context, arguments).await,
         Verb::Verify { volume } => recovery::verify(context, volume).await,
         Verb::Points { volume } => recovery::points(context, volume).await,
-        Verb::Drill(_) => Err(later::not_yet("`tern drill`")),
+        Verb::Drill(arguments) => drill::drill(context, arguments).await,
         Verb::Forecast { .. } => Err(later::not_yet("`tern forecast`")),
         // Handled before there is a client.
         Verb::Completions { .. } | Verb::Man { .. } => Err(ApiError::new(ErrorCode::Internal, "this verb needs no daemon")),

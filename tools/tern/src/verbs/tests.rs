@@ -212,7 +212,7 @@ fn help_and_version_are_no_errors() {
 #[test]
 fn what_this_version_does_not_have_says_so() {
     let fake = Fake::answering(200, "{}");
-    for line in ["forecast", "drill vm1 --end"] {
+    for line in ["forecast", "forecast vm1"] {
         let ended = fake.run(line);
         assert_eq!(ended.exit, ExitCode::Failed, "{line}");
         assert!(ended.err.contains(" is not in version "), "{line}: {}", ended.err);

@@ -1,0 +1,51 @@
+//! What the rest of the daemon sees of a standby.
+
+use replicator_engine::generation::Lineage;
+use replicator_engine::tracker::Epoch;
+use replicator_engine::wire::Base;
+
+/// What the rest of the daemon sees of a standby.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StandbyStatus {
+    /// Whether a primary is attached: connected, and taken.
+    pub attached: bool,
+    /// Whether that primary has committed an epoch. Its first one has all that was left to send: until then it catches up.
+    pub caught_up: bool,
+    /// Whether content has arrived that no epoch has yet.
+    pub staged: bool,
+    /// When the newest recovery point was cut, by the primary's clock, in milliseconds since 1970; `None` if that was before a restart.
+    pub cut_unix_ms: Option<u64>,
+    /// Whether the copy is a recovery point.
+    pub has_point: bool,
+    /// The newest recovery point.
+    pub committed: Epoch,
+    /// The lineage that was last adopted.
+    pub lineage: Option<Lineage>,
+    /// Bytes of journal.
+    pub journal_bytes: u64,
+    /// How many recovery points there are.
+    pub points: usize,
+    /// Bytes of undo: what the older ones take.
+    pub undo_bytes: u64,
+    /// Why older ones were lost that should have been kept.
+    pub points_lost: Option<String>,
+    /// Size at the newest recovery point.
+    pub size_bytes: u64,
+    /// What failed, until it works again.
+    pub error: Option<String>,
+    /// Whether what failed was for want of room.
+    pub full: bool,
+}
+
+/// A copy that stands still at its last recovery point.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settled {
+    /// The recovery point; 0 if there is none.
+    pub epoch: Epoch,
+    /// The lineage that a promotion continues.
+    pub lineage: Lineage,
+    /// What the image holds.
+    pub base: Base,
+    /// Size of the volume at the recovery point; the image may be larger.
+    pub size_bytes: u64,
+}
