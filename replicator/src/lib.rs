@@ -1,6 +1,6 @@
 //! Replication of volumes between sites: everything around the pure engine that touches a disk or the network.
 //!
-//! - [`disk`], [`catalogue`]: what is asked of storage.
+//! - [`disk`], [`catalogue`]: what is asked of storage; [`clock`]: what time it is.
 //! - [`codec`]: content to payload and back.
 //! - [`journal`], [`standby`], [`undo`]: the other site's half, from a frame to the folded image, and what the image held before.
 //! - [`intake`]: what a write must wait for before it touches the image.
@@ -9,6 +9,7 @@
 //! - [`identity`], [`pairing`], [`transport`]: who the sites are and how bytes travel between them.
 
 pub mod catalogue;
+pub mod clock;
 pub mod codec;
 pub mod counters;
 pub mod disk;

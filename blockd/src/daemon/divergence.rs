@@ -2,13 +2,13 @@
 
 use super::Daemon;
 use super::part::{Part, peer_site, volume_id};
-use super::status::unix_ms;
 use super::volumes::{OpenVolume, io_error};
 use crate::admin::Outcome;
 use crate::catalogue::{Parted, RecordedRole};
 use crate::volume::Volume;
 use blockd_api::*;
 use replicator::catalogue::Catalogue;
+use replicator::clock::unix_ms;
 use replicator::identity::SiteId;
 use replicator::intake::extent_blocks;
 use replicator::primary::PrimaryStatus;

@@ -5,6 +5,7 @@ use super::volumes::{OpenVolume, Unopened};
 use crate::catalogue::{PeerRecord, RecordedRole, VolumeRecord};
 use crate::volume::GateState;
 use blockd_api::*;
+use replicator::clock::unix_ms;
 use replicator::counters::read;
 use replicator::primary::{PrimaryStatus, PromiseStatus};
 use replicator::site_link::request::lineage_of;
@@ -13,7 +14,6 @@ use replicator_engine::acknowledgement::{Promise, Standing};
 use replicator_engine::block::BLOCK_BYTES;
 use replicator_engine::sender::Phase;
 use replicator_engine::wire::Refusal;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Changes count as faster than the link once the recovery point is older than this many times the target.
 const NOT_CONVERGING_RPOS: u64 = 10;
@@ -246,10 +246,6 @@ fn of_standby(status: &mut VolumeStatus, seen: &StandbyStatus) {
 
 fn age_seconds(of_unix_ms: u64) -> f64 {
     seconds(unix_ms().saturating_sub(of_unix_ms))
-}
-
-pub(super) fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 fn seconds(millis: u64) -> f64 {

@@ -5,6 +5,7 @@ use super::memory::{load_point, load_promise, remember_known};
 use super::scheduling::Scheduling;
 use super::verify::Verification;
 use super::{Input, OnCut, Outgoing, PrimaryStatus, Remains, ReplicaError, Session, Setup, read};
+use crate::clock::unix_ms;
 use crate::codec::Encoder;
 use crate::counters;
 use crate::intake::extent_blocks;
@@ -18,7 +19,7 @@ use replicator_engine::wire::{Against, Blocks, Compare, Compared, Content, Envel
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// The longest nap: writes are stamped with the time of the last one.
@@ -407,8 +408,4 @@ impl Shell {
         }
         Remains { changed, known: self.sender.known() }
     }
-}
-
-fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

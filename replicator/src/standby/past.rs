@@ -71,11 +71,12 @@ impl<F: SegmentFiles> Standby<F> {
         self.fold.lost()
     }
 
-    /// Does a little of what the keeping policy asks for; says whether there is more. An error costs no recovery point but older ones.
-    pub fn tidy_points(&mut self) -> bool {
+    /// Does a little of what the keeping policy asks for, at this time by this site's clock; says whether there is more. An error costs no recovery
+    /// point but older ones.
+    pub fn tidy_points(&mut self, here_unix_ms: u64) -> bool {
         let newest = self.fold.shown();
         let (Some(undo), Some(newest)) = (&mut self.fold.undo, newest) else { return false };
-        let error = match undo.tidy_one(newest.cut_unix_ms) {
+        let error = match undo.tidy_one(newest.cut_unix_ms.min(here_unix_ms)) {
             Ok(more) => return more,
             Err(error) => error,
         };

@@ -3,6 +3,7 @@
 use super::trouble::{Trouble, Work};
 use super::views::{Ask, OpenView, Views};
 use super::{PastError, Place, Settled, Standby, StandbyError, StandbyStatus};
+use crate::clock::unix_ms;
 use crate::disk::SegmentFiles;
 use crate::journal::JournalError;
 use crate::transport::LogLimit;
@@ -377,7 +378,7 @@ impl<F: SegmentFiles> Shell<F> {
 
     /// Thins and drops a little of the older points; says whether there is more to do.
     fn tidy(&mut self) -> bool {
-        self.standby.as_mut().is_some_and(Standby::tidy_points)
+        self.standby.as_mut().is_some_and(|standby| standby.tidy_points(unix_ms()))
     }
 
     fn publish(&mut self) {

@@ -1,6 +1,7 @@
 //! Which recovery points are kept, for how long, and at what distance.
 //!
-//! A point's age is the time from its cut to the newest one's, by the primary's clock: while no primary sends, nothing gets older.
+//! A point's age is the time from its cut to the newest one's, by the primary's clock: while no primary sends, nothing gets older. A clock that
+//! is ahead of the standby's own makes nothing older either: points are for the day on which the primary is wrong.
 
 use std::ops::Range;
 
@@ -61,7 +62,7 @@ impl Thin {
     /// The time of which the point cut at `cut_ms` is kept alone, if it is so old that it may be thinned.
     pub fn span_of(&self, cut_ms: u64, newest_ms: u64) -> Option<Range<u64>> {
         let start = cut_ms - cut_ms % self.every_ms.max(1);
-        let end = start + self.every_ms.max(1);
+        let end = start.saturating_add(self.every_ms.max(1));
         (end.saturating_add(self.after_ms) <= newest_ms).then_some(start..end)
     }
 }

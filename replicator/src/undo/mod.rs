@@ -224,7 +224,7 @@ impl<F: SegmentFiles> Undo<F> {
         }
     }
 
-    /// Does a little of what the policy asks for, now that the newest point was cut at `newest_ms`; says whether there is more.
+    /// Does a little of what the policy asks for, now that it is `newest_ms`; says whether there is more.
     pub fn tidy_one(&mut self, newest_ms: u64) -> io::Result<bool> {
         let oldest = self.batches().next().map(|(_, batch)| batch.point);
         let is_over =

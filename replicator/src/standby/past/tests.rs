@@ -165,7 +165,7 @@ fn run(seed: u64) {
                 world.send_epoch(later_ms);
             }
             40..70 => drop(world.standby.fold_one().unwrap()),
-            70..95 => drop(world.standby.tidy_points()),
+            70..95 => drop(world.standby.tidy_points(u64::MAX)),
             95..98 => world.crash(),
             _ => drop(world.check()),
         }
@@ -185,7 +185,7 @@ fn run_on_bad_disks(seed: u64) {
         match world.rng.random_range(0..100) {
             0..30 => world.send_epoch(1500),
             30..60 => drop(world.standby.fold_one()),
-            60..70 => drop(world.standby.tidy_points()),
+            60..70 => drop(world.standby.tidy_points(u64::MAX)),
             70..80 => {
                 let Some(chosen) = (!views.is_empty()).then(|| world.rng.random_range(0..views.len())) else { continue };
                 let (view, blocks) = &mut views[chosen];
@@ -238,7 +238,7 @@ fn points_get_fewer_as_they_age_and_end() {
     let mut world = World::new(1, keep());
     for _ in 0..2000 {
         world.send_epoch(2000);
-        while world.standby.fold_one().unwrap() || world.standby.tidy_points() {}
+        while world.standby.fold_one().unwrap() || world.standby.tidy_points(u64::MAX) {}
     }
     let points = world.check();
     let ages: Vec<u64> = points.iter().map(|epoch| world.clock_ms - world.cuts[epoch].1).collect();
@@ -247,6 +247,22 @@ fn points_get_fewer_as_they_age_and_end() {
     assert!((23..=30).contains(&within(70_000, 300_000)), "{ages:?}");
     assert!((23..=26).contains(&within(360_000, 1_800_000)), "{ages:?}");
     assert_eq!(within(1_800_001, u64::MAX), 0);
+}
+
+#[test]
+fn a_primary_whose_clock_is_ahead_ends_and_thins_no_point() {
+    let mut world = World::new(4, keep());
+    for _ in 0..20 {
+        world.send_epoch(2000);
+        while world.standby.fold_one().unwrap() {}
+    }
+    let (points, here_ms) = (world.check(), world.clock_ms);
+    for ahead_ms in [3 * 3_600_000, 10 * 365 * 86_400_000, u64::MAX - 100_000_000_000_000] {
+        world.clock_ms = here_ms;
+        world.send_epoch(ahead_ms);
+        while world.standby.fold_one().unwrap() || world.standby.tidy_points(here_ms) {}
+        assert_eq!(world.check()[..points.len()], points);
+    }
 }
 
 #[test]
@@ -262,7 +278,7 @@ fn a_view_that_is_read_stays_what_it_was_while_replication_goes_on() {
             world.standby.fold_one().unwrap();
             assert_eq!(world.shown_at(view), *blocks);
         }
-        world.standby.tidy_points();
+        world.standby.tidy_points(u64::MAX);
     }
 }
 
