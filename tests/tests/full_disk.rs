@@ -93,7 +93,16 @@ mod privileged {
         let mut content = vec![0; MIB as usize];
         client.read((written - 1) * MIB, &mut content).unwrap();
         assert!(content.iter().any(|byte| *byte != 0), "what was acknowledged is there");
-        pair.a.tern(&["status"]);
+        let full = pair.a.volume();
+        assert!(
+            full["last_error"].as_str().is_some_and(|error| error.contains("No space left") && error.contains("the client is told")),
+            "{full}"
+        );
+        assert_eq!(
+            (&full["role"], &full["promise_held"]),
+            (&"primary".into(), &true.into()),
+            "what was acknowledged is replicated: {full}"
+        );
         disk.make_room();
         eventually("writes work again", || write_until_error(&mut connect(&pair.a, "vm1"), 16).1.is_none());
         let (written, error) = write_until_error(&mut client, 32);
@@ -136,28 +145,56 @@ mod privileged {
         fill_and_make_room(&pair, &disk);
     }
 
-    #[test]
-    fn a_full_disk_at_the_standby_suspends_replication_until_there_is_room() {
+    /// Fills the standby's file system, sees both sites say so, makes room, and sees both in sync again.
+    fn fill_the_standby(mode: &str, on_disconnect: &str, state: &str) {
         let directory = tempfile::tempdir().unwrap();
         let Some(disk) = SmallDisk::mount(256, 24) else { return };
         let (a, b) = (Site::start("osaka", directory.path()), Site::start("oregon", &disk.path));
         let addresses = [a.listen().to_owned(), b.listen().to_owned()];
         a.tern(&["volume", "create", "vm1", "--size", "64M"]);
         let pair = Pair::of(directory, a, b, addresses.each_ref().map(String::as_str), "1s");
+        let rule = ["--on-disconnect", on_disconnect, "--ack-timeout", "2s"];
+        pair.a.tern(&[&["replicate", "vm1", "--to", "oregon", "--rpo", "1s", "--mode", mode], &rule[..]].concat());
+        pair.a.wait_until(mode, |seen| seen["mode"] == mode && seen["promise_held"] == true);
         let mut client = connect(&pair.a, "vm1");
-        assert_eq!(write_until_error(&mut client, 48), (48, None), "the primary works on");
-        for site in [&pair.b, &pair.a] {
-            let suspended = site.wait_until("suspended", |volume| volume["state"] == "suspended");
-            assert!(suspended["last_error"].as_str().is_some_and(|error| error.contains("space") || error.contains("full")), "{suspended}");
+        let waits = on_disconnect == "suspend";
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| assert_eq!(write_until_error(&mut client, 48), (48, None), "the primary works on"));
+            let says_full = |error: &str| error.contains("space") || error.contains("full");
+            for (site, state) in [(&pair.b, "suspended"), (&pair.a, state)] {
+                let seen = site.wait_until(state, |volume| volume["state"] == state);
+                assert!(seen["last_error"].as_str().is_some_and(says_full), "{seen}");
+            }
+            pair.a.wait_until("sure of its promise", |seen| seen["promise_held"] == waits);
+            if waits {
+                disk.make_room();
+            }
+            writer.join().unwrap();
+        });
+        if !waits {
+            assert_eq!(write_until_error(&mut client, 16), (16, None), "the primary still works on");
+            disk.make_room();
         }
-        assert_eq!(pair.a.volume()["promise_held"], false);
-        assert_eq!(write_until_error(&mut client, 16), (16, None), "the primary still works on");
-        disk.make_room();
         pair.a.verify();
         for site in [&pair.a, &pair.b] {
             let status = site.wait_until("in sync", |volume| volume["state"] == "in-sync");
             assert_eq!(status["last_error"], serde_json::Value::Null, "{status}");
             site.assert_no_panic();
         }
+    }
+
+    #[test]
+    fn a_full_disk_at_the_standby_suspends_replication_until_there_is_room() {
+        fill_the_standby("async", "continue", "suspended");
+    }
+
+    #[test]
+    fn a_full_disk_at_the_standby_degrades_mode_sync_until_there_is_room() {
+        fill_the_standby("sync", "degrade", "degraded");
+    }
+
+    #[test]
+    fn a_full_disk_at_the_standby_suspends_the_client_if_it_was_told_to_and_nothing_promised_is_lost() {
+        fill_the_standby("sync", "suspend", "suspended");
     }
 }

@@ -44,7 +44,7 @@ enum Aftermath {
 impl Plan {
     fn draw(dice: &mut StdRng) -> Self {
         let mut one_of = |words: &[&'static str]| words[dice.random_range(0..words.len())];
-        let mode = one_of(&["async", "barrier", "sync"]);
+        let mode = one_of(&["async", "barrier", "sync", "snapshot"]);
         let on_disconnect = one_of(&["continue", "degrade", "suspend"]);
         let ack_timeout = one_of(&[SOON, NEVER]);
         let mut span = |most_ms| Duration::from_millis(dice.random_range(0..most_ms));
@@ -72,6 +72,10 @@ struct Promised {
 
 fn ask_promise(site: &Site, mode: &str) -> Option<Promised> {
     let until = Instant::now();
+    if mode == "snapshot" {
+        site.tern(&["snapshot", "vm1"]);
+        return Some(Promised { until });
+    }
     let seen = site.volume();
     (seen["mode"] == mode && seen["promise_held"] == true).then_some(Promised { until })
 }
@@ -102,7 +106,7 @@ fn strike(plan: &Plan, pair: &mut Pair, histories: &mut [History; 2]) -> Option<
         }
         std::thread::sleep(plan.spans[0]);
         pair.a.tern(&["mode", "vm1", plan.mode]);
-        if plan.waits_for_promise {
+        if plan.waits_for_promise && plan.mode != "snapshot" {
             pair.a.wait_until("held", |seen| seen["mode"] == plan.mode && seen["promise_held"] == true);
         }
         std::thread::sleep(plan.spans[1]);
@@ -115,7 +119,7 @@ fn strike(plan: &Plan, pair: &mut Pair, histories: &mut [History; 2]) -> Option<
         }
         // With the standby gone, a rule may have ended the promise after the question.
         let lowered = plan.victims == Victims::StandbyFirst && (plan.on_disconnect == "continue" || plan.ack_timeout == SOON);
-        asked.map(|asked| if lowered || plan.mode == "async" { asked } else { Promised { until: killed } })
+        asked.map(|asked| if lowered || matches!(plan.mode, "async" | "snapshot") { asked } else { Promised { until: killed } })
     })
 }
 
@@ -149,7 +153,9 @@ fn fail_over(plan: &Plan, pair: &mut Pair, histories: &mut [History; 2], promise
         let prefix = history.assert_prefix(&mut connect(&pair.b));
         if let Some(Promised { until }) = promised {
             match plan.mode {
-                "sync" => assert!(prefix >= history.acknowledged_by(until), "{prefix} of {} acknowledged", history.acknowledged_by(until)),
+                "sync" | "snapshot" => {
+                    assert!(prefix >= history.acknowledged_by(until), "{prefix} of {} acknowledged", history.acknowledged_by(until));
+                }
                 "barrier" => assert!(prefix >= history.flushed_by(until), "{prefix} of {} flushed", history.flushed_by(until)),
                 _ => assert!(history.lost(prefix, until) <= RPO, "{:?} lost", history.lost(prefix, until)),
             }

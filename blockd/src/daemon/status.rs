@@ -132,6 +132,8 @@ pub(super) fn status(open: &OpenVolume) -> VolumeStatus {
         }
         _ => {}
     }
+    let failed = || open.volume.image.failure().map(|why| format!("the disk fails requests, and the client is told so: {why}"));
+    status.last_error = status.last_error.or_else(failed);
     if open.record.role == RecordedRole::Primary && open.volume.gate.state() == GateState::Fenced {
         status.state = State::Fenced;
         let cure = "fenced: the other site was promoted by force, or was about to be; if it was not, `tern promote --force` here goes on";

@@ -45,6 +45,10 @@ pub(super) struct Inner {
     pub(super) sync_failed: AtomicBool,
     /// When an error was logged last.
     pub(super) error_logged: Mutex<Option<Instant>>,
+    /// The last error, until a write succeeds.
+    pub(super) failure: Mutex<Option<String>>,
+    /// Whether there is one.
+    pub(super) failing: AtomicBool,
     /// Held while the size changes.
     pub(super) growing: Mutex<()>,
     pub(super) resized: Bells,
@@ -172,12 +176,29 @@ impl Image {
         if self.0.sync_failed.load(Ordering::SeqCst) || error.kind() == io::ErrorKind::Unsupported {
             return error;
         }
+        // What the daemon itself breaks off is nothing that the disk does.
+        if error.raw_os_error().is_some() {
+            *self.0.failure.lock().expect("no panic under this lock") = Some(error.to_string());
+            self.0.failing.store(true, Ordering::SeqCst);
+        }
         let mut logged = self.0.error_logged.lock().expect("no panic under this lock");
         if logged.is_none_or(|at| at.elapsed() >= QUIET) {
             *logged = Some(Instant::now());
             tracing::error!(path = %self.0.path.display(), %error, "the image failed a request; others like it are not logged for a while");
         }
         error
+    }
+
+    /// A write succeeded.
+    pub fn note_written(&self) {
+        if self.0.failing.load(Ordering::Relaxed) && self.0.failing.swap(false, Ordering::SeqCst) {
+            *self.0.failure.lock().expect("no panic under this lock") = None;
+        }
+    }
+
+    /// Why the last request failed, if no write has succeeded since.
+    pub fn failure(&self) -> Option<String> {
+        self.0.failure.lock().expect("no panic under this lock").clone()
     }
 
     fn note_damage(&self, error: &io::Error) {

@@ -122,6 +122,8 @@ fn finish(path: &Path, file: File, kind: Kind, size_bytes: u64) -> Result<Image,
         zeroing: zero::Methods::default(),
         sync_failed: AtomicBool::new(false),
         error_logged: Mutex::default(),
+        failure: Mutex::default(),
+        failing: AtomicBool::default(),
         growing: Mutex::new(()),
         resized: Bells::default(),
     }))

@@ -127,6 +127,9 @@ impl Volume {
     pub fn finish(&self, mut pass: Pass, result: io::Result<()>, owner: Owner, release: impl FnOnce() -> Release) -> Completion {
         if let Some(write) = pass.write.take() {
             self.intake.tracker().finish_write(write);
+            if result.is_ok() {
+                self.image.note_written();
+            }
         }
         match pass.done.take() {
             Some(done) if result.is_ok() && self.intake.held().asks(done, owner, release) => Completion::Held(pass),
