@@ -52,6 +52,7 @@ fn a_standby_is_promoted_at_an_older_point_and_the_old_primary_follows_it() {
 
     let promoted = pair.b.tern(&["promote", "vm1", "--at", &at, "--force"]);
     assert_eq!((promoted["kind"].as_str(), promoted["epoch"].as_u64()), (Some("failover"), Some(epochs[1])));
+    assert_eq!(pair.a.volume()["state"], "fenced", "before the other site goes on");
     let mut there = NbdClient::connect(&pair.b.socket("nbd")).unwrap();
     assert_eq!(letters(&mut there), "bbbbbbbb");
     pair.a.wait_until("fenced", |volume| volume["role"] == "stale");

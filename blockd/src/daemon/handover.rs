@@ -77,6 +77,21 @@ impl Daemon {
         }
     }
 
+    /// The other site goes back to an older recovery point: what is acknowledged here from now on would be lost.
+    pub(super) async fn stand_still(&self, from: &str, volume: &str) -> Outcome<Answer> {
+        let unknown = || ApiError::new(ErrorCode::NotFound, "the volume is not replicated between these sites");
+        let name = self.volumes.lock().await.by_id(volume).map(|open| open.record.name.clone()).ok_or_else(unknown)?;
+        let (record, _operation) = self.begin(&name).await?;
+        if record.peer.as_ref().is_none_or(|peer| peer.site != from) {
+            return Err(unknown());
+        }
+        if record.role == RecordedRole::Primary {
+            let volume = self.volumes.lock().await.get(&name)?.volume.clone();
+            self.fence(&name, &volume, "it goes back to an older recovery point").await;
+        }
+        Ok(Answer::Done)
+    }
+
     /// Stops being primary: everything is at the standby, and recorded, on return. Clients go on until little is left.
     async fn step_down(&self, record: VolumeRecord, force: bool, generation: Option<String>) -> Outcome<Epoch> {
         let name = &record.name;

@@ -124,6 +124,7 @@ impl Daemon {
                 answer_of(self.note_settings(&from.to_string(), &volume, settings).await.map(|()| Answer::Done))
             }
             Ok(Question::Alone { volume }) => answer_of(self.tell_alone(&from.to_string(), &volume).await),
+            Ok(Question::Fence { volume }) => answer_of(self.stand_still(&from.to_string(), &volume).await),
             Ok(Question::Detach { volume }) => {
                 tracing::info!(volume, site = %from, "the primary does not replicate this volume to here any more");
                 Answer::Done

@@ -35,6 +35,9 @@ const PING_DEADLINE: Duration = Duration::from_secs(5);
 /// The same, for somebody who accepts a failover.
 const FORCED_PING_DEADLINE: Duration = Duration::from_millis(300);
 
+/// For a primary to stop: longer than it waits for an operation of its own.
+const FENCE_DEADLINE: Duration = Duration::from_secs(8);
+
 impl Daemon {
     pub(super) async fn take_over(&self, name: &VolumeName, request: &Promote, progress: &ProgressSink) -> Outcome<Promotion> {
         let (began, force) = (Instant::now(), request.force);
@@ -67,8 +70,11 @@ impl Daemon {
             None => None,
         };
         let granted = match older {
-            // Nothing is taken over from the primary. It hears of the new generation, and stops.
-            Some(_) => None,
+            // Nothing is taken over from the primary.
+            Some(_) => {
+                self.fence_primary(&record).await?;
+                None
+            }
             None => self.ask_for_handover(&record, &standby, force).await?,
         };
         progress.report(Progress { phase: "handover".into(), done: 1, total: Some(2), unit: Unit::Steps });
@@ -170,6 +176,28 @@ impl Daemon {
             Ok(other) => Err(ApiError::new(ErrorCode::Internal, format!("{} answered {other:?}", peer.name))),
             Err(error) => unreachable(error.to_string()),
         }
+    }
+
+    /// Has the primary stop, if it can be reached.
+    async fn fence_primary(&self, record: &VolumeRecord) -> Outcome<()> {
+        let Some(peer) = &record.peer else { return Ok(()) };
+        let (links, site) = (&self.sites.links, peer_site(peer)?);
+        let Some(link) = links.get(&site) else { return Ok(()) };
+        let ping = request::ask(links, &site, &Question::Ping, FORCED_PING_DEADLINE + 2 * link.stats().round_trip).await;
+        let asked = match ping {
+            Ok(_) => request::ask(links, &site, &Question::Fence { volume: record.id.clone() }, FENCE_DEADLINE).await,
+            Err(error) => Err(error),
+        };
+        match asked {
+            Ok(Answer::Done) => {}
+            Ok(Answer::Refused { code, message }) if code == request::BUSY => {
+                return Err(ApiError::new(ErrorCode::Busy, format!("{}: {message}", peer.name)));
+            }
+            // It hears of the new generation, and stops then.
+            Ok(other) => tracing::warn!(volume = %record.name, answer = ?other, "the primary is not fenced"),
+            Err(error) => tracing::warn!(volume = %record.name, %error, "the primary is not fenced"),
+        }
+        Ok(())
     }
 
     async fn become_primary(&self, name: &VolumeName, settled: &Settled) -> Outcome<u64> {

@@ -19,7 +19,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// For the link to show up here that the other side keeps, at most; it is there in a round trip unless it ends, too.
 const SUCCESSOR_DEADLINE: Duration = Duration::from_secs(5);
 /// The admin API's word for a site that another operation on the volume keeps from acting.
-const BUSY: &str = "busy";
+pub const BUSY: &str = "busy";
 /// How often a site is asked that may be busy with the same question.
 const BUSY_POLL: Duration = Duration::from_millis(250);
 
@@ -110,6 +110,11 @@ pub enum Question {
     },
     /// What do you have of this volume that I lack, now that both of us were primary?
     Alone {
+        /// The volume's id, in hexadecimal.
+        volume: String,
+    },
+    /// I go on from an older point of this volume, without you: acknowledge nothing more.
+    Fence {
         /// The volume's id, in hexadecimal.
         volume: String,
     },
@@ -251,6 +256,7 @@ mod tests {
         };
         check(&Question::Settings { volume: volume.clone(), settings });
         check(&Question::Alone { volume: volume.clone() });
+        check(&Question::Fence { volume: volume.clone() });
         check(&Question::Detach { volume });
         check(&Answer::Done);
         check(&Answer::Granted { epoch: 17 });
