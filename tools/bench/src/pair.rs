@@ -27,7 +27,12 @@ pub struct Pair {
     pub dirs: [TempDir; 3],
 }
 
-/// 85 Mbit/s, 27 ms: what the figures are about.
+/// Of the WAN that the figures are about.
+pub const WAN_BITS_PER_SECOND: u64 = 85_000_000;
+/// Of the same.
+pub const WAN_ROUND_TRIP: Duration = Duration::from_millis(27);
+
+/// A WAN like that.
 pub fn wan() -> Result<Emulator> {
     let namespace = |site: &str| format!("tern-bench-{site}-{}", std::process::id()).parse::<NamespaceName>().map_err(anyhow::Error::msg);
     let options = Options::new(namespace("a")?, namespace("b")?);
@@ -90,8 +95,18 @@ impl Pair {
 
     /// Begins replication; returns how long it took until both sites were in sync.
     pub fn replicate(&self, rpo: &str) -> Result<Duration> {
+        self.replicate_with(&["--rpo", rpo])
+    }
+
+    /// Begins replication in a mode, or goes on in it.
+    pub fn replicate_in(&self, mode: &str) -> Result<Duration> {
+        self.replicate_with(&["--mode", mode])
+    }
+
+    /// Begins replication with these options, or goes on with them.
+    pub fn replicate_with(&self, options: &[&str]) -> Result<Duration> {
         let began = Instant::now();
-        self.primary.tern::<Value>(&["replicate", "vm1", "--to", "oregon", "--rpo", rpo])?;
+        self.primary.tern::<Value>(&[&["replicate", "vm1", "--to", "oregon"], options].concat())?;
         self.wait_in_sync()?;
         Ok(began.elapsed())
     }

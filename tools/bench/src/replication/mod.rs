@@ -1,6 +1,6 @@
 //! Replication in mode `async`: what it reaches, and what it costs.
 
-mod busy_link;
+pub mod busy_link;
 mod local_sync;
 mod memory;
 mod promote;
