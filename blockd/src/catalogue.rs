@@ -2,6 +2,7 @@
 
 use blockd_api::{Export, Mode, OnDisconnect, SiteName, VolumeName};
 use replicator::catalogue::{Catalogue, Change, Persist};
+use replicator::site_link::lease::LeaseTerms;
 use replicator::site_link::request::GenerationRecord;
 use rocksdb::{DB, Direction, IteratorMode, Options, WriteBatch, WriteOptions};
 use serde::{Deserialize, Serialize};
@@ -107,13 +108,25 @@ pub struct PeerRecord {
     /// When mode `snapshot` cuts, as it was given; `None`: only when asked.
     #[serde(default)]
     pub schedule: Option<String>,
+    /// The lease that a primary needs; `None`: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<LeaseTerms>,
 }
 
 impl PeerRecord {
     /// A peer of which nothing is asked but that it is there.
     pub fn new(site: String, name: SiteName, rpo_ms: u64) -> Self {
-        let (mode, bandwidth_bits_per_second) = (Mode::Async, None);
-        Self { site, name, rpo_ms, bandwidth_bits_per_second, mode, on_disconnect: None, ack_timeout_ms: None, schedule: None }
+        Self {
+            site,
+            name,
+            rpo_ms,
+            bandwidth_bits_per_second: None,
+            mode: Mode::Async,
+            on_disconnect: None,
+            ack_timeout_ms: None,
+            schedule: None,
+            lease: None,
+        }
     }
 }
 

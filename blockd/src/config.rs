@@ -64,6 +64,8 @@ pub struct Config {
     pub spill_quota: Size,
     /// What of it one volume keeps in memory before it goes to a file.
     pub spill_memory: Size,
+    /// Whether this site is a witness, which holds no data.
+    pub witness: bool,
     /// Which recovery points standbys keep.
     pub keep: Keep,
     /// Links to other sites.
@@ -191,6 +193,7 @@ impl Config {
             journal_quota: quota("journal.quota", options.journal.quota, Size::gib(20))?,
             spill_quota: quota("spill.quota", options.spill.quota, Size::gib(10))?,
             spill_memory: options.spill.memory.unwrap_or(DEFAULT_SPILL_MEMORY),
+            witness: options.witness.unwrap_or(false),
             keep: keep(options.keep, options.keep_bytes, options.keep_thinning.as_deref())?,
             transport: TransportConfig {
                 congestion: options.transport.congestion.unwrap_or(Congestion::Tern),

@@ -30,7 +30,7 @@ pub use peer::{Invite, InvitePeer, JoinPeer, Peer, PeerList};
 pub use quantity::{QuantityError, Rate, Size, Span, human_bytes, human_rate, human_seconds};
 pub use recovery::{Demote, Point, PointList, Promote, Promotion, PromotionKind, Resync, Resynced, Verification};
 pub use replication::{Bandwidth, Replicate, SetMode, Snapshot, StopReplication};
-pub use status::{FrontEnd, Mode, OnDisconnect, ReplicaStatus, Role, State, Status, Usage, VolumeStatus};
+pub use status::{Fence, FrontEnd, LeaseStatus, Mode, OnDisconnect, ReplicaStatus, Role, State, Status, Usage, VolumeStatus};
 pub use time::UtcTime;
 pub use volume::{CreateVolume, DeleteVolume, ResizeVolume, Unexport, VolumeInfo, VolumeList};
 pub use wait::{Condition, Wait};

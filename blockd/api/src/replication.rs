@@ -1,6 +1,6 @@
 //! Keeping a standby: begin, change, end, and recovery points on demand.
 
-use crate::{Mode, OnDisconnect, QuantityError, Rate, SiteName, Span};
+use crate::{Fence, Mode, OnDisconnect, QuantityError, Rate, SiteName, Span};
 use serde::{Deserialize, Serialize};
 
 /// Begins replication to a site, or changes its settings: what is `None` stays as it is.
@@ -27,6 +27,21 @@ pub struct Replicate {
     /// When mode `snapshot` cuts: a span, cron syntax in UTC, or `none`, which it is at first.
     #[serde(default)]
     pub schedule: Option<String>,
+    /// When this primary stops acknowledging by itself; `None`: as it was, at first never.
+    #[serde(default)]
+    pub fence: Option<Fence>,
+    /// How long a lease is; `None`: the daemon's default.
+    #[serde(default)]
+    pub lease: Option<Span>,
+    /// A third site that grants leases, too.
+    #[serde(default)]
+    pub witness: Option<SiteName>,
+    /// After how much silence the standby is promoted without the operator; `None`: never.
+    #[serde(default)]
+    pub auto_promote: Option<Span>,
+    /// Ends automatic promotion although the witness does not agree.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// Most that a replica may send: a rate, or `none`.
@@ -75,6 +90,9 @@ pub struct StopReplication {
     /// To which site; `None`: the only one.
     #[serde(default)]
     pub to: Option<SiteName>,
+    /// Ends automatic promotion although the witness does not agree.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// Changes the mode while the volume is in use.

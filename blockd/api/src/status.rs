@@ -98,6 +98,9 @@ pub struct VolumeStatus {
     pub last_error: Option<String>,
     /// Each standby, seen from the primary.
     pub replicas: Vec<ReplicaStatus>,
+    /// The lease that this primary needs, or that this standby grants; `null` where there is none.
+    #[serde(default)]
+    pub lease: Option<LeaseStatus>,
     /// Recovery points that a standby holds.
     #[serde(default)]
     pub points: u64,
@@ -107,6 +110,27 @@ pub struct VolumeStatus {
     /// What either site has that the other lacks, once both were primary and until one follows; else `null`.
     #[serde(default)]
     pub diverged: Option<Divergence>,
+}
+
+/// How a primary is kept from acknowledging beside another one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LeaseStatus {
+    /// How long a lease is.
+    pub seconds: f64,
+    /// At a primary: what is left of it; 0: nothing is acknowledged.
+    pub left_seconds: Option<f64>,
+    /// At a primary: whether the standby grants it.
+    pub standby_grants: Option<bool>,
+    /// The third site, if there is one.
+    pub witness: Option<String>,
+    /// At a primary: whether the witness grants it.
+    pub witness_grants: Option<bool>,
+    /// After how much silence the standby is promoted without the operator; `null`: never.
+    pub auto_promote_seconds: Option<f64>,
+    /// At a primary: whether the standby is promoted without the operator if this site is lost now.
+    pub ready: Option<bool>,
+    /// At a standby: whether it has stopped granting, to be promoted.
+    pub standing: bool,
 }
 
 /// One standby, seen from the primary.
@@ -204,6 +228,18 @@ words! {
         Promoting = "promoting",
         /// It cannot go on; `last_error` says why.
         Error = "error",
+    }
+}
+
+words! {
+    /// When a primary stops acknowledging by itself.
+    #[derive(Default)]
+    Fence {
+        /// Never.
+        #[default]
+        None = "none",
+        /// When neither its standby nor the witness has granted it a lease.
+        Lease = "lease",
     }
 }
 

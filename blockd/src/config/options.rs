@@ -95,6 +95,9 @@ options! {
         #[arg(long, value_name = "DURATION,DURATION")]
         #[serde(alias = "keep-thinning")]
         keep_thinning: String,
+        /// Be a witness: grant leases to the primaries of other sites, agree to automatic promotions, hold no data [default: false]
+        #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+        witness: bool,
         /// User to become once started by root: it owns the state directory [default: whoever starts it]
         #[arg(long, value_name = "NAME")]
         user: String,

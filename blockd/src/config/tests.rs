@@ -45,6 +45,7 @@ fn a_file_sets_every_key_and_flags_win() {
         admin = "/run/a.sock"
         metrics = "127.0.0.1:9447"
         log_format = "json"
+        witness = true
         keep = "7d"
         keep_bytes = "200G"
         keep_thinning = "2h,1d"
@@ -86,6 +87,7 @@ fn a_file_sets_every_key_and_flags_win() {
     let files =
         TlsFiles { certificate: "/etc/tern/cert.pem".into(), key: "/etc/tern/key.pem".into(), client_ca: Some("/etc/tern/ca.pem".into()) };
     let expected = Config {
+        witness: true,
         site: "osaka".parse().unwrap(),
         state_dir: "/srv/tern".into(),
         listen: "[::1]:7001".parse().unwrap(),

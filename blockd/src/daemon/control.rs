@@ -73,6 +73,7 @@ impl Control for Daemon {
     }
 
     async fn create_volume(&self, request: CreateVolume, progress: ProgressSink) -> Outcome<VolumeInfo> {
+        self.check_holds_data()?;
         let volumes = Arc::clone(&self.volumes);
         let name = request.name.clone();
         let stopped = self.stopped.clone();
@@ -169,8 +170,8 @@ impl Control for Daemon {
         self.begin_replication(&volume, &request).await
     }
 
-    async fn stop_replication(&self, volume: VolumeName, _request: StopReplication) -> Outcome<VolumeStatus> {
-        self.end_replication(&volume).await
+    async fn stop_replication(&self, volume: VolumeName, request: StopReplication) -> Outcome<VolumeStatus> {
+        self.end_replication(&volume, request.force).await
     }
 
     async fn set_mode(&self, volume: VolumeName, request: SetMode) -> Outcome<VolumeStatus> {

@@ -115,6 +115,9 @@ impl Daemon {
             Ok(Question::Ping) => Answer::Done,
             Ok(Question::CreateStandby { name, volume, size_bytes, lineage }) => {
                 let lineage = lineage_of(&lineage);
+                if let Err(error) = self.check_holds_data() {
+                    return request::answer(stream, &answer_of(Err(error))).await;
+                }
                 answer_of(self.create_standby(from, &name, &volume, size_bytes, lineage).await.map(|()| Answer::Done))
             }
             Ok(Question::Handover { volume, generation, force }) => {
@@ -125,6 +128,14 @@ impl Daemon {
             }
             Ok(Question::Alone { volume }) => answer_of(self.tell_alone(&from.to_string(), &volume).await),
             Ok(Question::Fence { volume }) => answer_of(self.stand_still(&from.to_string(), &volume).await),
+            Ok(Question::Lease(asked)) => answer_or_why(self.grant(&from.to_string(), &asked).await),
+            Ok(Question::Consent { volume, lineage, candidacy }) => {
+                answer_or_why(self.consent(&from.to_string(), &volume, &lineage, &candidacy))
+            }
+            Ok(Question::Withdraw { volume, term }) => {
+                let recorded = tokio::task::block_in_place(|| self.grants.withdrawn(&from.to_string(), &volume, term));
+                answer_or_why(recorded.map(|()| Answer::Done))
+            }
             Ok(Question::Detach { volume }) => {
                 tracing::info!(volume, site = %from, "the primary does not replicate this volume to here any more");
                 Answer::Done
@@ -132,6 +143,10 @@ impl Daemon {
         };
         request::answer(stream, &answer).await
     }
+}
+
+fn answer_or_why(answer: Result<Answer, String>) -> Answer {
+    answer.unwrap_or_else(|message| Answer::Refused { code: "wrong-state".into(), message })
 }
 
 fn answer_of(outcome: Outcome<Answer>) -> Answer {

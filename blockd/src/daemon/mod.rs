@@ -11,6 +11,7 @@ mod drills;
 mod exports;
 mod handover;
 mod incoming;
+mod lease;
 mod mode;
 mod overtaken;
 mod part;
@@ -34,6 +35,7 @@ use crate::vhost_user::{VhostUserOptions, VhostUserService};
 use anyhow::{Context, Result};
 use blockd_api::SiteName;
 use exports::FrontEnds;
+use lease::{Duty, Grants};
 use replicator::identity::Identity;
 use sites::Sites;
 use state_dir::StateDir;
@@ -56,6 +58,7 @@ pub struct Daemon {
     id: String,
     sites: Arc<Sites>,
     volumes: Arc<Mutex<Volumes>>,
+    grants: Arc<Grants>,
     /// Closed when the daemon stops.
     stopped: watch::Receiver<()>,
 }
@@ -78,6 +81,8 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots) -> Result<(
     let id = identity.id().to_string();
     let (sites, streams) = Sites::start(&config, identity, catalogue.clone())?;
     let sites = Arc::new(sites);
+    let duty = if config.witness { Duty::Witness } else { Duty::Data };
+    let grants = Arc::new(Grants::open(catalogue.clone(), duty).context("catalogue: the leases cannot be read")?);
     let (overtaken, news) = mpsc::unbounded_channel();
     let front_ends = Arc::new(FrontEnds { nbd, vhost_user });
     let volumes = Arc::new(Mutex::new(Volumes {
@@ -92,6 +97,7 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots) -> Result<(
         spill_memory_bytes: config.spill_memory.bytes(),
         journal_quota_bytes: config.journal_quota.bytes(),
         keep: config.keep,
+        grants: grants.clone(),
         open: BTreeMap::new(),
         drills: BTreeMap::new(),
         unopened: BTreeMap::new(),
@@ -99,7 +105,7 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots) -> Result<(
     }));
     let (stop, stopped) = watch::channel(());
     let (site, stopping) = (config.site.clone(), stopped.clone());
-    let daemon = Arc::new(Daemon { site, id: id.clone(), sites: sites.clone(), volumes: volumes.clone(), stopped: stopping });
+    let daemon = Arc::new(Daemon { site, id: id.clone(), sites: sites.clone(), volumes: volumes.clone(), grants, stopped: stopping });
 
     let socket = match inherited.admin {
         Some(listener) => AdminSocket::inherited(listener).context("socket activation: admin")?,
@@ -113,6 +119,7 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots) -> Result<(
         tokio::spawn(metrics::serve(listener, registry, daemon.clone(), wait(stopped)));
     }
     let incoming = tokio::spawn(daemon.clone().take_streams(streams, news));
+    let standbys = tokio::spawn(daemon.watch_standbys());
 
     tracing::info!(site = %config.site, %id, admin = %config.admin.display(), "ready");
     supervisor::ready();
@@ -126,6 +133,7 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots) -> Result<(
     drop(stop);
     let _ = admin.await;
     incoming.abort();
+    standbys.abort();
     volumes.lock().await.stop().await;
     sites.stop().await;
     Ok(())

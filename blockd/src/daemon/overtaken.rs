@@ -57,6 +57,8 @@ impl Daemon {
         if let Err(error) = recorded {
             tracing::error!(volume = %name, %error, "the catalogue cannot be written; the volume stays fenced");
         }
+        // Nobody lets them go any more.
+        volume.intake.held().close();
         let drained = tokio::time::timeout(DRAIN_DEADLINE, volume.gate.drained()).await.is_ok();
         let part = self.volumes.lock().await.take_part(name);
         let Part::Primary(primary) = part else { return };

@@ -1,15 +1,16 @@
 //! This site's part in a volume, alive: what runs for it.
 
+use super::lease::Keeper;
 use super::settings::{Teller, record_of, schedule_of};
 use super::volumes::{Volumes, io_error};
 use crate::catalogue::{PeerRecord, VolumeRecord};
-use crate::volume::{GateState, Volume};
+use crate::volume::{GateState, Suspension, Volume};
 use blockd_api::{ApiError, ErrorCode, Mode, VolumeName};
 use replicator::catalogue::Catalogue;
 use replicator::identity::SiteId;
 use replicator::primary::connection::Route;
 use replicator::primary::memory::{self, EpochNumbers};
-use replicator::primary::{OnStanding, Orders, Replica, Setup};
+use replicator::primary::{OnStanding, Orders, Replica, Setup, Told};
 use replicator::site_link::request::{SettingsRecord, lineage_of, parse_id};
 use replicator::standby::{Place, SegmentDir, Standby, StandbyService};
 use replicator_engine::acknowledgement::{OnDisconnect, Promise, Rules, Standing};
@@ -40,6 +41,10 @@ pub(super) struct PrimaryPart {
     pub settings: watch::Sender<SettingsRecord>,
     /// What it has heard.
     pub heard: watch::Receiver<Option<SettingsRecord>>,
+    /// What the witness is to know.
+    pub told: Arc<Told>,
+    /// Who keeps its lease, if it needs one.
+    pub lease: Option<Keeper>,
     keeper: JoinHandle<()>,
 }
 
@@ -112,12 +117,14 @@ pub(super) struct PrimaryStart<'a> {
     pub record: &'a VolumeRecord,
     pub known: Option<Known>,
     pub compare_first: RoaringBitmap,
+    /// Nothing is acknowledged before, on the clock of leases: what this site granted itself may be valid until then.
+    pub not_before_ms: u64,
 }
 
 impl Volumes {
     /// Starts sending to the volume's peer. What changed since `known` is marked, and the activity log is written, from before.
     pub fn start_primary(&self, start: PrimaryStart<'_>) -> Result<Part, ApiError> {
-        let PrimaryStart { volume, record, known, compare_first } = start;
+        let PrimaryStart { volume, record, known, compare_first, not_before_ms } = start;
         let id = volume_id(record)?;
         let peer = record.peer.as_ref().ok_or_else(|| ApiError::new(ErrorCode::Internal, "a primary without a peer"))?;
         let site = peer_site(peer)?;
@@ -126,6 +133,10 @@ impl Volumes {
         let epochs = EpochNumbers::open(catalogue.clone(), id, volume.intake.tracker().open_epoch()).map_err(io_error)?;
         let metrics = self.metrics.volume(&record.name);
         let marks_exactly = compare_first.is_empty();
+        let told = Arc::<Told>::default();
+        if peer.lease.is_some() {
+            volume.intake.held().lease().set_until(0);
+        }
         let setup = Setup {
             volume: id,
             lineage,
@@ -138,6 +149,7 @@ impl Volumes {
             known_key: memory::known_key(id, &peer.site),
             promise_key: memory::promise_key(id, &peer.site),
             point_key: memory::point_key(id, &peer.site),
+            told: told.clone(),
             compare_first,
             counters: volume.counters.clone(),
             on_commit: Box::new(move |elapsed| metrics.epoch_commit.observe(elapsed)),
@@ -146,11 +158,13 @@ impl Volumes {
         let replica = Arc::new(Replica::start(setup).map_err(io_error)?);
         let (bandwidth, limit) = watch::channel(peer.bandwidth_bits_per_second);
         let route = Route { links: self.sites.links.clone(), site, volume: id, bandwidth: limit, counters: volume.counters.clone() };
-        let ((settings, told), (hear, heard)) = (watch::channel(record_of(peer)), watch::channel(None));
+        let ((settings, teller_settings), (hear, heard)) = (watch::channel(record_of(peer)), watch::channel(None));
         let (name, volume_id) = (peer.name.clone(), record.id.clone());
-        let teller = Teller { sites: self.sites.clone(), site, name, volume: volume_id, settings: told, heard: hear };
+        let teller = Teller { sites: self.sites.clone(), site, name, volume: volume_id, settings: teller_settings, heard: hear };
         let keeper = tokio::spawn(keep(replica.clone(), route, teller, volume.clone(), record.name.clone(), self.overtaken.clone()));
-        Ok(Part::Primary(PrimaryPart { replica, bandwidth, marks_exactly, settings, heard, keeper }))
+        let mut part = PrimaryPart { replica, bandwidth, marks_exactly, settings, heard, told, lease: None, keeper };
+        self.keep_lease(volume, record, &mut part, not_before_ms)?;
+        Ok(Part::Primary(part))
     }
 
     /// Starts receiving. The place of the copy is recorded before.
@@ -175,7 +189,9 @@ impl Volumes {
 
 /// No request of a client is begun while the promise is suspended.
 fn suspends(volume: Arc<Volume>) -> OnStanding {
-    Arc::new(move |standing| if standing == Standing::Suspended { volume.gate.suspend() } else { volume.gate.resume() })
+    Arc::new(move |standing| {
+        if standing == Standing::Suspended { volume.gate.suspend(Suspension::Promise) } else { volume.gate.resume(Suspension::Promise) }
+    })
 }
 
 /// Keeps a replica connected, and tells when another site has overtaken this one.

@@ -11,6 +11,7 @@
 
 use super::Daemon;
 use super::handover::{HANDOVER_DEADLINE, wrong_state};
+use super::lease::Inherited;
 use super::part::{Part, PrimaryStart, peer_site, volume_id};
 use super::points::{older_point, past_error};
 use super::volumes::{io_error, random_id};
@@ -80,29 +81,46 @@ impl Daemon {
         progress.report(Progress { phase: "handover".into(), done: 1, total: Some(2), unit: Unit::Steps });
         let expected = granted.filter(|_| !force);
         let common_unix_ms = standby.status().borrow().cut_unix_ms.filter(|_| older.is_none());
-        let promoted = self.settle_and_become(name, &standby, older, expected).await;
-        if promoted.is_err() {
-            standby.resume();
-            self.volumes.lock().await.restore(name);
-        }
-        let (epoch, generation) = promoted?;
+        let how = if granted.is_some() { PromotionKind::Handover } else { PromotionKind::Failover };
+        let (epoch, generation) = self.settle_or_restore(name, &standby, older, expected, how).await?;
         let (kind, lost_bytes) = if granted == Some(epoch) { (PromotionKind::Handover, Some(0)) } else { (PromotionKind::Failover, None) };
         if kind == PromotionKind::Failover {
-            let parted = Parted { since_unix_ms: Some(unix_ms()), common_unix_ms };
-            // For the status alone.
-            let _ = self.volumes.lock().await.change(name, |record| record.parted = Some(parted));
+            self.note_parted(name, common_unix_ms).await;
         }
         tracing::info!(volume = %name, ?kind, epoch, generation, "promoted");
         Ok(Promotion { kind, epoch, generation, seconds: began.elapsed().as_secs_f64(), lost_bytes })
     }
 
-    /// From the last recovery point, or an older one, to being primary.
+    /// Since when this site has what the other one lacks: for the status alone.
+    pub(super) async fn note_parted(&self, name: &VolumeName, common_unix_ms: Option<u64>) {
+        let parted = Parted { since_unix_ms: Some(unix_ms()), common_unix_ms };
+        let _ = self.volumes.lock().await.change(name, |record| record.parted = Some(parted));
+    }
+
+    /// From the last recovery point, or an older one, to being primary; or to being a standby as before.
+    pub(super) async fn settle_or_restore(
+        &self,
+        name: &VolumeName,
+        standby: &StandbyService,
+        older: Option<Epoch>,
+        expected: Option<Epoch>,
+        how: PromotionKind,
+    ) -> Outcome<(Epoch, u64)> {
+        let promoted = self.settle_and_become(name, standby, older, expected, how).await;
+        if promoted.is_err() {
+            standby.resume();
+            self.volumes.lock().await.restore(name);
+        }
+        promoted
+    }
+
     async fn settle_and_become(
         &self,
         name: &VolumeName,
         standby: &StandbyService,
         older: Option<Epoch>,
         expected: Option<Epoch>,
+        how: PromotionKind,
     ) -> Outcome<(Epoch, u64)> {
         let settled = match older {
             Some(point) => standby.settle_at(point).await.map_err(past_error)?,
@@ -115,10 +133,10 @@ impl Daemon {
             let message = format!("{name} was handed over at recovery point {epoch}, but this copy stands at {}", settled.epoch);
             return Err(ApiError::new(ErrorCode::WouldLoseData, message).with_hint("--force accepts that"));
         }
-        Ok((settled.epoch, self.become_primary(name, &settled).await?))
+        Ok((settled.epoch, self.become_primary(name, &settled, how).await?))
     }
 
-    async fn standby(&self, name: &VolumeName) -> Outcome<Arc<StandbyService>> {
+    pub(super) async fn standby(&self, name: &VolumeName) -> Outcome<Arc<StandbyService>> {
         match &self.volumes.lock().await.get(name)?.part {
             Part::Standby(standby) => Ok(standby.clone()),
             _ => Err(ApiError::new(ErrorCode::Internal, format!("{name} could not be opened as a standby: see the log"))),
@@ -200,7 +218,7 @@ impl Daemon {
         Ok(())
     }
 
-    async fn become_primary(&self, name: &VolumeName, settled: &Settled) -> Outcome<u64> {
+    async fn become_primary(&self, name: &VolumeName, settled: &Settled, how: PromotionKind) -> Outcome<u64> {
         // The image it is a view over is about to be written to.
         self.end_any_drill(name).await;
         let (volume, record, part) = {
@@ -210,7 +228,8 @@ impl Daemon {
             (open.volume.clone(), open.record.clone(), part)
         };
         tokio::task::block_in_place(|| part.stop());
-        let generation = match record.wanted_generation.as_deref().and_then(parse_id) {
+        let Inherited { lease, not_before_ms, stood_for } = self.inherited(&record, how);
+        let generation = match stood_for.or(record.wanted_generation.as_deref().and_then(parse_id)) {
             Some(id) => id,
             None => random_id()?,
         };
@@ -235,6 +254,9 @@ impl Daemon {
             record.wanted_generation = None;
             record.granted = None;
             record.size_bytes = settled.size_bytes;
+            if let Some(peer) = &mut record.peer {
+                peer.lease = lease;
+            }
         })?;
         volume.intake.start_logging();
         let record = volumes.get(name)?.record.clone();
@@ -243,6 +265,7 @@ impl Daemon {
             record: &record,
             known: Some(known),
             compare_first: RoaringBitmap::new(),
+            not_before_ms,
         })?;
         volumes.put_part(name, part);
         volume.gate.reopen();

@@ -2,6 +2,7 @@
 
 use super::Daemon;
 use super::handover::DRAIN_DEADLINE;
+use super::lease::Fencing;
 use super::part::{Part, PrimaryStart, orders, peer_site, volume_id};
 use super::volumes::{io_error, random_id};
 use super::{settings, status};
@@ -40,11 +41,13 @@ fn replica_error(name: &VolumeName, error: &ReplicaError) -> ApiError {
 
 impl Daemon {
     pub(super) async fn begin_replication(&self, name: &VolumeName, request: &Replicate) -> Outcome<VolumeStatus> {
+        let fencing = Fencing::of(request)?;
         let site = self.sites.peer(&request.to)?;
         let (record, _operation) = self.begin(name).await?;
         let recorded = record.peer.clone().filter(|peer| record.role == RecordedRole::Primary && peer.site == site.id.to_string());
         let at_first = || PeerRecord::new(site.id.to_string(), request.to.clone(), DEFAULT_RPO.duration().as_millis() as u64);
         let peer = settings::asked(request, recorded.unwrap_or_else(at_first))?;
+        let peer = PeerRecord { lease: self.lease_terms(&fencing, &peer)?, ..peer };
         let goes_on = match (record.role, &record.peer) {
             (RecordedRole::Standalone, _) => false,
             (RecordedRole::Primary, Some(old)) if old.site == peer.site => true,
@@ -64,6 +67,7 @@ impl Daemon {
             asked => asked?,
         }
         if goes_on {
+            self.end_automatic(&record, peer.lease.as_ref(), request.force).await?;
             return self.change_settings(name, peer).await;
         }
         self.start_replicating(name, peer, &lineage).await?;
@@ -103,7 +107,7 @@ impl Daemon {
         let durable = tokio::task::block_in_place(|| volume.image.sync_data()).map_err(io_error);
         let mut volumes = self.volumes.lock().await;
         let record = volumes.get(name)?.record.clone();
-        let start = PrimaryStart { volume: &volume, record: &record, known: None, compare_first: RoaringBitmap::new() };
+        let start = PrimaryStart { volume: &volume, record: &record, known: None, compare_first: RoaringBitmap::new(), not_before_ms: 0 };
         let part = durable.and_then(|()| volumes.start_primary(start)).inspect_err(|_| volumes.restore(name))?;
         volumes.put_part(name, part);
         Ok(())
@@ -111,12 +115,21 @@ impl Daemon {
 
     async fn change_settings(&self, name: &VolumeName, peer: PeerRecord) -> Outcome<VolumeStatus> {
         let mut volumes = self.volumes.lock().await;
+        let old = volumes.get(name)?.record.peer.as_ref().and_then(|peer| peer.lease.clone());
         volumes.change(name, |record| record.peer = Some(peer.clone()))?;
-        if let Part::Primary(primary) = &volumes.get(name)?.part {
+        let mut part = volumes.take_part(name);
+        let open = volumes.get(name)?;
+        let mut kept = Ok(());
+        if let Part::Primary(primary) = &mut part {
             primary.replica.set_orders(orders(&peer));
             primary.bandwidth.send_replace(peer.bandwidth_bits_per_second);
             primary.settings.send_replace(settings::record_of(&peer));
+            if old != peer.lease {
+                kept = volumes.keep_lease(&open.volume, &open.record, primary, 0);
+            }
         }
+        volumes.put_part(name, part);
+        kept?;
         drop(volumes);
         self.settings_heard(name).await;
         self.volumes.lock().await.get(name).map(status::status)
@@ -163,11 +176,12 @@ impl Daemon {
         volumes.create_standby(record, lineage)
     }
 
-    pub(super) async fn end_replication(&self, name: &VolumeName) -> Outcome<VolumeStatus> {
+    pub(super) async fn end_replication(&self, name: &VolumeName, force: bool) -> Outcome<VolumeStatus> {
         let (record, _operation) = self.begin(name).await?;
         let Some(peer) = record.peer.as_ref().filter(|_| record.role == RecordedRole::Primary) else {
             return Err(ApiError::new(ErrorCode::WrongState, format!("{name} is not replicated from here")));
         };
+        self.end_automatic(&record, None, force).await?;
         self.promise_nothing(name, peer).await?;
         let part = self.volumes.lock().await.take_part(name);
         tokio::task::block_in_place(|| part.stop());

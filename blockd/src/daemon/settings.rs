@@ -63,7 +63,10 @@ pub(super) fn asked(request: &Replicate, recorded: PeerRecord) -> Outcome<PeerRe
 
 /// A request that changes nothing.
 pub(super) fn nothing_for(to: SiteName) -> Replicate {
-    Replicate { to, mode: None, rpo: None, bandwidth: None, on_disconnect: None, ack_timeout: None, schedule: None }
+    let (on_disconnect, ack_timeout, schedule) = Default::default();
+    let (fence, lease, witness, auto_promote, force) = Default::default();
+    let (mode, rpo, bandwidth) = Default::default();
+    Replicate { to, mode, rpo, bandwidth, on_disconnect, ack_timeout, schedule, fence, lease, witness, auto_promote, force }
 }
 
 /// What a schedule says: a span, or cron syntax.

@@ -1,5 +1,6 @@
 //! Status documents, computed from counts each time somebody asks.
 
+use super::lease::status as lease;
 use super::part::{Part, rules};
 use super::volumes::{OpenVolume, Unopened};
 use crate::catalogue::{PeerRecord, RecordedRole, VolumeRecord};
@@ -87,6 +88,7 @@ fn recorded_status(record: &VolumeRecord) -> VolumeStatus {
         attached: Vec::new(),
         last_error: None,
         replicas: Vec::new(),
+        lease: None,
         points: 0,
         undo_bytes: 0,
         diverged: None,
@@ -113,11 +115,13 @@ pub(super) fn status(open: &OpenVolume) -> VolumeStatus {
         (Part::Primary(primary), Some(peer)) => {
             let seen = primary.replica.status();
             of_primary(&mut status, &seen.borrow(), peer);
+            lease::of_primary(&mut status, open, primary, peer);
             unless_alive(&mut status, seen.has_changed().is_ok());
         }
         (Part::Standby(standby), _) => {
             let seen = standby.status();
             of_standby(&mut status, &seen.borrow());
+            lease::of_standby(&mut status, open);
             unless_alive(&mut status, seen.has_changed().is_ok());
         }
         _ if open.record.role == RecordedRole::SplitBrain => {
@@ -182,7 +186,7 @@ fn of_primary(status: &mut VolumeStatus, seen: &PrimaryStatus, peer: &PeerRecord
     }];
 }
 
-fn is_in_time(seen: &PrimaryStatus, peer: &PeerRecord) -> bool {
+pub(super) fn is_in_time(seen: &PrimaryStatus, peer: &PeerRecord) -> bool {
     if peer.mode == Mode::Snapshot {
         return seen.known.is_some() && seen.dues.are_kept();
     }
@@ -250,6 +254,6 @@ fn age_seconds(of_unix_ms: u64) -> f64 {
     seconds(unix_ms().saturating_sub(of_unix_ms))
 }
 
-fn seconds(millis: u64) -> f64 {
+pub(super) fn seconds(millis: u64) -> f64 {
     millis as f64 / 1000.0
 }

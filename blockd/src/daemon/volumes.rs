@@ -2,6 +2,7 @@
 
 use super::drills::{self, RunningDrill};
 use super::exports::FrontEnds;
+use super::lease::Grants;
 use super::part::{Overtaken, Part, PrimaryStart, volume_id};
 use super::sites::Sites;
 use super::state_dir::StateDir;
@@ -46,6 +47,7 @@ pub(super) struct Volumes {
     pub journal_quota_bytes: u64,
     /// Which recovery points standbys keep.
     pub keep: Keep,
+    pub grants: Arc<Grants>,
     pub open: BTreeMap<VolumeName, OpenVolume>,
     /// Copies of recovery points that are served.
     pub drills: BTreeMap<VolumeName, RunningDrill>,
@@ -66,6 +68,7 @@ pub(super) struct OpenVolume {
     pub record: VolumeRecord,
     pub volume: Arc<Volume>,
     pub part: Part,
+    pub grants: Arc<Grants>,
     /// Held by whoever changes its part: one at a time, and not for ever waited for.
     pub operation: Arc<Mutex<()>>,
 }
@@ -150,7 +153,7 @@ impl Volumes {
             RecordedRole::Standby => self.start_standby(&volume, &record)?,
             RecordedRole::Standalone | RecordedRole::Stale | RecordedRole::SplitBrain => Part::Idle,
         };
-        self.open.insert(record.name.clone(), OpenVolume { record, volume, part, operation: Arc::default() });
+        self.open.insert(record.name.clone(), OpenVolume { record, volume, part, grants: self.grants.clone(), operation: Arc::default() });
         Ok(())
     }
 
@@ -168,7 +171,8 @@ impl Volumes {
         volume.intake.tracker().mark(exact.as_ref().unwrap_or(&compare_first), Some(1));
         let site = record.peer.as_ref().map_or("", |peer| &peer.site);
         let known = memory::load_known(&*self.catalogue, &memory::known_key(id, site)).map_err(io_error)?;
-        self.start_primary(PrimaryStart { volume, record, known, compare_first })
+        let (not_before_ms, _) = self.grants.close(&record.id);
+        self.start_primary(PrimaryStart { volume, record, known, compare_first, not_before_ms })
     }
 
     /// Makes an empty standby for a primary at another site.
@@ -281,6 +285,7 @@ impl Volumes {
             .and_then(|()| if_there(std::fs::remove_dir_all(self.state_dir.journal(&record.id))))
             .and_then(|()| self.forget_points(&record.id))
             .and_then(|()| drills::forget_all(&*self.catalogue, &record.id))
+            .and_then(|()| self.grants.forget(&record.id))
             .and_then(|()| match record.made_by {
                 MadeBy::Daemon => if_there(std::fs::remove_file(&record.backing)),
                 MadeBy::Operator => Ok(()),

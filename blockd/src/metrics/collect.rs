@@ -56,6 +56,7 @@ const WHOLE: &[(&str, &str, MetricType, Read<u64>)] = &[
 /// Numbers that are not always known; no sample then.
 const OPTIONAL: &[(&str, &str, Read<Option<f64>>)] = &[
     ("rpo_seconds", "Age of the oldest acknowledged write that is not in a committed epoch", |volume| volume.rpo_seconds),
+    ("lease_left_seconds", "What is left of the lease that this primary needs", |volume| volume.lease.as_ref()?.left_seconds),
     ("rpo_target_seconds", "The age that was asked for", |volume| volume.rpo_target_seconds),
     ("evacuation_seconds", "How long an evacuation would take now", |volume| volume.evacuation_seconds),
     ("point_age_seconds", "Time since the newest recovery point was cut", |volume| volume.point_age_seconds),
@@ -300,6 +301,7 @@ mod tests {
             attached: vec![],
             last_error: None,
             replicas: vec![],
+            lease: None,
             points: 1,
             undo_bytes: 1,
             diverged: None,

@@ -2,11 +2,11 @@
 //!
 //! A volume serves only while it is primary (or stands alone). Front ends enter for each request and leave when it completed; the
 //! daemon shuts the gate, waits until the last one left, and knows then that the image stands still. Whoever replicates the volume suspends
-//! the gate, whatever its state, while nothing may be begun because the standby is gone.
+//! the gate, whatever its state, while nothing may be begun because the standby is gone, or the lease.
 
 use crate::bells::Bells;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 use tokio::sync::Notify;
 
 /// State of a [`Gate`].
@@ -21,10 +21,21 @@ pub enum GateState {
     Fenced,
 }
 
+/// Why nothing may be begun, whatever the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Suspension {
+    /// The standby does not have what the mode promises.
+    Promise = 1,
+    /// This primary has no lease.
+    Lease = 2,
+}
+
 /// See the module's documentation.
 pub struct Gate {
     state: AtomicU32,
-    suspended: AtomicBool,
+    /// The reasons that hold.
+    suspended: AtomicU8,
     inside: AtomicU64,
     changed: Notify,
     bells: Bells,
@@ -35,7 +46,7 @@ impl Gate {
     pub fn new(state: GateState) -> Self {
         Self {
             state: AtomicU32::new(state as u32),
-            suspended: AtomicBool::new(false),
+            suspended: AtomicU8::new(0),
             inside: AtomicU64::new(0),
             changed: Notify::new(),
             bells: Bells::default(),
@@ -53,19 +64,19 @@ impl Gate {
 
     /// Whether requests pass.
     pub fn is_open(&self) -> bool {
-        self.state() == GateState::Open && !self.suspended.load(SeqCst)
+        self.state() == GateState::Open && self.suspended.load(SeqCst) == 0
     }
 
     /// Nothing passes from now on, and what is inside goes on as usual.
-    pub fn suspend(&self) {
-        if !self.suspended.swap(true, SeqCst) {
+    pub fn suspend(&self, why: Suspension) {
+        if self.suspended.fetch_or(why as u8, SeqCst) == 0 {
             self.tell();
         }
     }
 
-    /// The state alone decides again.
-    pub fn resume(&self) {
-        if self.suspended.swap(false, SeqCst) {
+    /// That is no reason any more: without another one the state alone decides.
+    pub fn resume(&self, why: Suspension) {
+        if self.suspended.fetch_and(!(why as u8), SeqCst) == why as u8 {
             self.tell();
         }
     }
@@ -174,12 +185,15 @@ mod tests {
     fn a_suspended_gate_lets_nobody_in_whatever_becomes_of_its_state() {
         let gate = Gate::new(GateState::Open);
         assert!(gate.try_enter());
-        gate.suspend();
+        gate.suspend(Suspension::Promise);
+        gate.suspend(Suspension::Lease);
         assert!(gate.exit().is_ok() && !gate.try_enter());
         assert!(gate.shut());
         gate.reopen();
         assert!(!gate.try_enter());
-        gate.resume();
+        gate.resume(Suspension::Promise);
+        assert!(!gate.try_enter());
+        gate.resume(Suspension::Lease);
         assert!(gate.try_enter());
     }
 

@@ -13,7 +13,7 @@ mod device;
 pub mod gate;
 mod origin;
 
-pub use gate::{Gate, GateState};
+pub use gate::{Gate, GateState, Suspension};
 pub use origin::{Origin, Source};
 
 use crate::request::{Durability, Op, Request};
@@ -54,7 +54,7 @@ pub struct Volume {
 #[must_use = "a pass that is not handed back keeps the gate from draining"]
 pub struct Pass {
     write: Option<Write>,
-    /// What its completion promises; `None` for a read.
+    /// What its completion promises; `None` for a read, and for what has been waited for.
     done: Option<Done>,
 }
 
@@ -75,7 +75,7 @@ impl Pass {
 pub enum Completion {
     /// The client is to be told this.
     Told(io::Result<()>),
-    /// What [`Volume::finish`] was given is called when the client is to be told. The pass is handed back then, by [`Volume::complete`].
+    /// What [`Volume::finish`] was given is called when it need not wait any more. The pass is handed back then, by the same call.
     Held(Pass),
 }
 
@@ -122,8 +122,8 @@ impl Volume {
         }
     }
 
-    /// A client's whole request is done here, well or not. It may have to wait for the standby: then `release`, which is only called upon for
-    /// that, makes what is called when it is to be told, on any thread.
+    /// A client's whole request is done here, well or not. It may have to wait for the standby, or for a lease: then `release`, which is only
+    /// called upon for that, makes what is called when it need not any more, on any thread. Then this is asked again.
     pub fn finish(&self, mut pass: Pass, result: io::Result<()>, owner: Owner, release: impl FnOnce() -> Release) -> Completion {
         if let Some(write) = pass.write.take() {
             self.intake.tracker().finish_write(write);
@@ -131,13 +131,14 @@ impl Volume {
                 self.image.note_written();
             }
         }
-        match pass.done.take() {
-            Some(done) if result.is_ok() && self.intake.held().asks(done, owner, release) => Completion::Held(pass),
-            _ => Completion::Told(self.complete(pass, result)),
+        let done = pass.done.take();
+        if result.is_ok() && self.intake.held().asks(done, owner, release) {
+            return Completion::Held(pass);
         }
+        Completion::Told(self.complete(pass, result))
     }
 
-    /// A part of a request is done, well or not, or one that was held may be told. Returns what the client is to be told.
+    /// A part of a request is done, well or not. Returns what the client is to be told.
     pub fn complete<T>(&self, pass: Pass, result: io::Result<T>) -> io::Result<T> {
         if let Some(write) = pass.write {
             self.intake.tracker().finish_write(write);

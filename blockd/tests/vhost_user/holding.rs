@@ -5,6 +5,7 @@ use crate::raw::{Raw, WRITE};
 use crate::site::{Site, eventually};
 use crate::sys::Direction;
 use blockd::request::Access;
+use blockd::volume::Suspension;
 use replicator_engine::acknowledgement::Promise;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -43,7 +44,7 @@ fn a_suspended_queue_pops_nothing_and_stops_at_once() {
     let site = Site::serve(MIB, Access::ReadWrite);
     let mut raw = Raw::connect(&site.socket());
     raw.start(0);
-    site.volume.gate.suspend();
+    site.volume.gate.suspend(Suspension::Promise);
     raw.offer(WRITE, 0, 4096);
     raw.kick();
     let began = Instant::now();

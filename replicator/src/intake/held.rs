@@ -1,9 +1,10 @@
-//! Requests that are done here and wait for the standby.
+//! Requests that are done here and wait for the standby, or for a lease.
 //!
 //! Front ends [ask](Held::asks); in mode `async` that is one load. The thread that replicates the volume looks at what waits, and lets it
 //! go. Whatever waits is told in the end: the standby has it, or less is promised from now on, or it fails because nobody replicates any more
 //! or because its client's time is up.
 
+use super::Lease;
 use replicator_engine::acknowledgement::{Done, Promise};
 use replicator_engine::tracker::Epoch;
 use std::io;
@@ -26,16 +27,17 @@ pub type Owner = u64;
 /// What waits now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Waiting {
-    /// How many.
+    /// How many, for the standby or for a lease.
     pub requests: usize,
-    /// Since when the first of them does.
+    /// Since when the first of those does that wait for the standby.
     pub since: Option<Instant>,
     /// The newest epoch that one of them waits for.
     pub newest: Option<Epoch>,
 }
 
 struct Request {
-    done: Done,
+    /// What it waits for beside a lease.
+    done: Option<Done>,
     owner: Owner,
     since: Instant,
     release: Release,
@@ -57,6 +59,7 @@ struct Inner {
 pub struct Held {
     in_force: AtomicU8,
     last_owner: AtomicU64,
+    lease: Lease,
     inner: Mutex<Inner>,
 }
 
@@ -69,19 +72,29 @@ impl Held {
         Promise::from_number(self.in_force.load(SeqCst)).unwrap_or(Promise::Sync)
     }
 
+    /// Until when anything may be acknowledged.
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    fn has_to_wait(&self, done: Option<Done>) -> bool {
+        done.is_some_and(|done| self.in_force().covers(done.kind)) || self.lease.has_run_out()
+    }
+
     /// An owner of requests that nobody else is.
     pub fn new_owner(&self) -> Owner {
         self.last_owner.fetch_add(1, SeqCst) + 1
     }
 
-    /// Whether the request has to wait. If so, what `release` makes is called later, perhaps before this returns.
-    pub fn asks(&self, done: Done, owner: Owner, release: impl FnOnce() -> Release) -> bool {
-        if !self.in_force().covers(done.kind) {
+    /// Whether the request has to wait; `done`: what it promises, if anything. If so, what `release` makes is called later, perhaps before
+    /// this returns.
+    pub fn asks(&self, done: Option<Done>, owner: Owner, release: impl FnOnce() -> Release) -> bool {
+        if !self.has_to_wait(done) {
             return false;
         }
         let mut inner = self.lock();
         // It may have changed, and whoever changed it does not look again.
-        if !self.in_force().covers(done.kind) {
+        if !self.has_to_wait(done) {
             return false;
         }
         let release = release();
@@ -130,22 +143,23 @@ impl Held {
         inner.nudged = false;
         Waiting {
             requests: inner.requests.len(),
-            since: inner.requests.iter().map(|request| request.since).min(),
-            newest: inner.requests.iter().map(|request| request.done.epoch).max(),
+            since: inner.requests.iter().filter(|request| request.done.is_some()).map(|request| request.since).min(),
+            newest: inner.requests.iter().filter_map(|request| request.done).map(|done| done.epoch).max(),
         }
     }
 
     /// Replication: tells those that need not wait any more, or must not.
     pub fn let_go(&self, safe: Option<Epoch>) {
-        let (in_force, now) = (self.in_force(), Instant::now());
+        let (in_force, now, has_lease) = (self.in_force(), Instant::now(), !self.lease.has_run_out());
+        let completes = |done: Option<Done>| has_lease && done.is_none_or(|done| in_force.completes(done, safe));
         let mut inner = self.lock();
         let Inner { requests, deadlines, .. } = &mut *inner;
         let is_late = |owner: Owner| deadlines.iter().any(|(of, at)| *of == owner && now >= *at);
-        let ends = |request: &mut Request| in_force.completes(request.done, safe) || is_late(request.owner);
+        let ends = |request: &mut Request| completes(request.done) || is_late(request.owner);
         let ended: Vec<_> = requests.extract_if(.., ends).collect();
         drop(inner);
         for Request { done, release, .. } in ended {
-            release(if in_force.completes(done, safe) { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) });
+            release(if completes(done) { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) });
         }
     }
 
@@ -182,7 +196,7 @@ mod tests {
     /// Asks for a request of this epoch; says whether it waits.
     fn ask(held: &Held, epoch: Epoch, told: &mpsc::Sender<(Epoch, bool)>) -> bool {
         let told = told.clone();
-        held.asks(done(epoch), epoch, || Box::new(move |result| told.send((epoch, result.is_ok())).unwrap()))
+        held.asks(Some(done(epoch)), epoch, || Box::new(move |result| told.send((epoch, result.is_ok())).unwrap()))
     }
 
     #[test]
@@ -191,7 +205,7 @@ mod tests {
         assert!(!ask(&held, 1, &tell), "nothing is promised");
         held.open(Promise::Barrier, Box::new(move || nudge.send(()).unwrap()));
         assert!(ask(&held, 5, &tell) && ask(&held, 6, &tell));
-        assert!(!held.asks(Done { kind: Kind::Write, epoch: 6 }, 0, || unreachable!("a write does not wait")));
+        assert!(!held.asks(Some(Done { kind: Kind::Write, epoch: 6 }), 0, || unreachable!("a write does not wait")));
         assert_eq!(nudged.try_iter().count(), 1);
         let waiting = held.look();
         assert_eq!((waiting.requests, waiting.newest), (2, Some(6)));
@@ -217,5 +231,21 @@ mod tests {
         assert_eq!(told.try_iter().collect::<Vec<_>>(), [(8, false)]);
         held.forget_promise();
         assert!(!ask(&held, 9, &tell));
+    }
+
+    #[test]
+    fn without_a_valid_lease_nothing_goes_reads_included() {
+        let (held, (tell, told)) = (Held::default(), mpsc::channel());
+        held.open(Promise::Local, Box::new(|| {}));
+        held.lease().set_until(0);
+        let tell_of_read = tell.clone();
+        assert!(held.asks(None, 1, || Box::new(move |result| tell_of_read.send((0, result.is_ok())).unwrap())));
+        assert!(ask(&held, 5, &tell), "what is promised or not");
+        held.let_go(Some(9));
+        assert_eq!((told.try_iter().count(), held.look().requests), (0, 2));
+        held.lease().set_until(super::super::boot_ms() + 60_000);
+        held.let_go(None);
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), [(0, true), (5, true)]);
+        assert!(!held.asks(None, 1, || unreachable!("the lease is valid")));
     }
 }

@@ -13,11 +13,13 @@ mod activity_log;
 mod behind;
 mod held;
 mod kept;
+mod lease;
 
 pub use activity_log::{ActivityLog, EXTENT_BLOCKS, blocks as extent_blocks};
 pub use behind::{AskBehind, Behind};
 pub use held::{DRAIN_LIMIT, Held, Nudge, Owner, Release};
 pub use kept::{KeptBlocks, KeptLimits};
+pub use lease::{Lease, boot_ms};
 
 use crate::disk::{BlockDevice, Pages};
 use replicator_engine::block::{BLOCK_BYTES, Run};
@@ -128,6 +130,7 @@ impl Intake {
     pub fn stop_logging(&self) {
         self.replicated.store(false, SeqCst);
         self.held.forget_promise();
+        self.held.lease().lift();
     }
 
     /// Forgets what changed, and opens `first`: this site's copy is a recovery point that others know. No write may be under way and none

@@ -43,11 +43,17 @@ impl Acknowledging {
 }
 
 impl Shell {
-    /// Lets requests go that need not wait any more, and does what the policy asks for. Nothing in mode `async`.
+    /// Lets requests go that need not wait any more, and does what the policy asks for. Nothing in mode `async` without a lease.
     pub(super) fn acknowledge(&mut self, now_ms: u64) {
         if self.acknowledging.policy.is_idle() {
             if self.acknowledging.status.wanted > Promise::Local {
                 self.stand(PromiseStatus::default());
+            }
+            self.setup.told.hold();
+            let held = self.setup.intake.held();
+            if held.lease().is_needed() {
+                held.let_go(self.sender.safe());
+                self.acknowledging.status.waiting = held.look().requests;
             }
             return;
         }
@@ -71,6 +77,8 @@ impl Shell {
                     self.acknowledging.policy.handle_enforced(promise, view.open);
                     self.tell(promise);
                 }
+                // Requests wait until the witness knows.
+                Step::Record(promise) if promise < self.acknowledging.rules.wanted && !self.setup.told.weaken() => break,
                 Step::Record(promise) => {
                     if let Err(error) = store_promise(&*self.setup.catalogue, &self.setup.promise_key, promise) {
                         self.record_failed(&error);
@@ -83,6 +91,12 @@ impl Shell {
         }
         held.let_go(view.safe);
         let policy = &self.acknowledging.policy;
+        match policy.standing(&view) {
+            Standing::Held => self.setup.told.hold(),
+            Standing::CatchingUp | Standing::Degraded => drop(self.setup.told.weaken()),
+            // It holds, or is given up only once the witness knows.
+            Standing::Suspended => {}
+        }
         if policy.wants_cut(view.open) || waiting.newest.is_some_and(|newest| newest >= view.open) {
             self.sender.request_cut();
         }

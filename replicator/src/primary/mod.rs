@@ -18,10 +18,12 @@ pub mod read;
 mod scheduling;
 mod shell;
 mod status;
+mod told;
 mod verify;
 
 pub use acknowledging::PromiseStatus;
 pub use status::PrimaryStatus;
+pub use told::Told;
 pub use verify::Verified;
 
 use crate::catalogue::Catalogue;
@@ -80,6 +82,8 @@ pub struct Setup {
     pub promise_key: Vec<u8>,
     /// Where it is remembered when the newest recovery point was cut.
     pub point_key: Vec<u8>,
+    /// What the witness is to know of it.
+    pub told: Arc<Told>,
     /// Marked blocks that the standby may have already.
     pub compare_first: RoaringBitmap,
     /// The volume's totals.

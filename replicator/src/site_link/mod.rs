@@ -1,8 +1,9 @@
 //! The streams between two sites.
 //!
 //! - [`REPLICATION`]: the primary opens one for each volume; its header is the volume's id. What travels is the engine's messages.
-//! - [`REQUEST`]: one question and one answer, see [`request`].
+//! - [`REQUEST`]: one question and one answer, see [`request`]; those about leases in [`lease`].
 
+pub mod lease;
 pub mod request;
 mod throttle;
 

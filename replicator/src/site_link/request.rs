@@ -5,6 +5,7 @@
 //! at the same time, is asked again over that one.
 
 use super::REQUEST;
+use super::lease::{CandidacyRecord, LeaseRequest, NotConsented, NotLeased};
 use crate::identity::SiteId;
 use crate::transport::{IncomingStream, Link, Links, StreamError};
 use bytes::Bytes;
@@ -118,6 +119,24 @@ pub enum Question {
         /// The volume's id, in hexadecimal.
         volume: String,
     },
+    /// I am primary of this volume: may I acknowledge?
+    Lease(LeaseRequest),
+    /// I have not heard this volume's primary for long: may I be promoted?
+    Consent {
+        /// The volume's id, in hexadecimal.
+        volume: String,
+        /// What I know of the primary's lineage.
+        lineage: Vec<GenerationRecord>,
+        /// Who I am as a candidate.
+        candidacy: CandidacyRecord,
+    },
+    /// I do not want to be promoted any more.
+    Withdraw {
+        /// The volume's id, in hexadecimal.
+        volume: String,
+        /// The term, with all before it.
+        term: u64,
+    },
     /// I do not replicate this volume to you any more.
     Detach {
         /// The volume's id, in hexadecimal.
@@ -154,6 +173,14 @@ pub enum Answer {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         common_unix_ms: Option<u64>,
     },
+    /// You have the lease, from when you asked.
+    Leased,
+    /// You do not have it, and this is why.
+    NotLeased(NotLeased),
+    /// You may be promoted, for all that I know.
+    Consented,
+    /// You may not, and this is why.
+    NotConsented(NotConsented),
     /// No.
     Refused {
         /// A word of the admin API's error codes.
@@ -229,11 +256,11 @@ pub async fn answer(mut stream: IncomingStream, answer: &Answer) -> Result<(), S
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::documented::PROTOCOL;
 
-    fn check<T: Serialize + for<'de> Deserialize<'de> + PartialEq + std::fmt::Debug>(message: &T) {
+    pub(in super::super) fn check<T: Serialize + for<'de> Deserialize<'de> + PartialEq + std::fmt::Debug>(message: &T) {
         let json = serde_json::to_string(message).unwrap();
         assert!(PROTOCOL.contains(&json), "{json}");
         assert_eq!(serde_json::from_str::<T>(&json).unwrap(), *message);

@@ -270,26 +270,30 @@ impl Worker {
             let result = volume.complete(pass, result);
             return self.answer(number, result);
         }
+        self.finish(number, pass, result.map(drop));
+    }
+
+    /// All of it is done here: it is answered, now or once it need not wait any more.
+    fn finish(&mut self, number: usize, pass: Pass, result: io::Result<()>) {
+        let operation = &mut self.operations[number];
+        let connection = &self.connections[operation.connection];
         let release = || -> Release {
             let never = Message::Released(number, Err(io::Error::other("the volume is being closed")));
             let debt = Debt::new(&self.mailbox, never);
             Box::new(move |result| debt.answer(Message::Released(number, result)))
         };
-        match volume.finish(pass, result.map(drop), connection.owner, release) {
+        match connection.served.volume.finish(pass, result, connection.owner, release) {
             Completion::Told(result) => self.answer(number, result.map(|()| Vec::new())),
             Completion::Held(pass) => operation.pass = Some(pass),
         }
     }
 
-    /// The standby has what was held, or never will.
+    /// What was held need not wait any more.
     pub(super) fn released(&mut self, number: usize, result: io::Result<()>) {
-        let operation = &mut self.operations[number];
-        let volume = &self.connections[operation.connection].served.volume;
-        let result = match operation.pass.take() {
-            Some(pass) => volume.complete(pass, result),
-            None => result,
-        };
-        self.answer(number, result.map(|()| Vec::new()));
+        match self.operations[number].pass.take() {
+            Some(pass) => self.finish(number, pass, result),
+            None => self.answer(number, result.map(|()| Vec::new())),
+        }
     }
 
     fn answer(&mut self, number: usize, result: io::Result<Statuses>) {

@@ -187,7 +187,7 @@ impl Worker {
         }
     }
 
-    /// All of it is done here: it is answered, now or once the standby has it.
+    /// All of it is done here: it is answered, now or once it need not wait any more.
     fn finish(&mut self, key: usize, pass: Pass, result: io::Result<()>) {
         let Some(operation) = self.operations.get_mut(key) else { return };
         let (mailbox, owner) = (&self.mailbox, self.owners[operation.chain.queue]);
@@ -202,11 +202,10 @@ impl Worker {
         }
     }
 
-    /// The standby has what was held, or never will.
+    /// What was held need not wait any more.
     pub(super) fn released(&mut self, key: usize, result: io::Result<()>) {
         let Some(pass) = self.operations.get_mut(key).and_then(|operation| operation.pass.take()) else { return };
-        let result = self.device.volume.complete(pass, result);
-        self.complete(key, result);
+        self.finish(key, pass, result);
     }
 
     pub(super) fn complete(&mut self, key: usize, result: io::Result<()>) {

@@ -1,7 +1,7 @@
 //! Whoever grants leases for one volume: a standby, or a witness.
 
 use super::{Answer, Candidacy, Record, Request, wait_of_ms};
-use crate::generation::{Lineage, Relation};
+use crate::generation::{Id, Lineage, Relation};
 
 /// A decision. What is to be recorded must be durable before [`Grantor::accept`] is called and the answer leaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,9 +120,15 @@ impl Grantor {
     }
 
     /// A standby stops granting, to be promoted itself; `None` if nobody ever asked it for a lease.
-    pub fn decide_to_stand(&self, generation: crate::generation::Id) -> Option<Verdict<Result<(), Refusal>>> {
+    pub fn decide_to_stand(&self, generation: Id, least_term: u64) -> Option<Verdict<Result<(), Refusal>>> {
         let record = self.record.as_ref()?;
-        Some(self.yields(record, Candidacy { generation, term: record.last_term + 1 }))
+        Some(self.yields(record, Candidacy { generation, term: least_term.max(record.last_term + 1) }))
+    }
+
+    /// All that it granted has run out, and it grants nothing now: there is nothing to wait for after a restart. `None`: not so, or known.
+    pub fn decide_run_out(&self, now_ms: u64) -> Option<Verdict<()>> {
+        let record = self.record.as_ref().filter(|record| now_ms >= self.until_ms && record.lease_ms > 0)?;
+        Some(Verdict { record: Some(Record { lease_ms: 0, ..record.clone() }), ..self.only(()) })
     }
 
     /// The candidate has withdrawn this term, and all before it.

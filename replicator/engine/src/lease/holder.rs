@@ -55,7 +55,8 @@ pub struct Holder {
     number: u64,
     /// Of the request that said so first; `None`: the next one does.
     said: Option<u64>,
-    told_broken: bool,
+    /// Which word the witness has recorded.
+    told: Option<u64>,
     /// Leases that this site granted itself, before it was promoted, have run out then.
     not_before_ms: u64,
 }
@@ -72,7 +73,7 @@ impl Holder {
             grantors: parties.iter().map(idle).collect(),
             number: first_number,
             said: None,
-            told_broken: false,
+            told: None,
             not_before_ms: 0,
         }
     }
@@ -87,13 +88,22 @@ impl Holder {
         if promised == self.promised {
             return;
         }
-        (self.promised, self.said, self.told_broken) = (promised, None, false);
+        (self.promised, self.said) = (promised, None);
         self.grantors.iter_mut().for_each(|grantor| grantor.next_ask_ms = now_ms);
     }
 
     /// Whether the witness has recorded that the promise does not hold, or nobody has to: then weaker acknowledgements may be given.
     pub fn is_told_broken(&self) -> bool {
-        !self.promised && (self.told_broken || !self.auto_promote)
+        !self.promised && (self.is_told() || !self.auto_promote)
+    }
+
+    /// Whether the witness has recorded that the promise holds: then the standby is promoted if this site is lost.
+    pub fn is_told_held(&self) -> bool {
+        self.promised && self.auto_promote && self.is_told()
+    }
+
+    fn is_told(&self) -> bool {
+        self.said.is_some() && self.told == self.said
     }
 
     /// Until when it may acknowledge, by its own clock; 0: not at all.
@@ -150,9 +160,11 @@ impl Holder {
         match answer {
             Answer::Granted => {
                 grantor.until_ms = sent_ms + self.lease_ms;
-                self.told_broken |= party == Party::Witness && !self.promised && self.said == Some(said);
+                if party == Party::Witness {
+                    self.told = self.told.max(Some(said));
+                }
             }
-            Answer::Later(ms) => grantor.next_ask_ms = grantor.next_ask_ms.min(now_ms + ms.max(1)),
+            Answer::Later(ms) => grantor.next_ask_ms = grantor.next_ask_ms.min(now_ms.saturating_add(ms.max(1))),
             Answer::Overtaken(lineage) => return Some(lineage),
             Answer::Yielded | Answer::Old => {}
         }

@@ -39,6 +39,9 @@ use crate::generation::{Id, Lineage};
 /// hundredth of that.
 pub const MAX_DRIFT_PERCENT: u64 = 1;
 
+/// Longest lease.
+pub const MAX_LEASE_MS: u64 = 600_000;
+
 /// Between the look at the lease and the acknowledgement's leaving the host.
 const LEAVING_MS: u64 = 200;
 

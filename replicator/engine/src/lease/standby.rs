@@ -4,7 +4,7 @@ use super::{Answer, Candidacy, Grantor, Record, Refusal, Request, Verdict};
 use crate::generation::{Id, Lineage};
 
 /// From one attempt at something to the next.
-const RETRY_MS: u64 = 1_000;
+const RETRY_MS: u64 = 500;
 
 /// What the shell has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +60,11 @@ impl Standby {
     /// How long it hears nothing before it stands; `None`: it never does.
     pub fn set_auto_promote(&mut self, auto_promote_ms: Option<u64>) {
         self.auto_promote_ms = auto_promote_ms;
+    }
+
+    /// This site is no standby: silence counts from the moment at which it is one.
+    pub fn handle_not_standby(&mut self, now_ms: u64) {
+        (self.heard_ms, self.agreed) = (now_ms, None);
     }
 
     /// When it last heard its primary.
@@ -122,10 +127,10 @@ impl Standby {
         step
     }
 
-    /// Stands, to become this generation.
-    pub fn decide_to_stand(&mut self, generation: Id, now_ms: u64) -> Option<Verdict<Result<(), Refusal>>> {
+    /// Stands, to become this generation. `least_term`: larger than any that a witness may remember of a copy that was here before.
+    pub fn decide_to_stand(&mut self, generation: Id, least_term: u64, now_ms: u64) -> Option<Verdict<Result<(), Refusal>>> {
         (self.agreed, self.refusal, self.stood_ms) = (None, None, now_ms);
-        self.grantor.decide_to_stand(generation)
+        self.grantor.decide_to_stand(generation, least_term)
     }
 
     /// Follows again.

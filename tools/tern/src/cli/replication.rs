@@ -1,7 +1,7 @@
 //! Verbs about standbys.
 
 use super::values;
-use blockd_api::{Bandwidth, Condition, Mode, OnDisconnect, SiteName, Span, VolumeName};
+use blockd_api::{Bandwidth, Condition, Fence, Mode, OnDisconnect, SiteName, Span, VolumeName};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -12,6 +12,9 @@ const ON_DISCONNECT_HELP: &str = "What becomes of requests that wait for a stand
 
 const SCHEDULE_HELP: &str = "When mode snapshot cuts: each time that a span such as 15m has passed, \
     or by cron syntax in UTC such as \"0 2 * * *\", or only when `tern snapshot` asks for it (none)";
+
+const FENCE_HELP: &str = "When this primary stops acknowledging by itself: never (none), \
+    or once neither its standby nor the witness has granted it a lease (lease); requests wait then, reads included";
 
 /// Keeps a standby, or changes its settings: what is not given stays as it is.
 #[derive(Debug, Args)]
@@ -40,8 +43,23 @@ pub struct ReplicateArgs {
     /// When mode snapshot cuts [at first: none]
     #[arg(long, value_name = "SCHEDULE", long_help = SCHEDULE_HELP)]
     pub schedule: Option<String>,
+    /// When this primary stops acknowledging by itself [default: as it was, at first never]
+    #[arg(long, value_parser = values::fence(), long_help = FENCE_HELP)]
+    pub fence: Option<Fence>,
+    /// How long a lease is [default: 10s]
+    #[arg(long, value_name = "DURATION", requires = "fence")]
+    pub lease: Option<Span>,
+    /// Third site that grants leases, too: a `blockd --witness`
+    #[arg(long, value_name = "SITE", requires = "fence")]
+    pub witness: Option<SiteName>,
+    /// Promote the standby without the operator after so much silence, if the witness agrees [default: never]
+    #[arg(long, value_name = "DURATION", requires = "fence")]
+    pub auto_promote: Option<Span>,
+    /// Give up automatic promotion although the witness does not agree: the standby must not be promoted
+    #[arg(long)]
+    pub force: bool,
     /// End replication
-    #[arg(long, conflicts_with_all = ["mode", "rpo", "bandwidth", "on_disconnect", "ack_timeout", "schedule"])]
+    #[arg(long, conflicts_with_all = ["mode", "rpo", "bandwidth", "on_disconnect", "ack_timeout", "schedule", "fence"])]
     pub stop: bool,
 }
 

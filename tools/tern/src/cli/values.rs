@@ -1,6 +1,6 @@
 //! Values of flags that need more than their own `FromStr`.
 
-use blockd_api::{Mode, NbdAddress, OnDisconnect, SocketPath};
+use blockd_api::{Fence, Mode, NbdAddress, OnDisconnect, SocketPath};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::PathBuf;
 
@@ -25,6 +25,11 @@ pub fn nbd_address(text: &str) -> Result<NbdAddress, String> {
 /// What to do when the standby is gone, as one of a list that completions know.
 pub fn on_disconnect() -> impl TypedValueParser<Value = OnDisconnect> {
     PossibleValuesParser::new(OnDisconnect::ALL.iter().map(|word| word.as_str())).try_map(|word| word.parse::<OnDisconnect>())
+}
+
+/// When a primary fences itself.
+pub fn fence() -> impl TypedValueParser<Value = Fence> {
+    PossibleValuesParser::new(Fence::ALL.iter().map(|word| word.as_str())).try_map(|word| word.parse::<Fence>())
 }
 
 /// A mode, as one of a list that completions know.

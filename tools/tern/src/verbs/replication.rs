@@ -11,13 +11,14 @@ use blockd_api::{
 
 /// `tern replicate NAME --to SITE`, `--stop`.
 pub async fn replicate(context: &Context<'_>, arguments: ReplicateArgs) -> Result<Report, ApiError> {
-    let ReplicateArgs { volume, to, mode, rpo, bandwidth, on_disconnect, ack_timeout, schedule, stop } = arguments;
+    let ReplicateArgs { volume, to, mode, rpo, bandwidth, on_disconnect, ack_timeout, schedule, stop, .. } = arguments;
+    let ReplicateArgs { fence, lease, witness, auto_promote, force, .. } = arguments;
     if stop {
-        let document = context.client.post(&VolumeOp::Stop.path(&volume), &StopReplication { to }).await?;
+        let document = context.client.post(&VolumeOp::Stop.path(&volume), &StopReplication { to, force }).await?;
         return Report::of(document, context.format, |now: VolumeStatus| format!("{}: replication ended, it is {}", now.name, now.role));
     }
     let to = to.ok_or_else(|| ApiError::new(ErrorCode::InvalidRequest, "--to SITE is missing"))?;
-    let request = Replicate { to, mode, rpo, bandwidth, on_disconnect, ack_timeout, schedule };
+    let request = Replicate { to, mode, rpo, bandwidth, on_disconnect, ack_timeout, schedule, fence, lease, witness, auto_promote, force };
     let document = context.client.post(&VolumeOp::Replicate.path(&volume), &request).await?;
     Report::of(document, context.format, |now: VolumeStatus| {
         format!("{}: replicates to {} ({}), {}", now.name, request.to, now.mode, now.state)

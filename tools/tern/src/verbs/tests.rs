@@ -274,11 +274,18 @@ fn requests_say_what_was_typed() {
     }
     let status = &example_status()["volumes"][0];
     for (line, path, body) in [
-        ("replicate vm1 --stop", "/v1/volumes/vm1/stop", json!({"to": null})),
+        ("replicate vm1 --stop", "/v1/volumes/vm1/stop", json!({"to": null, "force": false})),
         (
             "replicate vm1 --to oregon --rpo 5s --bandwidth 50Mbit",
             "/v1/volumes/vm1/replicate",
-            json!({"to": "oregon", "mode": null, "rpo": "5s", "bandwidth": "50Mbit", "on_disconnect": null, "ack_timeout": null, "schedule": null}),
+            json!({"to": "oregon", "mode": null, "rpo": "5s", "bandwidth": "50Mbit", "on_disconnect": null, "ack_timeout": null, "schedule": null,
+                "fence": null, "lease": null, "witness": null, "auto_promote": null, "force": false}),
+        ),
+        (
+            "replicate vm1 --to oregon --fence lease --lease 5s --witness kyoto --auto-promote 30s",
+            "/v1/volumes/vm1/replicate",
+            json!({"to": "oregon", "mode": null, "rpo": null, "bandwidth": null, "on_disconnect": null, "ack_timeout": null, "schedule": null,
+                "fence": "lease", "lease": "5s", "witness": "kyoto", "auto_promote": "30s", "force": false}),
         ),
         ("mode vm1 async", "/v1/volumes/vm1/mode", json!({"mode": "async", "schedule": null, "to": null})),
         ("mode vm1 snapshot --schedule 15m", "/v1/volumes/vm1/mode", json!({"mode": "snapshot", "schedule": "15m", "to": null})),

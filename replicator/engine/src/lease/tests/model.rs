@@ -193,7 +193,7 @@ impl World {
         match step {
             Step::Stand => {
                 self.minted += 1;
-                if let Some(verdict) = standby.decide_to_stand(generation, now_ms) {
+                if let Some(verdict) = standby.decide_to_stand(generation, 0, now_ms) {
                     self.settle(site, verdict);
                 }
             }
