@@ -186,6 +186,17 @@ fn suspended_requests_wait_reads_too_and_go_on_and_do_not_keep_the_daemon_from_e
         reader.join().unwrap().unwrap();
     });
     held(&pair, "sync");
+    // The operator lets the guest go on without the standby, and takes that back.
+    pair.b.kill();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| client.write(0, &BLOCK));
+        pair.a.wait_until("suspended", |seen| seen["state"] == "suspended");
+        pair.a.tern(&["mode", "vm1", "async"]);
+        writer.join().unwrap().unwrap();
+    });
+    pair.b.restart();
+    pair.a.tern(&["mode", "vm1", "sync"]);
+    held(&pair, "sync");
     pair.b.kill();
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| client.write(0, &[9; 4096]));

@@ -173,7 +173,7 @@ fn of_primary(status: &mut VolumeStatus, seen: &PrimaryStatus, peer: &PeerRecord
         State::Degraded => {
             Some(format!("the standby does not keep up: acknowledged here alone, not as mode {} promises, until it does", status.mode))
         }
-        State::Suspended => Some(format!("requests wait for the standby: {}", seen.promise.waiting)),
+        State::Suspended => Some(format!("clients wait for the standby; requests that were begun: {}", seen.promise.waiting)),
         _ => None,
     });
     status.replicas = vec![ReplicaStatus {
