@@ -182,11 +182,11 @@ impl<F: SegmentFiles> Undo<F> {
         self.levels[0].abandon()
     }
 
-    /// Gives up every point but the one in the image. What a crash leaves of it leads nowhere.
+    /// Gives up every point but the one in the image, the oldest first: what a crash leaves of them still leads to the image.
     pub fn clear(&mut self) -> io::Result<()> {
         self.merge = None;
         self.version += 1;
-        self.levels.iter_mut().try_for_each(Level::clear)
+        self.levels.iter_mut().rev().try_for_each(Level::clear)
     }
 
     /// Drops the oldest point, whoever reads it; says whether there was one.
