@@ -4,6 +4,7 @@ use super::lease::Keeper;
 use super::settings::{Teller, record_of, schedule_of};
 use super::volumes::{Volumes, io_error};
 use crate::catalogue::{PeerRecord, VolumeRecord};
+use crate::store::Image;
 use crate::volume::{GateState, Suspension, Volume};
 use blockd_api::{ApiError, ErrorCode, Mode, VolumeName};
 use replicator::catalogue::Catalogue;
@@ -12,11 +13,13 @@ use replicator::primary::connection::Route;
 use replicator::primary::memory::{self, EpochNumbers};
 use replicator::primary::{OnStanding, Orders, Replica, Setup, Told};
 use replicator::site_link::request::{SettingsRecord, lineage_of, parse_id};
-use replicator::standby::{Place, SegmentDir, Standby, StandbyService};
+use replicator::standby::{Place, SegmentDir, Standby, StandbyService, UndoDisk};
 use replicator_engine::acknowledgement::{OnDisconnect, Promise, Rules, Standing};
 use replicator_engine::generation::{Id, Lineage};
 use replicator_engine::sender::{Cuts, Known, Settings};
 use roaring::RoaringBitmap;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -177,14 +180,24 @@ impl Volumes {
             let catalogue: Arc<dyn Catalogue> = catalogue.clone();
             let missing = || std::io::Error::new(std::io::ErrorKind::NotFound, "the catalogue does not say where the copy stands");
             let place = Place::load(id, &*catalogue)?.ok_or_else(missing)?;
+            let disk = undo_disk(&image, &undo[0]);
             let mut standby = Standby::open(place, SegmentDir::open(&dir)?, quota_bytes, Arc::new(image.clone()), catalogue)?;
             let [all, fewer, fewest] = &undo;
             standby.keep_points([SegmentDir::open(all)?, SegmentDir::open(fewer)?, SegmentDir::open(fewest)?], keep)?;
+            standby.set_undo_disk(disk);
             Ok(standby)
         };
         let service = StandbyService::start(Box::new(open)).map_err(|error| ApiError::new(ErrorCode::Io, error.to_string()))?;
         Ok(Part::Standby(Arc::new(service)))
     }
+}
+
+/// Whether older recovery points take room from the image. Where that cannot be seen they do not: then none goes in vain.
+fn undo_disk(image: &Image, undo: &Path) -> UndoDisk {
+    let parent = undo.ancestors().find(|path| path.exists());
+    let of_undo = parent.and_then(|path| path.metadata().ok()).map(|of| of.dev());
+    let of_image = image.try_clone_file().and_then(|file| file.metadata()).ok().map(|of| of.dev());
+    if of_image.is_some() && of_image == of_undo { UndoDisk::WithImage } else { UndoDisk::Apart }
 }
 
 /// No request of a client is begun while the promise is suspended.

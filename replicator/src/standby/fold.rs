@@ -19,10 +19,21 @@ use std::io;
 /// Blocks that are saved at once.
 const SAVE_BLOCKS: u64 = 128;
 
+/// Where the undo lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UndoDisk {
+    /// On the image's disk: older points make room for the image.
+    #[default]
+    WithImage,
+    /// On another: an image that finds no room gets none by them.
+    Apart,
+}
+
 /// What is being folded.
 pub(super) struct Fold<F> {
     /// `None` while its disk fails.
     pub(super) undo: Option<Undo<F>>,
+    pub(super) undo_disk: UndoDisk,
     /// Committed epochs that are not in the image yet, and their blocks.
     waiting: VecDeque<(Point, RoaringBitmap)>,
     batch: Option<Batch>,
@@ -50,7 +61,8 @@ struct Batch {
 
 impl<F> Fold<F> {
     pub fn new(durable: Option<Point>) -> Self {
-        Self { undo: None, waiting: VecDeque::new(), batch: None, shown: durable, durable, unsure_until: 0, is_void: false, lost: None }
+        let (undo_disk, waiting) = (UndoDisk::default(), VecDeque::new());
+        Self { undo: None, undo_disk, waiting, batch: None, shown: durable, durable, unsure_until: 0, is_void: false, lost: None }
     }
 
     /// What the image holds.
@@ -149,6 +161,12 @@ impl<F: SegmentFiles> Fold<F> {
         }
     }
 
+    /// An error of the image's disk. Where the undo lies on another, it is not one that [`Self::make_room`] can mend.
+    fn of_image(&self, error: io::Error) -> io::Error {
+        let in_vain = self.undo_disk == UndoDisk::Apart && error.kind() == io::ErrorKind::StorageFull;
+        if in_vain { io::Error::new(io::ErrorKind::StorageFull, error) } else { error }
+    }
+
     /// The disk is full: the oldest points go until there is room. Says whether one went.
     pub fn make_room(&mut self, error: &io::Error) -> bool {
         // Our own quotas are no full disk.
@@ -194,7 +212,7 @@ impl<F: SegmentFiles> Standby<F> {
             return Ok(true);
         }
         match self.journal.next_to_fold()? {
-            Some(Message::Blocks(blocks)) => self.write_blocks(&blocks).map_err(payload_to_io)?,
+            Some(Message::Blocks(blocks)) => self.write_blocks(&blocks).map_err(|error| self.fold.of_image(payload_to_io(error)))?,
             // The image has had its size since before it was committed.
             Some(Message::Commit(commit)) => self.epoch_is_written(commit.epoch),
             _ => {}
@@ -274,7 +292,7 @@ impl<F: SegmentFiles> Standby<F> {
     }
 
     fn finish_fold(&mut self) -> io::Result<()> {
-        self.image.sync()?;
+        self.image.sync().map_err(|error| self.fold.of_image(error))?;
         let folded = super::Place { folded: self.place.committed, ..self.place.clone() };
         folded.store_folded(self.fold.shown, &*self.catalogue)?;
         self.place = folded;

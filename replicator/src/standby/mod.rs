@@ -19,6 +19,7 @@ mod status;
 mod trouble;
 mod views;
 
+pub use fold::UndoDisk;
 pub use past::PastError;
 pub use place::Place;
 pub use segments::SegmentDir;

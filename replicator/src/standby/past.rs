@@ -1,6 +1,6 @@
 //! Older recovery points: kept, shown, and gone back to.
 
-use super::{Place, Standby, WRITE_BLOCKS};
+use super::{Place, Standby, UndoDisk, WRITE_BLOCKS};
 use crate::disk::{Pages, SegmentFiles};
 use crate::undo::{Keep, Kept, LEVELS, Point, Undo, View};
 use replicator_engine::block::{Run, block_count};
@@ -46,6 +46,11 @@ impl<F: SegmentFiles> Standby<F> {
             self.place.forget_void(&*self.catalogue)?;
         }
         Ok(())
+    }
+
+    /// Says where the directories of [`Self::keep_points`] are; with the image, unless told otherwise.
+    pub fn set_undo_disk(&mut self, disk: UndoDisk) {
+        self.fold.undo_disk = disk;
     }
 
     /// The recovery points, the oldest first; the last is the newest, which is in the image.

@@ -306,6 +306,28 @@ fn a_full_disk_takes_the_oldest_points_and_stops_nothing() {
 }
 
 #[test]
+fn a_full_image_takes_older_points_only_where_that_frees_room_for_it() {
+    for (disk, are_kept) in [(UndoDisk::Apart, true), (UndoDisk::WithImage, false)] {
+        let mut world = World::new(5, keep());
+        for _ in 0..20 {
+            world.send_epoch(1500);
+        }
+        let before = world.check();
+        world.standby.set_undo_disk(disk);
+        {
+            let mut image = world.image.0.lock().unwrap();
+            (image.writes_left, image.is_full) = (Some(0), true);
+        }
+        (0..5).for_each(|_| world.send_epoch(1500));
+        let error = (0..1000).find_map(|_| world.standby.fold_one().err()).expect("an image without room");
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        world.image.0.lock().unwrap().writes_left = None;
+        let after = world.check();
+        assert_eq!(after.starts_with(&before), are_kept, "{disk:?}: {after:?}");
+    }
+}
+
+#[test]
 fn going_back_is_finished_after_a_crash_at_any_write() {
     for writes in 0..12 {
         let mut world = World::new(4, keep());

@@ -14,6 +14,8 @@ pub struct State {
     unsynced: BTreeMap<BlockNumber, u8>,
     /// Writes until the disk fails.
     pub writes_left: Option<usize>,
+    /// Whether it fails for want of room.
+    pub is_full: bool,
     pub sync_fails: bool,
 }
 
@@ -34,7 +36,9 @@ impl Image {
 
     fn put(&self, block: BlockNumber, byte: u8) -> io::Result<()> {
         let mut state = self.0.lock().unwrap();
+        let is_full = state.is_full;
         match &mut state.writes_left {
+            Some(0) if is_full => return Err(io::Error::from_raw_os_error(28)),
             Some(0) => return Err(io::Error::other("the disk fails")),
             left => *left = left.map(|left| left - 1),
         }
