@@ -55,7 +55,11 @@ fn a_standby_is_promoted_at_an_older_point_and_the_old_primary_follows_it() {
     assert_eq!(pair.a.volume()["state"], "fenced", "before the other site goes on");
     let mut there = NbdClient::connect(&pair.b.socket("nbd")).unwrap();
     assert_eq!(letters(&mut there), "bbbbbbbb");
-    pair.a.wait_until("fenced", |volume| volume["role"] == "stale");
+    let stale = pair.a.wait_until("fenced", |volume| volume["role"] == "stale");
+    let here = &stale["diverged"]["here"];
+    assert!(here["blocks"].is_null() && here["exact"] == false, "what the other one gave up is not nothing: {stale}");
+    let (code, said) = pair.a.try_tern(&["resync", "vm1", "--discard-local"]).unwrap_err();
+    assert!(code == 4 && said.contains(&format!("recovery point {at}")), "{code} {said}");
 
     write(&mut there, b'x');
     drop((client, there));

@@ -15,10 +15,10 @@ pub struct Divergence {
 /// What one site has that the other lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Alone {
-    /// Blocks of 4 KiB.
-    pub blocks: u64,
+    /// Blocks of 4 KiB; `null` if nobody counted them: the other site went back to an older recovery point.
+    pub blocks: Option<u64>,
     /// The same in bytes.
-    pub bytes: u64,
+    pub bytes: Option<u64>,
     /// When the first of it was written, at the earliest; `null` if nobody knows.
     pub since: Option<UtcTime>,
     /// Whether exactly these blocks changed; otherwise, after a crash, the regions that may have.

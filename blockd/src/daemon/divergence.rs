@@ -4,7 +4,7 @@ use super::Daemon;
 use super::part::{Part, peer_site, volume_id};
 use super::volumes::{OpenVolume, io_error};
 use crate::admin::Outcome;
-use crate::catalogue::{Parted, RecordedRole};
+use crate::catalogue::{Parted, RecordedRole, VolumeRecord};
 use crate::volume::Volume;
 use blockd_api::*;
 use replicator::catalogue::Catalogue;
@@ -13,14 +13,16 @@ use replicator::identity::SiteId;
 use replicator::intake::extent_blocks;
 use replicator::primary::PrimaryStatus;
 use replicator::primary::memory;
-use replicator::site_link::request::{self, Answer, Question, lineage_of};
+use replicator::site_link::request::{self, Answer, Question, lineage_of, parse_id};
 use replicator_engine::block::BLOCK_BYTES;
-use replicator_engine::generation::Id;
+use replicator_engine::generation::{Id, Relation};
 use replicator_engine::sender::Phase;
+use replicator_engine::tracker::Epoch;
 use roaring::RoaringBitmap;
 use std::collections::HashMap;
 use std::io;
 use std::time::Duration;
+use tokio::task::JoinSet;
 
 /// For the other site to say what it has; the status waits for that.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -35,7 +37,8 @@ pub(super) struct Changed {
 /// What this site has that the other one lacks.
 #[derive(Clone, Copy)]
 struct Own {
-    blocks: u64,
+    /// `None`: beside what was not sent, also epochs that the other site had, and went back behind.
+    blocks: Option<u64>,
     exact: bool,
     parted: Parted,
 }
@@ -68,12 +71,17 @@ fn own(open: &OpenVolume, catalogue: &dyn Catalogue) -> Outcome<Option<Own>> {
     match (open.record.role, &open.part) {
         (RecordedRole::Stale | RecordedRole::SplitBrain, _) => {
             let Changed { blocks, exact } = changed_alone(catalogue, volume_id(&open.record)?, &open.volume).map_err(io_error)?;
-            Ok(Some(Own { blocks: blocks.len(), exact, parted }))
+            if went_back(&open.record, catalogue).map_err(io_error)?.is_some() {
+                // Older than what was not sent.
+                let parted = Parted { since_unix_ms: None, ..parted };
+                return Ok(Some(Own { blocks: None, exact: false, parted }));
+            }
+            Ok(Some(Own { blocks: Some(blocks.len()), exact, parted }))
         }
         (RecordedRole::Primary, Part::Primary(primary)) if open.record.parted.is_some() => {
             let seen = primary.replica.status().borrow().clone();
             let branch = lineage_of(&open.record.lineage).map_or(0, |lineage| lineage.current().branch_epoch);
-            Ok(is_apart(&seen, branch).then_some(Own { blocks: seen.backlog.in_doubt_blocks, exact: primary.marks_exactly, parted }))
+            Ok(is_apart(&seen, branch).then_some(Own { blocks: Some(seen.backlog.in_doubt_blocks), exact: primary.marks_exactly, parted }))
         }
         _ => Ok(None),
     }
@@ -84,9 +92,30 @@ fn is_apart(seen: &PrimaryStatus, branch: u64) -> bool {
     seen.phase != Phase::Online && seen.committed() <= branch
 }
 
-fn alone(blocks: u64, exact: bool, since_unix_ms: Option<u64>) -> Alone {
-    let since = since_unix_ms.and_then(|ms| UtcTime::from_unix_seconds((ms / 1000) as i64)).filter(|_| blocks > 0);
-    Alone { blocks, bytes: blocks * BLOCK_BYTES as u64, since, exact }
+/// The recovery point that the new primary went back to, if this site has epochs beyond it that were acknowledged.
+pub(super) fn went_back(record: &VolumeRecord, catalogue: &dyn Catalogue) -> io::Result<Option<Epoch>> {
+    let (Some(mine), Some(theirs), Some(peer)) = (lineage_of(&record.lineage), lineage_of(&record.successor), &record.peer) else {
+        return Ok(None);
+    };
+    let (Relation::TheirsAhead(branch), Some(id)) = (mine.relation(&theirs), parse_id(&record.id)) else { return Ok(None) };
+    let known = memory::load_known(catalogue, &memory::known_key(id, &peer.site))?;
+    Ok(known.filter(|known| known.acked > branch).map(|_| branch))
+}
+
+fn alone(blocks: Option<u64>, exact: bool, since_unix_ms: Option<u64>) -> Alone {
+    let since = since_unix_ms.and_then(|ms| UtcTime::from_unix_seconds((ms / 1000) as i64)).filter(|_| blocks != Some(0));
+    Alone { blocks, bytes: blocks.map(|blocks| blocks.saturating_mul(BLOCK_BYTES as u64)), since, exact }
+}
+
+fn divergence(own: Own, answer: Option<Answer>) -> Divergence {
+    let theirs = match answer {
+        Some(Answer::Alone { blocks, exact, since_unix_ms, common_unix_ms }) => Some((blocks, exact, since_unix_ms, common_unix_ms)),
+        _ => None,
+    };
+    let Own { blocks, exact, parted } = own;
+    let here = alone(blocks, exact, parted.since_unix_ms.or(theirs.and_then(|(.., common)| common)));
+    let there = theirs.map(|(blocks, exact, since, _)| alone(blocks, exact, since.or(parted.common_unix_ms)));
+    Divergence { here: Some(here), there }
 }
 
 impl Daemon {
@@ -105,19 +134,17 @@ impl Daemon {
 
     /// Of each volume, or of the one, whose sites went apart: what either has alone.
     pub(super) async fn ask_parted(&self, only: Option<&VolumeName>) -> HashMap<VolumeName, Divergence> {
-        let mut found = HashMap::new();
+        // All at once: one that does not answer is waited for once.
+        let mut asked = JoinSet::new();
         for apart in self.parted(only).await {
-            let question = Question::Alone { volume: apart.id };
-            let theirs = match request::ask(&self.sites.links, &apart.site, &question, PATIENCE).await {
-                Ok(Answer::Alone { blocks, exact, since_unix_ms, common_unix_ms }) => Some((blocks, exact, since_unix_ms, common_unix_ms)),
-                _ => None,
-            };
-            let Own { blocks, exact, parted } = apart.own;
-            let here = alone(blocks, exact, parted.since_unix_ms.or(theirs.and_then(|(.., common)| common)));
-            let there = theirs.map(|(blocks, exact, since, _)| alone(blocks, exact, since.or(parted.common_unix_ms)));
-            found.insert(apart.name, Divergence { here: Some(here), there });
+            let links = self.sites.links.clone();
+            asked.spawn(async move {
+                let question = Question::Alone { volume: apart.id };
+                let answer = request::ask(&links, &apart.site, &question, PATIENCE).await;
+                (apart.name, divergence(apart.own, answer.ok()))
+            });
         }
-        found
+        asked.join_all().await.into_iter().collect()
     }
 
     async fn parted(&self, only: Option<&VolumeName>) -> Vec<Apart> {

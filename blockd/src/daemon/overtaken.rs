@@ -92,7 +92,14 @@ impl Daemon {
         let changed = divergence::changed_alone(&*catalogue, id, &volume).map_err(io_error)?.blocks;
         let (blocks, bytes) = (changed.len(), changed.len() * BLOCK_BYTES as u64);
         if !request.yes {
-            let message = format!("{blocks} blocks ({}) changed here and are not at the new primary", human_bytes(bytes));
+            let went_back = divergence::went_back(&record, &*catalogue).map_err(io_error)?;
+            let message = match went_back {
+                // Nobody counted what the new primary had of it, and gave up.
+                Some(point) => {
+                    format!("the new primary went back to recovery point {point}: all that changed here since then is only here")
+                }
+                None => format!("{blocks} blocks ({}) changed here and are not at the new primary", human_bytes(bytes)),
+            };
             return Err(ApiError::new(ErrorCode::WouldLoseData, message).with_hint("--yes gives them up"));
         }
         let (mine, theirs) = (lineage_of(&record.lineage), lineage_of(&record.successor));

@@ -162,8 +162,9 @@ pub enum Answer {
     },
     /// This site has what the asker lacks.
     Alone {
-        /// How many blocks.
-        blocks: u64,
+        /// How many blocks, if they are counted.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        blocks: Option<u64>,
         /// Whether exactly these; otherwise they are the regions that may have changed.
         exact: bool,
         /// When the first of it was written, if that is known.
@@ -289,7 +290,7 @@ pub(super) mod tests {
         check(&Answer::Granted { epoch: 17 });
         check(&Answer::NotPrimary { committed: 17 });
         let (since_unix_ms, common_unix_ms) = (Some(1_795_300_000_500), Some(1_795_300_000_000));
-        check(&Answer::Alone { blocks: 3, exact: true, since_unix_ms, common_unix_ms });
+        check(&Answer::Alone { blocks: Some(3), exact: true, since_unix_ms, common_unix_ms });
         check(&Answer::Refused { code: "client-active".into(), message: "a client is active at vm1 by nbd".into() });
     }
 }

@@ -65,6 +65,9 @@ pub fn cuts(volume: &VolumeStatus) -> Option<String> {
 fn alone(what: &Option<Alone>) -> String {
     let Some(Alone { blocks, bytes, since, exact }) = what else { return "not known".into() };
     let most = if *exact { "" } else { "at most " };
+    let (Some(blocks), Some(bytes)) = (blocks, bytes) else {
+        return "what it wrote since the recovery point that the other one went back to".into();
+    };
     let since = since.map_or_else(String::new, |since| format!(" since {since}"));
     format!("{most}{blocks} blocks ({}){since}", human_bytes(*bytes))
 }
