@@ -185,3 +185,13 @@ fn a_word_that_was_overtaken_does_not_count_after_a_restart_either() {
     let again = Grantor::new(witness.record().cloned(), 0);
     assert_eq!(again.decide(&request(2, true, 2), 0).answer, Answer::Old);
 }
+
+#[test]
+fn a_lease_on_the_slowest_clock_has_run_out_when_the_fastest_one_says_so() {
+    for lease_ms in [1, 10, 999, 1_000, 10_000, 30_000, MAX_LEASE_MS] {
+        // A clock that is slow by d shows L after L / (1 - d), one that is fast shows W after W / (1 + d).
+        let valid = lease_ms * (100 + MAX_DRIFT_PERCENT);
+        let waited = wait_of_ms(lease_ms) * (100 - MAX_DRIFT_PERCENT);
+        assert!(waited > valid, "{lease_ms} ms");
+    }
+}
