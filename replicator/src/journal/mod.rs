@@ -144,6 +144,11 @@ impl<F: SegmentFiles> Journal<F> {
     /// Appends a commit's frame and makes it and everything before it durable.
     pub fn commit(&mut self, frame: &Bytes) -> io::Result<()> {
         self.append(frame)?;
+        self.seal()
+    }
+
+    /// Makes what was appended durable, the last of it a commit's frame. If that fails, what was staged is gone.
+    pub fn seal(&mut self) -> io::Result<()> {
         if let Err(error) = self.files.sync(self.end.segment) {
             // It may be read back from memory and never be written, whatever a later sync says: nobody may find it again.
             let _ = self.drop_staged();
@@ -151,6 +156,16 @@ impl<F: SegmentFiles> Journal<F> {
         }
         self.committed = self.end;
         Ok(())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_segment_bytes(&mut self, segment_bytes: u64) {
+        self.segment_bytes = segment_bytes;
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_quota_bytes(&mut self, quota_bytes: u64) {
+        self.quota_bytes = quota_bytes;
     }
 
     /// Drops what is staged.

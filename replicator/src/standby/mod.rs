@@ -229,8 +229,9 @@ impl<F: SegmentFiles> Standby<F> {
             self.place.folded = commit.epoch;
             self.fold.begin_at(Point::of(commit));
         } else {
-            // Nothing is tried again here: what was staged may be gone.
-            self.journal.commit(frame).inspect_err(|error| _ = self.fold.make_room(error))?;
+            self.append(frame)?;
+            // This is not tried again: what was staged may be gone.
+            self.journal.seal().inspect_err(|error| _ = self.fold.make_room(error))?;
             self.fold.add(Point::of(commit), self.receiver.staged());
         }
         self.receiver.handle_committed(commit);

@@ -208,6 +208,20 @@ fn nothing_of_a_larger_copy_is_left_when_the_volume_grows_into_it() {
 }
 
 #[test]
+fn nothing_of_a_larger_copy_is_left_when_the_volume_grows_before_its_first_epoch() {
+    let image = Image::new(8);
+    image.write(Run { start: 6, len: 1 }, &[9; BLOCK_BYTES]).unwrap();
+    let site = Site::new(8, Base::PointBut(RoaringBitmap::from_iter([1])));
+    let mut standby = site.open(&image);
+    let mut primary = Primary { blocks: 4, epoch: 0 };
+    primary.attach(&mut standby);
+    primary.blocks = 8;
+    primary.send(&mut standby, 1, 3);
+    standby.settle().unwrap();
+    assert_eq!(image.bytes(), [0, 3, 0, 0, 0, 0, 0, 0]);
+}
+
+#[test]
 fn nothing_of_a_larger_attempt_is_left_after_a_restart() {
     let (mut site, image) = (Site::new(4, Base::Blank), Image::new(4));
     let mut standby = site.open(&image);
@@ -220,4 +234,22 @@ fn nothing_of_a_larger_attempt_is_left_after_a_restart() {
     site.place = Place::load(Id([7; 16]), &*site.catalogue).unwrap().unwrap();
     let mut standby = site.open(&image);
     grow_from_four_blocks_to_eight(&mut standby, &image);
+}
+
+#[test]
+fn a_commit_for_which_the_journal_has_no_room_waits_for_the_fold() {
+    let (site, image) = (Site::new(4, Base::Point), Image::new(4));
+    let mut standby = site.open(&image);
+    standby.journal.set_segment_bytes(1);
+    let mut primary = Primary { blocks: 4, epoch: 0 };
+    primary.attach(&mut standby);
+    primary.send(&mut standby, 1, 3);
+    let [content, commit] = primary.epoch_frames(2, 4);
+    standby.handle_frame(content).unwrap();
+    let used_bytes = standby.journal().used_bytes().0;
+    standby.journal.set_quota_bytes(used_bytes);
+    assert_eq!(standby.handle_frame(commit).unwrap(), Some(Message::Committed(2)));
+    assert_eq!(image.bytes(), [0, 3, 0, 0], "what was committed before made room");
+    standby.settle().unwrap();
+    assert_eq!(image.bytes(), [0, 3, 4, 0]);
 }
