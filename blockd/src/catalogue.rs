@@ -244,8 +244,55 @@ impl Catalogue for RocksCatalogue {
 }
 
 #[cfg(test)]
+#[path = "../../tests/sim/src/storage/conformance.rs"]
+mod conformance;
+
+#[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+
+    #[test]
+    fn it_conforms() {
+        let dir = tempfile::tempdir().unwrap();
+        conformance::conforms(|before: Option<RocksCatalogue>| {
+            drop(before);
+            RocksCatalogue::open(dir.path()).unwrap()
+        });
+    }
+
+    /// As the next process finds it after a loss of power: its files, with the log cut off or damaged at one place.
+    fn reopened(dir: &Path, damage: impl Fn(&mut Vec<u8>)) -> Vec<u8> {
+        let image = tempfile::tempdir().unwrap();
+        for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+            let mut content = fs::read(entry.path()).unwrap();
+            if entry.path().extension().is_some_and(|extension| extension == "log") {
+                damage(&mut content);
+            }
+            fs::write(image.path().join(entry.file_name()), content).unwrap();
+        }
+        let pairs = RocksCatalogue::open(image.path()).unwrap().scan(b"").unwrap();
+        pairs.into_iter().map(|(_, value)| value[0]).collect()
+    }
+
+    #[test]
+    fn cut_off_or_torn_at_any_sector_it_is_what_it_was_after_some_change() {
+        const CHANGES: u8 = 24;
+        let dir = tempfile::tempdir().unwrap();
+        let catalogue = RocksCatalogue::open(dir.path()).unwrap();
+        (0..CHANGES).for_each(|n| catalogue.apply(&[(vec![n], Some(vec![n; 200]))], Persist::Synced).unwrap());
+        let all: Vec<u8> = (0..CHANGES).collect();
+        assert_eq!(reopened(dir.path(), |_| {}), all);
+        let mut lengths = std::collections::BTreeSet::new();
+        for at in (0..u64::from(CHANGES) * 200).step_by(256) {
+            let torn = |content: &mut Vec<u8>| content.iter_mut().skip(at as usize).take(256).for_each(|byte| *byte ^= 0x5a);
+            for found in [reopened(dir.path(), |content| content.truncate(at as usize)), reopened(dir.path(), torn)] {
+                assert_eq!(found, all[..found.len()], "cut off or torn at {at}");
+                lengths.insert(found.len());
+            }
+        }
+        assert!(lengths.len() > 10, "the log was cut between its records: {lengths:?}");
+    }
 
     fn record(name: &str) -> VolumeRecord {
         let backing = PathBuf::from("/nowhere");

@@ -19,12 +19,11 @@ use crate::admin::{Outcome, ProgressSink};
 use crate::catalogue::{Parted, RecordedRole, VolumeRecord};
 use crate::volume::GateState;
 use blockd_api::*;
-use replicator::catalogue::Persist;
+use replicator::catalogue::Catalogue;
 use replicator::clock::unix_ms;
-use replicator::primary::memory::{self, EpochNumbers};
+use replicator::primary::memory;
 use replicator::site_link::request::{self, Answer, Question, lineage_of, lineage_records, parse_id};
 use replicator::standby::{Settled, StandbyService};
-use replicator_engine::sender::Known;
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::Base;
 use roaring::RoaringBitmap;
@@ -234,19 +233,13 @@ impl Daemon {
             None => random_id()?,
         };
         let (id, lineage) = (volume_id(&record)?, settled.lineage.promoted(generation, settled.epoch));
-        let known = Known { replica: None, acked: settled.epoch };
         let site = record.peer.as_ref().map_or("", |peer| &peer.site);
         // What grew since the recovery point goes with what was written since.
         tokio::task::block_in_place(|| volume.image.go_back_to(settled.size_bytes)).map_err(io_error)?;
         let mut volumes = self.volumes.lock().await;
         volumes.forget_points(&record.id).map_err(io_error)?;
-        // The numbers first: a primary that comes back after a crash goes on from them.
-        let prepared = EpochNumbers::first_unused(&*volumes.catalogue, id)
-            .map(|first| first.max(settled.epoch + 1))
-            .and_then(|first| EpochNumbers::open(volumes.catalogue.clone(), id, first).and_then(|_| volume.intake.restart(first)))
-            .and_then(|()| memory::store_known(&*volumes.catalogue, &memory::known_key(id, site), Some(known), Persist::Synced))
-            .and_then(|()| memory::take_changed(&*volumes.catalogue, id).map(drop));
-        prepared.map_err(io_error)?;
+        let (catalogue, known_key): (Arc<dyn Catalogue>, _) = (volumes.catalogue.clone(), memory::known_key(id, site));
+        let known = memory::prepare_promotion(&catalogue, id, &known_key, settled.epoch, &volume.intake).map_err(io_error)?;
         // From here on this site is primary, whatever happens.
         volumes.change(name, |record| {
             record.role = RecordedRole::Primary;

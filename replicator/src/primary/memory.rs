@@ -8,6 +8,7 @@
 //! - After a clean stop, exactly which blocks the standby lacks. Read once, and gone before the next write.
 
 use crate::catalogue::{Catalogue, Persist};
+use crate::intake::Intake;
 use replicator_engine::acknowledgement::Promise;
 use replicator_engine::generation::Id;
 use replicator_engine::sender::Known;
@@ -106,6 +107,18 @@ pub fn remember_known(catalogue: &dyn Catalogue, key: &[u8], stored: &mut Option
         Err(error) => return Err(error),
     }
     Ok(())
+}
+
+/// What a promotion writes down before the role: a crash in between leaves a standby, and a crash behind it a primary whose numbers are its
+/// own. The copy stands at `epoch`, and nobody writes to it yet.
+pub fn prepare_promotion(catalogue: &Arc<dyn Catalogue>, volume: Id, known_key: &[u8], epoch: Epoch, intake: &Intake) -> io::Result<Known> {
+    let first = EpochNumbers::first_unused(&**catalogue, volume)?.max(epoch + 1);
+    EpochNumbers::open(catalogue.clone(), volume, first)?;
+    intake.restart(first)?;
+    let known = Known { replica: None, acked: epoch };
+    store_known(&**catalogue, known_key, Some(known), Persist::Synced)?;
+    take_changed(&**catalogue, volume)?;
+    Ok(known)
 }
 
 /// The key of what holds for a volume and its standby at a site.

@@ -77,52 +77,13 @@ impl World {
         }
     }
 
-    fn something_fails(&mut self) {
-        let site = self.any_site();
-        let other = (site + 1 + self.rng.random_range(0..self.sites.len() - 1)) % self.sites.len();
-        match self.rng.random_range(0..12) {
-            0 | 1 => self.crash(site, Crash::Power),
-            2 => self.crash(site, Crash::Process),
-            3 | 4 => {
-                let operations = self.rng.random_range(1..40);
-                self.fault(|| format!("{} will lose its power after {operations} writes", name(site)));
-                self.sites[site].storage.faults.light_fuse(operations);
-            }
-            5 => {
-                let per_thousand = [0, 0, 30, 300][self.rng.random_range(0..4)];
-                self.fault(|| format!("of {}'s operations {per_thousand} in 1000 fail", name(site)));
-                self.sites[site].storage.faults.set_errors(per_thousand);
-            }
-            6 => {
-                let is_full = self.sites[site].storage.faults.toggle_full();
-                self.fault(|| format!("{}'s disk is {}", name(site), if is_full { "full" } else { "not full any more" }));
-            }
-            7 => {
-                let passes = self.network.toggle(site, other);
-                self.fault(|| format!("{} to {}: {}", name(site), name(other), if passes { "mended" } else { "cut" }));
-            }
-            8 | 9 => {
-                self.fault(|| format!("the stream of {} breaks", name(site)));
-                self.end_session(site);
-            }
-            _ => self.frame_is_damaged(site),
-        }
-    }
-
-    fn frame_is_damaged(&mut self, site: usize) {
-        if let Some(session) = &mut self.sessions[site]
-            && session.down.tamper(&mut self.rng)
-        {
-            session.is_tampered = true;
-            self.fault(|| format!("a frame of {} is lost or damaged", name(site)));
-        }
-    }
-
     /// What people do: start what is down, promote, resync, make a copy anew.
     fn operator_acts(&mut self) {
         let site = self.any_site();
         let is_wanted = self.any_primary().is_none() || self.rng.random_bool(0.15);
         match (&self.sites[site].part, self.sites[site].record.role) {
+            // With the power it may have lost, too, what tells that something is missing.
+            (Part::Down, Role::Standby) if self.sites[site].is_flipped => self.replace_copy(site),
             (Part::Down, _) => {
                 self.note(|| format!("{} starts", name(site)));
                 self.sites[site].restart();
@@ -161,10 +122,15 @@ impl World {
         if self.sites[primary].record.role != Role::Primary || self.sites[standby].as_standby().is_none() {
             return;
         }
-        self.end_sessions_to(standby);
-        self.note(|| format!("{} is made anew", name(standby)));
-        let Site { record, rules, .. } = &self.sites[primary];
+        self.replace_copy(standby);
+    }
+
+    /// An empty copy takes the place of one, for whoever is primary.
+    fn replace_copy(&mut self, standby: usize) {
+        let Some(Site { record, rules, .. }) = self.sites.iter().find(|site| site.record.role == Role::Primary) else { return };
         let (size_bytes, lineage, rules) = (record.size_bytes, record.lineage.clone(), *rules);
+        self.note(|| format!("{} is made anew", name(standby)));
+        self.end_sessions_to(standby);
         self.sites[standby] = Site::standby(size_bytes, lineage, rules, &mut self.rng, self.plant);
         self.sites[standby].quota_bytes = AMPLE_BYTES;
         self.sites[standby].start();
@@ -229,6 +195,11 @@ impl World {
             self.sites[site].restart();
         }
         let primary = self.settle_roles();
+        for site in 0..self.sites.len() {
+            if self.sites[site].is_flipped && site != primary {
+                self.replace_copy(site);
+            }
+        }
         for standby in (0..self.sites.len()).filter(|site| *site != primary) {
             self.catch_up(primary, standby);
         }
@@ -257,7 +228,7 @@ impl World {
                 }
                 (None, None) => {
                     let ready = |site: &usize| matches!(&self.sites[*site].part, Part::Standby(standby) if standby.has_point());
-                    let newest = |site: &usize| self.sites[*site].record.lineage.generations().len();
+                    let newest = |site: &usize| (!self.sites[*site].is_flipped, self.sites[*site].record.lineage.generations().len());
                     let best = (0..self.sites.len()).filter(ready).max_by_key(newest);
                     match best {
                         Some(standby) => self.promote(standby, None),

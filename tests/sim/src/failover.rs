@@ -6,18 +6,18 @@ use crate::site::{Part, Role, Site};
 use crate::standby::VOLUME;
 use rand::RngExt;
 use rand::rngs::StdRng;
-use replicator::catalogue::Persist;
+use replicator::catalogue::{Catalogue, Persist};
 use replicator::disk::BlockDevice;
 use replicator::intake::extent_blocks;
 use replicator::primary::memory::{self, EpochNumbers};
 use replicator::standby::Place;
 use replicator_engine::block::{BlockNumber, block_count};
 use replicator_engine::generation::{Id, Lineage, Relation};
-use replicator_engine::sender::Known;
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::Base;
 use roaring::RoaringBitmap;
 use std::io;
+use std::sync::Arc;
 
 impl Site {
     /// Continues the last recovery point as primary. `expected` is the one that was handed over.
@@ -40,15 +40,14 @@ impl Site {
         self.part = Part::Idle;
         let storage = &self.storage;
         storage.image.go_back_to(place.size_bytes)?;
-        history.check(place.replica, &place.lineage, epoch, place.size_bytes, &storage.image.view());
+        history.check(&place.lineage, epoch, place.size_bytes, &storage.image.view());
+        if !self.is_flipped {
+            history.check_age(place.replica, epoch);
+        }
         let lineage = place.lineage.promoted(generation, epoch);
-        let known = Known { replica: None, acked: epoch };
         let intake = primary::intake(storage)?;
-        let first = EpochNumbers::first_unused(&*storage.catalogue, VOLUME)?.max(epoch + 1);
-        EpochNumbers::open(storage.catalogue.clone(), VOLUME, first)?;
-        intake.restart(first)?;
-        memory::store_known(&*storage.catalogue, &primary::known_key(), Some(known), Persist::Synced)?;
-        memory::take_changed(&*storage.catalogue, VOLUME)?;
+        let catalogue: Arc<dyn Catalogue> = storage.catalogue.clone();
+        let known = memory::prepare_promotion(&catalogue, VOLUME, &primary::known_key(), epoch, &intake)?;
         self.change(|record| {
             (record.role, record.lineage, record.size_bytes) = (Role::Primary, lineage.clone(), place.size_bytes);
         })?;

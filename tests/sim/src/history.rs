@@ -70,10 +70,14 @@ impl History {
         }
     }
 
-    /// The rules for what a copy shows: a cut, and none older than what was acknowledged.
-    pub fn check(&self, replica: Id, lineage: &Lineage, epoch: Epoch, size_bytes: u64, view: &View) {
+    /// The rule for what a copy is: none older than what was acknowledged.
+    pub fn check_age(&self, replica: Id, epoch: Epoch) {
         let acknowledged = self.acknowledged.get(&replica).copied().unwrap_or(0);
         assert!(epoch >= acknowledged, "epoch {epoch} is shown, {acknowledged} was acknowledged");
+    }
+
+    /// The rule for what a copy shows: a cut.
+    pub fn check(&self, lineage: &Lineage, epoch: Epoch, size_bytes: u64, view: &View) {
         let may_have = lineage.generations().iter().rev().filter(|generation| generation.branch_epoch <= epoch);
         let cut = may_have.into_iter().find_map(|generation| self.cuts.get(&(generation.id, epoch)));
         let cut = cut.unwrap_or_else(|| panic!("epoch {epoch} is shown, which was never cut in {lineage:?}"));

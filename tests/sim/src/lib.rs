@@ -8,8 +8,11 @@
 //!
 //! `SEED=n cargo test -p sim fresh -- --nocapture` replays one run with its trace.
 
+#[cfg(test)]
+mod crash_images;
 mod events;
 mod failover;
+mod faults;
 mod history;
 mod network;
 mod plant;

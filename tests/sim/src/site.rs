@@ -66,13 +66,15 @@ pub struct Site {
     pub quota_bytes: u64,
     /// What the operator wants of a primary here.
     pub rules: Rules,
+    /// A bit has flipped under this copy: it may fail, and be older than it was, but shows nothing else.
+    pub is_flipped: bool,
 }
 
 impl Site {
     /// A primary with an empty volume.
     pub fn primary(size_bytes: u64, lineage: Lineage, rules: Rules, rng: &mut StdRng, plant: Option<Plant>) -> Self {
         let record = Record { role: Role::Primary, lineage, size_bytes, successor: None };
-        Self { storage: Storage::new(size_bytes, rng, plant), record, part: Part::Down, quota_bytes: AMPLE_BYTES, rules }
+        Self { storage: Storage::new(size_bytes, rng, plant), record, part: Part::Down, quota_bytes: AMPLE_BYTES, rules, is_flipped: false }
     }
 
     /// An empty standby, made for a primary with this lineage.
@@ -82,7 +84,7 @@ impl Site {
         place.store(&*storage.catalogue, Persist::Synced).expect("a writable catalogue");
         let record = Record { role: Role::Standby, lineage, size_bytes, successor: None };
         let quota_bytes = if rng.random_bool(0.3) { 256 << 10 } else { AMPLE_BYTES };
-        Self { storage, record, part: Part::Down, quota_bytes, rules }
+        Self { storage, record, part: Part::Down, quota_bytes, rules, is_flipped: false }
     }
 
     /// Starts what is recorded; after a fault of the disk the site is down.
@@ -94,7 +96,10 @@ impl Site {
             Role::Standby => match StandbyPart::start(self.storage.clone(), self.quota_bytes) {
                 Ok(standby) => Ok(Part::Standby(Box::new(standby))),
                 Err(JournalError::Io(error)) => Err(error),
-                Err(error) => panic!("{error}"),
+                Err(error) => {
+                    assert!(self.is_flipped, "{error}");
+                    Err(io::Error::other(error))
+                }
             },
             Role::Stale | Role::SplitBrain => Ok(Part::Idle),
         };

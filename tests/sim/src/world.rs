@@ -15,11 +15,14 @@ use replicator_engine::block::BLOCK_BYTES;
 use replicator_engine::generation::{Id, Lineage, Relation};
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::{Base, Envelope, Message, Refusal, Refused};
+use std::io;
 
 /// See the module's documentation.
 pub struct World {
     pub rng: StdRng,
     pub now_ms: u64,
+    /// What clocks that tell the time of day are ahead of it.
+    pub day_ms: u64,
     pub sites: Vec<Site>,
     /// The stream of each site that is primary.
     pub sessions: Vec<Option<Session>>,
@@ -54,6 +57,7 @@ impl World {
         Self {
             rng,
             now_ms: 1,
+            day_ms: 0,
             sites,
             sessions,
             diverged,
@@ -103,14 +107,17 @@ impl World {
     }
 
     pub fn guest_progresses(&mut self, site: usize) {
-        let mut scene = Scene { site, now_ms: self.now_ms, history: &mut self.history };
+        if self.sites[site].storage.faults.stalls() {
+            return;
+        }
+        let mut scene = Scene { site, now_ms: self.now_ms, unix_ms: self.now_ms + self.day_ms, history: &mut self.history };
         if let Some(primary) = self.sites[site].as_primary() {
             primary.progress_writes(&mut scene, &mut self.rng);
         }
     }
 
     pub fn flush_guest(&mut self, site: usize) {
-        let mut scene = Scene { site, now_ms: self.now_ms, history: &mut self.history };
+        let mut scene = Scene { site, now_ms: self.now_ms, unix_ms: self.now_ms + self.day_ms, history: &mut self.history };
         if let Some(primary) = self.sites[site].as_primary() {
             primary.flush(&mut scene);
         }
@@ -124,7 +131,11 @@ impl World {
         let steps = self.rng.random_range(1..6);
         let Some(primary) = self.sites[site].as_primary() else { return };
         let (mut frames, before) = (Vec::new(), primary.promise());
-        let done = primary.run(&mut Scene { site, now_ms: self.now_ms, history: &mut self.history }, steps, &mut frames);
+        let done = primary.run(
+            &mut Scene { site, now_ms: self.now_ms, unix_ms: self.now_ms + self.day_ms, history: &mut self.history },
+            steps,
+            &mut frames,
+        );
         let after = primary.promise();
         if before.0 != after.0 {
             self.note(|| format!("{} puts {:?} in force, {} requests wait", name(site), after.0, after.1));
@@ -155,7 +166,7 @@ impl World {
         for _ in 0..self.rng.random_range(0..6) {
             let Some(session) = &mut self.sessions[site] else { return };
             let to = session.standby;
-            if !self.network.passes(site, to) {
+            if !self.network.passes(site, to) || self.sites[to].storage.faults.stalls() {
                 return;
             }
             let Some(frame) = session.down.receive(self.now_ms) else { return };
@@ -308,21 +319,37 @@ impl World {
         if self.sites[site].record.role != Role::Standby {
             return;
         }
+        let is_flipped = self.sites[site].is_flipped;
+        if is_flipped && matches!(self.sites[site].part, Part::Down) {
+            return;
+        }
         let storage = self.sites[site].storage.fork(&mut self.rng);
-        if self.rng.random_bool(0.8) {
+        if !is_flipped && self.rng.random_bool(0.8) {
             storage.lose_power(&mut self.rng);
         }
         storage.image.reopen(self.sites[site].record.size_bytes);
-        let mut copy = standby::open(&storage, AMPLE_BYTES).unwrap_or_else(|error| panic!("{}: {error}", name(site)));
-        let is_point = copy.place().base == Base::Point;
-        if is_point {
-            let (epoch, lineage) = copy.settle().unwrap_or_else(|error| panic!("{}: {error}", name(site)));
-            let place = copy.place();
+        let shown = standby::open(&storage, AMPLE_BYTES).map_err(io::Error::other).and_then(|mut copy| {
+            let point = if copy.place().base == Base::Point { Some(copy.settle()?) } else { None };
+            Ok((point, copy.place().clone()))
+        });
+        let (point, place) = match shown {
+            Ok(shown) => shown,
+            // It says so, and shows nothing.
+            Err(_) if is_flipped => return,
+            Err(error) => panic!("{}: {error}", name(site)),
+        };
+        if let Some((epoch, lineage)) = &point {
             storage.image.go_back_to(place.size_bytes).expect("a disk without faults");
-            self.history.check(place.replica, &lineage, epoch, place.size_bytes, &storage.image.view());
+            self.history.check(lineage, *epoch, place.size_bytes, &storage.image.view());
             self.tally.checks += 1;
         }
-        self.check_promises(copy.place().replica, if is_point { copy.place().committed } else { 0 });
+        if is_flipped {
+            return;
+        }
+        if let Some((epoch, _)) = &point {
+            self.history.check_age(place.replica, *epoch);
+        }
+        self.check_promises(place.replica, point.map_or(0, |(epoch, _)| epoch));
     }
 
     /// What primaries promise that have this copy for their standby.

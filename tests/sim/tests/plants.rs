@@ -37,11 +37,13 @@ fn an_activity_log_that_is_not_written_is_found() {
     is_found(Plant::SkipActivityLog);
 }
 
+/// Lesson: a dirty bit is cleared by the acknowledgement of that write only (drbd#145).
 #[test]
 fn a_dirty_bit_that_is_forgotten_at_a_cut_is_found() {
     is_found(Plant::ForgetDirtyBit);
 }
 
+/// Lesson: generations come first, both ways (ceph#17979).
 #[test]
 fn an_old_generation_that_is_taken_is_found() {
     is_found(Plant::AcceptOldGeneration);

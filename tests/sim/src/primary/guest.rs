@@ -24,6 +24,8 @@ const QUEUE_DEPTH: usize = 32;
 pub struct Scene<'a> {
     pub site: usize,
     pub now_ms: u64,
+    /// By the clock on the wall.
+    pub unix_ms: u64,
     pub history: &'a mut History,
 }
 

@@ -6,7 +6,7 @@ mod guest;
 pub use acknowledging::recorded as recorded_promise;
 pub use guest::Scene;
 
-use crate::history::{Cut, History};
+use crate::history::Cut;
 use crate::plant::Plant;
 use crate::standby::VOLUME;
 use crate::storage::{Storage, View};
@@ -254,12 +254,13 @@ impl Primary {
             if matches!(action, Action::Wait(_)) {
                 break;
             }
-            frames.extend(self.act(action, now_ms, scene.history)?);
+            frames.extend(self.act(action, scene)?);
         }
         Ok(())
     }
 
-    fn act(&mut self, action: Action, now_ms: u64, history: &mut History) -> io::Result<Option<Bytes>> {
+    fn act(&mut self, action: Action, scene: &mut Scene<'_>) -> io::Result<Option<Bytes>> {
+        let now_ms = scene.now_ms;
         let image = &*self.storage.image;
         match action {
             Action::Send(message) => return Ok(Some(self.frame(message))),
@@ -286,13 +287,13 @@ impl Primary {
                 self.tell_size();
                 self.sender.handle_cut(epoch, now_ms);
             }
-            Action::Freeze => self.freeze(history),
+            Action::Freeze => self.freeze(scene),
             Action::Wait(_) => {}
         }
         Ok(None)
     }
 
-    fn freeze(&mut self, history: &mut History) {
+    fn freeze(&mut self, scene: &mut Scene<'_>) {
         let Some(mut changed) = self.intake.try_freeze() else { return };
         if self.storage.faults.plant() == Some(Plant::ForgetDirtyBit)
             && let Some(first) = changed.min()
@@ -303,8 +304,8 @@ impl Primary {
         for content in self.finished.remove(&epoch).unwrap_or_default() {
             content.apply(&mut self.at_cut);
         }
-        history.frozen(self.generation(), epoch, Cut { size_bytes: self.told_bytes, view: self.at_cut.clone() });
-        self.sender.handle_frozen(self.intake.tracker(), changed, 0);
+        scene.history.frozen(self.generation(), epoch, Cut { size_bytes: self.told_bytes, view: self.at_cut.clone() });
+        self.sender.handle_frozen(self.intake.tracker(), changed, scene.unix_ms);
     }
 
     fn ship(&mut self, runs: &[Run], content: &[u8], now_ms: u64) -> Bytes {

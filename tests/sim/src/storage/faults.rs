@@ -26,13 +26,24 @@ struct State {
     fuse: Option<u32>,
     errors_per_thousand: u32,
     full: bool,
+    slow: bool,
+    /// The next sync fails, and no other.
+    fails_to_sync: bool,
     injected: u64,
 }
 
 impl Faults {
     /// None yet.
     pub fn new(seed: u64, plant: Option<Plant>) -> Self {
-        let state = State { rng: StdRng::seed_from_u64(seed), fuse: None, errors_per_thousand: 0, full: false, injected: 0 };
+        let state = State {
+            rng: StdRng::seed_from_u64(seed),
+            fuse: None,
+            errors_per_thousand: 0,
+            full: false,
+            slow: false,
+            fails_to_sync: false,
+            injected: 0,
+        };
         Self { plant, state: Mutex::new(state) }
     }
 
@@ -53,6 +64,10 @@ impl Faults {
         if state.full && access == Access::Write {
             state.injected += 1;
             return Err(io::ErrorKind::StorageFull.into());
+        }
+        if access == Access::Sync && std::mem::take(&mut state.fails_to_sync) {
+            state.injected += 1;
+            return Err(io::Error::other("the disk fails to sync"));
         }
         if state.errors_per_thousand > 0 && state.rng.random_range(0..1000) < state.errors_per_thousand {
             state.injected += 1;
@@ -86,6 +101,11 @@ impl Faults {
         self.state.lock().unwrap().errors_per_thousand = per_thousand;
     }
 
+    /// The next sync fails, and no other.
+    pub fn fail_next_sync(&self) {
+        self.state.lock().unwrap().fails_to_sync = true;
+    }
+
     /// There is no room, or there is again.
     pub fn toggle_full(&self) -> bool {
         let mut state = self.state.lock().unwrap();
@@ -93,10 +113,23 @@ impl Faults {
         state.full
     }
 
+    /// Each operation takes long, or it does not any more.
+    pub fn toggle_slow(&self) -> bool {
+        let mut state = self.state.lock().unwrap();
+        state.slow = !state.slow;
+        state.slow
+    }
+
+    /// Whether nothing comes back from the disk yet.
+    pub fn stalls(&self) -> bool {
+        let state = &mut *self.state.lock().unwrap();
+        state.slow && state.rng.random_bool(0.9)
+    }
+
     /// Nothing fails any more.
     pub fn mend(&self) {
         let mut state = self.state.lock().unwrap();
-        (state.fuse, state.errors_per_thousand, state.full) = (None, 0, false);
+        (state.fuse, state.errors_per_thousand, state.full, state.slow, state.fails_to_sync) = (None, 0, false, false, false);
     }
 
     /// Operations that failed.

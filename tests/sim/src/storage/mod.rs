@@ -1,11 +1,15 @@
 //! What a site has stored, with everything that can go wrong with it.
 
 mod catalogue;
+#[cfg(test)]
+mod conformance;
 mod faults;
 mod image;
 mod segments;
 
 pub use catalogue::SimCatalogue;
+#[cfg(test)]
+pub use conformance::conforms;
 pub use faults::{Access, Faults};
 pub use image::{NOISE, SECTORS, SimImage, Stamps, View};
 pub use segments::SimFiles;

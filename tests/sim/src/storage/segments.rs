@@ -60,6 +60,20 @@ impl SimFiles {
         Ok(())
     }
 
+    /// The disk forgets what it was told. Says whether there was anything.
+    pub fn flip_bit(&self, rng: &mut StdRng) -> bool {
+        let mut segments = self.segments.lock().unwrap();
+        let mut filled: Vec<_> = segments.values_mut().filter(|segment| !segment.bytes.is_empty()).collect();
+        if filled.is_empty() {
+            return false;
+        }
+        let segment = rng.random_range(0..filled.len());
+        let bytes = &mut filled[segment].bytes;
+        let at = rng.random_range(0..bytes.len());
+        bytes[at] ^= 1 << rng.random_range(0..8);
+        true
+    }
+
     /// The power goes.
     pub fn lose_power(&self, rng: &mut StdRng) {
         for segment in self.segments.lock().unwrap().values_mut() {
