@@ -32,6 +32,7 @@ fn last_error(seen: &Value) -> &str {
     seen["last_error"].as_str().unwrap_or_default()
 }
 
+/// Lesson: whatever stands still says why (drbd#40).
 /// `SLOW_SECONDS=10` is the long run.
 #[test]
 fn a_standby_that_answers_late_degrades_or_suspends_as_the_rule_says_and_the_operator_sees_which() {
@@ -113,6 +114,7 @@ fn flap(linked: &Linked, history: &mut History, seconds: u32) -> Flapping {
     seen
 }
 
+/// Lesson: whether a standby has everything is computed, never stored (drbd#30).
 /// `FLAP_SECONDS=60` is the long run.
 #[test]
 fn a_link_that_flaps_costs_a_time_out_or_a_wait_and_never_a_false_word_about_the_promise() {

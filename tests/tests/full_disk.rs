@@ -183,6 +183,7 @@ mod privileged {
         }
     }
 
+    /// Lesson: whatever stands still says why (drbd#40).
     #[test]
     fn a_full_disk_at_the_standby_suspends_replication_until_there_is_room() {
         fill_the_standby("async", "continue", "suspended");

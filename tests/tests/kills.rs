@@ -183,6 +183,7 @@ fn start_again(plan: &Plan, pair: &mut Pair, histories: &mut [History; 2]) {
     }
 }
 
+/// Lesson: black boxes beside the simulator (Jepsen and TigerBeetle).
 #[test]
 fn whatever_dies_in_any_mode_what_was_promised_is_there_and_both_sites_come_to_hold_the_same() {
     let mut pair = Pair::start(4, "500ms");

@@ -29,6 +29,7 @@ fn a_handover_loses_nothing_and_replication_turns_round() {
     pair.b.assert_no_panic();
 }
 
+/// Lesson: a promotion does not wait for a site that is dead (ceph#51540).
 #[test]
 fn after_a_failover_the_disk_is_a_prefix_of_the_history_and_the_old_primary_follows() {
     for _ in 0..rounds("FAILOVERS", 3) {
@@ -68,6 +69,7 @@ fn after_a_failover_the_disk_is_a_prefix_of_the_history_and_the_old_primary_foll
     }
 }
 
+/// Lesson: verify looks again before it reports (drbd#68).
 #[test]
 fn verify_counts_the_blocks_that_differ_holes_included() {
     let pair = Pair::start(512, "1s");

@@ -59,6 +59,7 @@ fn rewritten(said: &str, file: u32) -> u64 {
     said.lines().rev().skip(1).find_map(|line| line.strip_prefix(&prefix)?.parse().ok()).unwrap_or_else(|| panic!("no {prefix:?}: {said}"))
 }
 
+/// Lesson: a back end that restarts keeps its device (spdk#1728).
 /// `RESTARTS=50 QUEUES=4 cargo test -p tern-tests --test restarts -- --nocapture` is a long run.
 #[test]
 fn a_guest_under_load_sees_a_pause_and_no_error_when_its_daemon_is_killed_or_ends() {

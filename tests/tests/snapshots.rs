@@ -79,6 +79,7 @@ fn overwritten_while_shipped(pair: &mut Pair, noise: &[u8]) -> (Duration, Vec<u8
     (longest, filled_with(&mut NbdClient::connect(&pair.b.socket("nbd")).unwrap(), noise))
 }
 
+/// Lesson: a cut under I/O is one atomic switch (ceph#52109).
 #[test]
 fn the_standby_shows_exactly_the_cut_though_all_of_it_is_overwritten_while_it_is_shipped() {
     let mut pair = pair(32, &SMALL_SPILL, &SLOW);

@@ -70,6 +70,7 @@ fn assert_resync_says(site: &Site, blocks: u64) {
     assert!(code == 4 && said.contains(&format!("{blocks} blocks")) && said.contains("--yes"), "{code} {said}");
 }
 
+/// Lesson: a split is told, and nothing goes before the operator says so (doc-sleha#413).
 #[test]
 fn an_old_primary_that_was_only_unreachable_stops_and_keeps_what_it_has_until_the_operator_gives_it_up() {
     let linked = Linked::start(16);
@@ -114,6 +115,7 @@ fn an_old_primary_that_was_only_unreachable_stops_and_keeps_what_it_has_until_th
     b.assert_no_panic();
 }
 
+/// Lesson: a split is told, and nothing goes before the operator says so (doc-sleha#413).
 #[test]
 fn two_sites_that_were_both_promoted_are_split_until_one_goes_on_and_the_other_gives_up() {
     let linked = Linked::start(16);

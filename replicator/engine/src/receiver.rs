@@ -333,6 +333,7 @@ mod tests {
         }
     }
 
+    /// Lesson: generations come first, both ways (ceph#17979).
     #[test]
     fn an_old_generation_is_refused_before_anything_else() {
         let new = lineage().promoted(Id([2; 16]), 5);

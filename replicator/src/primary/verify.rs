@@ -238,6 +238,7 @@ impl Shell {
 mod tests {
     use super::*;
 
+    /// Lesson: verify looks again before it reports (drbd#68).
     #[test]
     fn a_block_counts_as_different_once_it_was_found_so_twice() {
         let (reply, _) = oneshot::channel();

@@ -59,6 +59,7 @@ fn ship_frozen(sender: &mut Sender, tracker: &Tracker, now_ms: u64) -> Vec<Run> 
     runs
 }
 
+/// Lesson: whether a standby has everything is computed, never stored (drbd#30).
 #[test]
 fn a_small_epoch_is_cut_when_due_shipped_and_committed() {
     let (mut sender, tracker) = online();
@@ -73,6 +74,7 @@ fn a_small_epoch_is_cut_when_due_shipped_and_committed() {
     assert_eq!(sender.known(), Some(Known { replica: Some(id(8)), acked: 5 }));
 }
 
+/// Lesson: a dirty bit is cleared by the acknowledgement of that write only (drbd#145).
 #[test]
 fn a_write_while_its_block_is_under_way_leaves_it_dirty() {
     let (mut sender, tracker) = online();
@@ -176,6 +178,7 @@ fn a_large_backlog_is_shipped_before_it_is_frozen() {
     assert_eq!(sender.unacknowledged().len(), 1000);
 }
 
+/// Lesson: generations come first, both ways (ceph#17979).
 #[test]
 fn a_later_generation_at_the_standby_supersedes_the_sender() {
     let (mut sender, tracker) = online();
@@ -193,6 +196,7 @@ fn answers_that_were_not_asked_for_break_the_protocol() {
     assert!(sender.handle_message(&tracker, Message::Abandon, 0).is_err());
 }
 
+/// Lesson: a dirty bit is cleared by the acknowledgement of that write only (drbd#145).
 #[test]
 fn a_wrong_answer_leaves_no_block_clean() {
     let (mut sender, tracker) = online();

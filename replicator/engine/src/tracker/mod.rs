@@ -250,6 +250,7 @@ mod tests {
         }
     }
 
+    /// Lesson: a cut under I/O is one atomic switch (ceph#52109).
     #[test]
     fn an_epoch_closes_when_its_last_write_finished() {
         let tracker = Tracker::new(7);
@@ -264,6 +265,7 @@ mod tests {
         assert_eq!(tracker.open().len(), 3);
     }
 
+    /// Lesson: a write races the resync of its block (windrbd#26).
     #[test]
     fn a_block_with_a_write_in_flight_is_not_taken() {
         let tracker = Tracker::new(1);

@@ -166,6 +166,7 @@ async fn nothing_is_used_up_when_the_inviter_cannot_record() {
     oregon.join(&token).await.unwrap();
 }
 
+/// Lesson: a refused connection says why, at both ends (zrepl#517).
 #[tokio::test]
 async fn an_expired_token_is_told_so_on_both_sides() {
     let (osaka, oregon) = (Site::named("osaka"), Site::named("oregon"));

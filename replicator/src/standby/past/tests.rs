@@ -265,6 +265,7 @@ fn a_primary_whose_clock_is_ahead_ends_and_thins_no_point() {
     }
 }
 
+/// Lesson: a snapshot in use is pruned (ceph#39155).
 #[test]
 fn a_view_that_is_read_stays_what_it_was_while_replication_goes_on() {
     let mut world = World::new(2, keep());

@@ -19,6 +19,7 @@ async fn peers_prove_their_keys_to_each_other() {
     assert_eq!(dialled.remote_address(), two.address());
 }
 
+/// Lesson: a refused connection says why, at both ends (zrepl#517).
 #[tokio::test]
 async fn an_unknown_key_is_refused_and_told_so() {
     let (stranger, two) = (Site::new(), Site::new());
