@@ -31,19 +31,18 @@ pub(super) fn point_time(point: undo::Point) -> Option<UtcTime> {
     i64::try_from(point.cut_unix_ms / 1000).ok().and_then(UtcTime::from_unix_seconds)
 }
 
-/// The recovery point that is asked for, unless it is the newest. It must be there, and what goes back to it loses what was written since.
-pub(super) async fn older_point(name: &VolumeName, standby: &StandbyService, at: Epoch, force: bool) -> Outcome<Option<Epoch>> {
+/// The recovery point that is asked for must be there; what goes back to it loses what was written since, were it the newest.
+pub(super) async fn check_point(name: &VolumeName, standby: &StandbyService, at: Epoch, force: bool) -> Outcome<()> {
     let points = standby.points().await.map_err(io_error)?;
     let Some(place) = points.iter().position(|kept| kept.point.epoch == at) else { return Err(past_error(PastError::NotKept(at))) };
-    if place + 1 == points.len() {
-        return Ok(None);
-    }
     if !force {
         let changed: u64 = points[place..].iter().map(|kept| kept.changed_bytes).sum();
-        let message = format!("going back to recovery point {at} gives {name} up as it is now: at most {} differ", human_bytes(changed));
+        let differs = human_bytes(changed);
+        let message =
+            format!("recovery point {at} instead of {name} as it is now: at most {differs} differ here, and what the primary has since");
         return Err(ApiError::new(ErrorCode::WouldLoseData, message).with_hint("--force accepts that"));
     }
-    Ok(Some(at))
+    Ok(())
 }
 
 pub(super) fn past_error(error: PastError) -> ApiError {

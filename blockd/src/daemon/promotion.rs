@@ -13,7 +13,7 @@ use super::Daemon;
 use super::handover::{HANDOVER_DEADLINE, wrong_state};
 use super::lease::Inherited;
 use super::part::{Part, PrimaryStart, peer_site, volume_id};
-use super::points::{older_point, past_error};
+use super::points::{check_point, past_error};
 use super::volumes::{io_error, random_id};
 use crate::admin::{Outcome, ProgressSink};
 use crate::catalogue::{Parted, RecordedRole, VolumeRecord};
@@ -65,10 +65,10 @@ impl Daemon {
             return Err(error);
         }
         progress.report(Progress { phase: "handover".into(), done: 0, total: Some(2), unit: Unit::Steps });
-        let older = match request.at {
-            Some(at) => older_point(name, &standby, at, force).await?,
-            None => None,
-        };
+        let older = request.at;
+        if let Some(at) = older {
+            check_point(name, &standby, at, force).await?;
+        }
         let granted = match older {
             // Nothing is taken over from the primary.
             Some(_) => {
@@ -237,7 +237,6 @@ impl Daemon {
         // What grew since the recovery point goes with what was written since.
         tokio::task::block_in_place(|| volume.image.go_back_to(settled.size_bytes)).map_err(io_error)?;
         let mut volumes = self.volumes.lock().await;
-        volumes.forget_points(&record.id).map_err(io_error)?;
         let (catalogue, known_key): (Arc<dyn Catalogue>, _) = (volumes.catalogue.clone(), memory::known_key(id, site));
         let known = memory::prepare_promotion(&catalogue, id, &known_key, settled.epoch, &volume.intake).map_err(io_error)?;
         // From here on this site is primary, whatever happens.
@@ -262,6 +261,10 @@ impl Daemon {
         })?;
         volumes.put_part(name, part);
         volume.gate.reopen();
+        // Not before this site is primary: a promotion that fails costs no point. What is left of them goes when it is a standby again.
+        if let Err(error) = tokio::task::block_in_place(|| volumes.forget_points(&record.id)) {
+            tracing::warn!(volume = %name, %error, "the older recovery points take room although they lead nowhere");
+        }
         Ok(lineage.current().counter)
     }
 

@@ -135,6 +135,7 @@ impl<F: SegmentFiles> Standby<F> {
 
     /// A frame came. Returns the answer, if there is one.
     pub fn handle_frame(&mut self, frame: Bytes) -> Result<Option<Message>, StandbyError> {
+        self.check_whole()?;
         let envelope = Envelope::decode(frame.clone())?;
         match self.receiver.handle_message(envelope).map_err(StandbyError::Refused)? {
             Step::Adopt { lineage, staged, answer } => {

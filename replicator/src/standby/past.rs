@@ -139,25 +139,21 @@ impl<F: SegmentFiles> Standby<F> {
             _ => {}
         }
         let view = self.fold.undo.as_ref().and_then(|undo| undo.view(epoch)).ok_or(PastError::NotKept(epoch))?;
+        // Undo that cannot be read is found before anything is overwritten.
+        self.for_each_older(epoch, &mut |_, _| Ok(()))?;
         self.place.store_going_back(view.point, &*self.catalogue)?;
         self.go_back(view.point)?;
         Ok(view.point)
     }
 
-    /// Everything is folded, and that the image is being overwritten is recorded.
+    /// Everything is folded, and that the image is being overwritten is recorded: until all of it is, the copy is no recovery point.
     fn go_back(&mut self, point: Point) -> Result<(), PastError> {
-        let undo = self.fold.undo.as_mut().ok_or(PastError::NotKept(point.epoch))?;
-        let mut view = undo.view(point.epoch).ok_or(PastError::NotKept(point.epoch))?;
-        let end = block_count(point.size_bytes) as u32;
-        for run in view.changed() {
-            for start in run.blocks().step_by(WRITE_BLOCKS as usize) {
-                let len = WRITE_BLOCKS.min(run.end().min(end).saturating_sub(start));
-                let Some(piece) = Run::new(start, len) else { continue };
-                let mut content = Pages::new(len);
-                undo.read(&mut view, piece, &mut content)?;
-                self.image.write(piece, &content)?;
-            }
-        }
+        self.fold.is_going_back = true;
+        // What is folded must not be found again, and be folded onto the older image.
+        self.journal.clear()?;
+        self.begin_fold()?;
+        let image = self.image.clone();
+        self.for_each_older(point.epoch, &mut |piece, content| image.write(piece, content))?;
         self.zero_beyond(point.size_bytes)?;
         self.image.sync()?;
         let place = Place { committed: point.epoch, folded: point.epoch, size_bytes: point.size_bytes, ..self.place.clone() };
@@ -166,7 +162,25 @@ impl<F: SegmentFiles> Standby<F> {
         self.cut_unix_ms = Some(point.cut_unix_ms);
         self.fold.begin_at(point);
         self.receiver = self.place.receiver(Default::default());
+        self.fold.is_going_back = false;
         Ok(self.fold.undo.as_mut().map_or(Ok(()), Undo::clear)?)
+    }
+
+    /// Calls `visit` with what differs at an older point.
+    fn for_each_older(&mut self, epoch: Epoch, visit: &mut dyn FnMut(Run, &Pages) -> io::Result<()>) -> Result<(), PastError> {
+        let undo = self.fold.undo.as_mut().ok_or(PastError::NotKept(epoch))?;
+        let mut view = undo.view(epoch).ok_or(PastError::NotKept(epoch))?;
+        let end = block_count(view.point.size_bytes) as u32;
+        for run in view.changed() {
+            for start in run.blocks().step_by(WRITE_BLOCKS as usize) {
+                let len = WRITE_BLOCKS.min(run.end().min(end).saturating_sub(start));
+                let Some(piece) = Run::new(start, len) else { continue };
+                let mut content = Pages::new(len);
+                undo.read(&mut view, piece, &mut content)?;
+                visit(piece, &content)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -350,8 +350,12 @@ impl<F: SegmentFiles> Shell<F> {
 
     fn settle_at(&mut self, epoch: Epoch) -> Result<Settled, PastError> {
         self.settle()?;
-        if let Some(standby) = &mut self.standby {
-            standby.go_back_to(epoch)?;
+        if let Some(standby) = &mut self.standby
+            && let Err(error) = standby.go_back_to(epoch)
+        {
+            // Opened anew, it goes all the way back or stays unusable.
+            self.standby = None;
+            return Err(error);
         }
         Ok(self.settled())
     }

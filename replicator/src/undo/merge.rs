@@ -68,13 +68,21 @@ impl<F: SegmentFiles> Undo<F> {
     }
 
     fn end_merge(&mut self) -> io::Result<()> {
-        let Some(Merge { level, batches, point, until, .. }) = self.merge.take() else { return Ok(()) };
+        let Some(&Merge { level, batches, point, until, .. }) = self.merge.as_ref() else { return Ok(()) };
+        // Until it is sealed, an error gives up what was moved.
         self.levels[level + 1].seal(self.generation, point, point.epoch, until)?;
+        self.merge = None;
         self.version += 1;
         for _ in 0..batches {
             self.levels[level].forget_oldest()?;
         }
         Ok(())
+    }
+
+    /// Whether all is moved, and the end is next.
+    #[cfg(test)]
+    pub fn is_merge_at_end(&self) -> bool {
+        self.merge.as_ref().is_some_and(|merge| merge.pieces.is_empty())
     }
 
     pub(super) fn abandon_merge(&mut self) -> io::Result<()> {

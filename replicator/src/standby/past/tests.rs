@@ -350,3 +350,77 @@ fn going_back_is_finished_after_a_crash_at_any_write() {
         assert_eq!(world.standby.points().unwrap().len(), 1);
     }
 }
+
+#[test]
+fn what_was_given_up_by_going_back_is_not_folded_again_after_a_crash() {
+    let mut world = World::new(4, keep());
+    for _ in 0..10 {
+        world.send_epoch(1500);
+    }
+    let old = world.check();
+    for _ in 0..10 {
+        world.send_epoch(1500);
+    }
+    // A frame of the next epoch is there while the points are listed, as under load: the journal keeps its segment.
+    let blocks = world.encoder.encode(&[Run { start: 0, len: 1 }], &[9; BLOCK_BYTES]);
+    world.standby.handle_frame(frame(Message::Blocks(blocks))).unwrap();
+    world.standby.points().unwrap();
+    let target = old[old.len() / 2];
+    world.standby.go_back_to(target).unwrap();
+    let (blocks, _) = world.cuts[&target].clone();
+    world.now.clone_from(&blocks);
+    world.crash();
+    while world.standby.fold_one().unwrap() {}
+    assert_eq!(world.standby.place().committed, target);
+    assert_eq!(world.image.blocks()[..blocks.len()], blocks);
+}
+
+#[test]
+fn an_image_that_is_on_its_way_back_is_no_recovery_point_until_it_is_there() {
+    let mut world = World::new(4, keep());
+    for _ in 0..20 {
+        world.send_epoch(1500);
+    }
+    let target = world.check()[0];
+    world.image.0.lock().unwrap().writes_left = Some(3);
+    assert!(world.standby.go_back_to(target).is_err());
+    world.image.0.lock().unwrap().writes_left = None;
+    assert!(world.standby.settle().is_err(), "as a promotion without `--at` asks for");
+    let attach = Attach { volume: VOLUME, size_bytes: world.now.len() as u64 * BLOCK, lineage: lineage() };
+    assert!(world.standby.handle_frame(frame(Message::Attach(attach))).is_err(), "as a primary that comes back");
+    // Opened anew it goes all the way.
+    let (blocks, _) = world.cuts[&target].clone();
+    world.now.clone_from(&blocks);
+    world.crash();
+    assert_eq!(world.standby.settle().unwrap().0, target);
+    assert_eq!(world.image.blocks()[..blocks.len()], blocks);
+}
+
+#[test]
+fn what_a_merge_moved_whose_end_found_no_room_is_in_no_other_point() {
+    for seed in 0..8 {
+        let mut world = World::new(5 + seed, keep());
+        for _ in 0..120 {
+            world.send_epoch(1500);
+            while world.standby.fold_one().unwrap() {}
+        }
+        let mut has_failed = false;
+        for _ in 0..400 {
+            let at_end = world.standby.fold.undo.as_ref().unwrap().is_merge_at_end();
+            if at_end && !has_failed {
+                has_failed = true;
+                world.undo[0].1.lock().unwrap().room = Some(world.undo[1].used_bytes());
+                world.standby.tidy_points(u64::MAX);
+                world.undo[0].1.lock().unwrap().room = None;
+            } else if !world.standby.tidy_points(u64::MAX) {
+                break;
+            }
+        }
+        assert!(has_failed);
+        for _ in 0..120 {
+            world.send_epoch(1500);
+            while world.standby.fold_one().unwrap() || world.standby.tidy_points(u64::MAX) {}
+        }
+        world.check();
+    }
+}
