@@ -8,13 +8,14 @@ use blockd_api::*;
 use replicator::identity::SiteId;
 use replicator::primary::PrimaryStatus;
 use replicator::site_link::request::{Answer, Question, SettingsRecord};
-use replicator_engine::schedule::Schedule;
+use replicator_engine::schedule::{MAX_PERIOD_MS, Schedule};
 use replicator_engine::sender::Phase;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
-const MIN_RPO_MS: u64 = 100;
+/// As long as a schedule's period at most: what is computed of it stays far from its limits.
+const RPO_MS: std::ops::RangeInclusive<u64> = 100..=MAX_PERIOD_MS;
 /// A guest's disk should not hang for longer than an operator would.
 const ACK_TIMEOUT_MS: std::ops::RangeInclusive<u64> = 100..=600_000;
 /// For the standby to have heard of a change before the operator is answered.
@@ -77,8 +78,8 @@ pub(super) fn schedule_of(text: &str) -> Outcome<Schedule> {
 
 /// Whether a site can go by it.
 fn check(peer: PeerRecord) -> Outcome<PeerRecord> {
-    if peer.rpo_ms < MIN_RPO_MS {
-        return Err(invalid(format!("an RPO of {} ms is too short", peer.rpo_ms), "give 100ms or more"));
+    if !RPO_MS.contains(&peer.rpo_ms) {
+        return Err(invalid(format!("an RPO of {} ms cannot be kept", peer.rpo_ms), "give 100ms or more, and 366 days or less"));
     }
     if let Some(ms) = peer.ack_timeout_ms.filter(|ms| !ACK_TIMEOUT_MS.contains(ms)) {
         return Err(invalid(format!("a request cannot wait for {ms} ms"), "give --ack-timeout 100ms or more, and 10m or less"));
@@ -175,5 +176,21 @@ impl Teller {
                 _ = status.wait_for(|seen| seen.phase != Phase::Online) => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_rpo_that_nothing_could_be_computed_of_is_refused_whoever_names_it() {
+        let peer = |rpo_ms| PeerRecord::new("77".repeat(32), "osaka".parse().unwrap(), rpo_ms);
+        for rpo_ms in [0, 99, MAX_PERIOD_MS + 1, u64::MAX] {
+            assert!(check(peer(rpo_ms)).is_err());
+            let told = SettingsRecord { rpo_ms, ..record_of(&peer(5000)) };
+            assert!(recorded(told, &peer(5000)).is_err(), "{rpo_ms}");
+        }
+        assert!(check(peer(MAX_PERIOD_MS)).is_ok());
     }
 }
