@@ -2,6 +2,7 @@
 
 use super::lease::status as lease;
 use super::part::{Part, rules};
+use super::settings::schedule_of;
 use super::volumes::{OpenVolume, Unopened};
 use crate::catalogue::{PeerRecord, RecordedRole, VolumeRecord};
 use crate::volume::GateState;
@@ -233,8 +234,7 @@ fn of_standby(status: &mut VolumeStatus, seen: &StandbyStatus) {
         StandbyStatus { error: Some(_), .. } => State::Error,
         StandbyStatus { attached: false, .. } => State::Disconnected,
         StandbyStatus { has_point: false, .. } => State::InitialSync,
-        // In that mode a primary that attaches owes nothing before the next cut.
-        StandbyStatus { caught_up: false, .. } if status.mode != Mode::Snapshot => State::CatchingUp,
+        StandbyStatus { caught_up: false, .. } if !is_between_cuts(status, seen) => State::CatchingUp,
         // Content is on its way, and the epoch that it belongs to does not come.
         StandbyStatus { staged: true, cut_unix_ms: Some(cut), .. } if unix_ms().saturating_sub(*cut) > LONGEST_EPOCH_MS => {
             State::CatchingUp
@@ -248,6 +248,13 @@ fn of_standby(status: &mut VolumeStatus, seen: &StandbyStatus) {
     status.last_error = seen.error.clone().or_else(|| seen.points_lost.clone());
     status.points = seen.points as u64;
     status.undo_bytes = seen.undo_bytes;
+}
+
+/// Whether a primary that has just attached owes nothing: in mode `snapshot`, until the next cut is due.
+fn is_between_cuts(status: &VolumeStatus, seen: &StandbyStatus) -> bool {
+    let next_unix_ms = |schedule: &String| schedule_of(schedule).ok()?.after(seen.cut_unix_ms?);
+    let is_ahead = |schedule| next_unix_ms(schedule).is_some_and(|next| next > unix_ms());
+    status.mode == Mode::Snapshot && status.schedule.as_ref().is_none_or(is_ahead)
 }
 
 fn age_seconds(of_unix_ms: u64) -> f64 {

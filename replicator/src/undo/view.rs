@@ -11,7 +11,7 @@ use replicator_engine::wire::Content;
 use std::collections::BTreeMap;
 use std::io;
 
-/// See the module's documentation. 16 bytes and the map's overhead for a block.
+/// See the module's documentation. 28 bytes and the map's overhead for a block.
 pub struct View {
     /// The point that it shows.
     pub point: Point,
@@ -36,16 +36,16 @@ struct Decoded {
 
 impl Decoded {
     /// The content of a block; `None` if it is zero.
-    fn block(&self, block: BlockNumber) -> Option<&[u8]> {
+    fn block(&self, block: BlockNumber) -> io::Result<Option<&[u8]>> {
         let mut before = 0;
         for (run, kind) in &self.runs {
             if run.blocks().contains(&block) {
                 let from = (before + (block - run.start) as usize) * BLOCK_BYTES;
-                return (*kind == Content::Data).then(|| &self.content[from..from + BLOCK_BYTES]);
+                return Ok((*kind == Content::Data).then(|| &self.content[from..from + BLOCK_BYTES]));
             }
             before += if *kind == Content::Data { run.len as usize } else { 0 };
         }
-        None
+        Err(io::Error::new(io::ErrorKind::InvalidData, format!("undo: block {block} is not where it should be")))
     }
 }
 
@@ -105,7 +105,7 @@ impl<F: SegmentFiles> Undo<F> {
             let Some((_, decoded)) = last else { continue };
             let at = (block - run.start) as usize * BLOCK_BYTES;
             let into = &mut content[at..at + BLOCK_BYTES];
-            match decoded.block(*block) {
+            match decoded.block(*block)? {
                 Some(bytes) => into.copy_from_slice(bytes),
                 None => into.fill(0),
             }
@@ -133,17 +133,15 @@ impl<F: SegmentFiles> Undo<F> {
 
     /// The oldest content since a point of every block that has undo since, and up to which epoch that goes.
     fn collect(&self, epoch: Epoch) -> (Epoch, BTreeMap<BlockNumber, Piece>) {
-        let (mut until, mut found) = (epoch, Vec::new());
+        let (mut until, mut found) = (epoch, BTreeMap::new());
         for (level, batch) in self.batches().filter(|(_, batch)| batch.point.epoch >= epoch) {
             until = batch.until;
             for piece in &batch.pieces {
                 let here = Piece { level, at: piece.at };
-                found.extend(piece.runs.iter().flat_map(|run| run.blocks()).map(|block| (block, here)));
+                // Of a block's several pieces the oldest comes first.
+                piece.runs.iter().flat_map(|run| run.blocks()).for_each(|block| _ = found.entry(block).or_insert(here));
             }
         }
-        // Stable: of a block's several pieces the oldest comes first.
-        found.sort_by_key(|(block, _)| *block);
-        found.dedup_by_key(|(block, _)| *block);
-        (until, found.into_iter().collect())
+        (until, found)
     }
 }

@@ -63,7 +63,7 @@ impl Schedule {
     }
 
     /// The first instant after this one, by the clock on the wall.
-    fn after(&self, unix_ms: u64) -> Option<u64> {
+    pub fn after(&self, unix_ms: u64) -> Option<u64> {
         match self {
             Self::Every(period_ms) => unix_ms.checked_add(*period_ms),
             Self::Cron(cron) => {
