@@ -6,11 +6,13 @@
 //! Every [`ConfigError`] is one line that names the key and the cure.
 
 mod options;
+mod proof;
 mod sys;
 #[cfg(test)]
 mod tests;
 
 pub use options::{Congestion, LogFormat};
+pub use proof::ProofConfig;
 
 use crate::nbd::{TlsFiles, TlsPolicy};
 use crate::sandbox::RunAs;
@@ -68,6 +70,8 @@ pub struct Config {
     pub witness: bool,
     /// Which recovery points standbys keep.
     pub keep: Keep,
+    /// Checking that what is kept is what was written.
+    pub proof: ProofConfig,
     /// Links to other sites.
     pub transport: TransportConfig,
     /// NBD clients.
@@ -195,6 +199,7 @@ impl Config {
             spill_memory: options.spill.memory.unwrap_or(DEFAULT_SPILL_MEMORY),
             witness: options.witness.unwrap_or(false),
             keep: keep(options.keep, options.keep_bytes, options.keep_thinning.as_deref())?,
+            proof: ProofConfig::resolve(&options.proof)?,
             transport: TransportConfig {
                 congestion: options.transport.congestion.unwrap_or(Congestion::Tern),
                 bandwidth: options.transport.bandwidth.map_or_else(default_bandwidth, Ok)?,

@@ -42,6 +42,20 @@ pub trait SegmentFiles: Send {
     fn delete(&mut self, number: u64) -> io::Result<()>;
 }
 
+/// A digest for each block of an image, 0 where there is none. What was not synced may be lost, entry by entry.
+pub trait DigestFile: Send + Sync {
+    /// Reads the entries of the blocks from `start` on; behind the end there are none.
+    fn load(&self, start: BlockNumber, digests: &mut [u64]) -> io::Result<()>;
+    /// Writes the entries of the blocks from `start` on.
+    fn store(&self, start: BlockNumber, digests: &[u64]) -> io::Result<()>;
+    /// Removes the entries of the blocks from `start` up to `end`.
+    fn clear(&self, start: BlockNumber, end: BlockNumber) -> io::Result<()>;
+    /// The first block at or after `from` that may have an entry.
+    fn next(&self, from: BlockNumber) -> io::Result<Option<BlockNumber>>;
+    /// Makes every entry durable.
+    fn sync(&self) -> io::Result<()>;
+}
+
 /// A page-aligned buffer of whole blocks.
 pub struct Pages {
     bytes: Vec<u8>,

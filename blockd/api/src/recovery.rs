@@ -57,6 +57,9 @@ pub struct Promotion {
     pub seconds: f64,
     /// Acknowledged data that is not in this primary; `null` when it cannot be known.
     pub lost_bytes: Option<u64>,
+    /// Blocks of 4 KiB that this site's disk did not give back as they came: they are wrong.
+    #[serde(default)]
+    pub damaged_blocks: u64,
 }
 
 /// How the primary changed.

@@ -52,6 +52,8 @@ pub enum VolumeOp {
     Resync,
     /// `{}` → stream of [`crate::Verification`].
     Verify,
+    /// `{}` → stream of [`crate::ScrubStatus`].
+    Scrub,
     /// [`crate::BeginDrill`] → [`crate::Drill`].
     Drill,
     /// `{}` → [`crate::Drill`].
@@ -60,7 +62,7 @@ pub enum VolumeOp {
 
 impl VolumeOp {
     /// Every operation.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Resize,
         Self::Export,
         Self::Unexport,
@@ -73,6 +75,7 @@ impl VolumeOp {
         Self::Demote,
         Self::Resync,
         Self::Verify,
+        Self::Scrub,
         Self::Drill,
         Self::EndDrill,
     ];
@@ -92,6 +95,7 @@ impl VolumeOp {
             Self::Demote => "demote",
             Self::Resync => "resync",
             Self::Verify => "verify",
+            Self::Scrub => "scrub",
             Self::Drill => "drill",
             Self::EndDrill => "end-drill",
         }

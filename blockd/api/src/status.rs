@@ -3,7 +3,7 @@
 //! The scalar fields of a volume describe the replica that is furthest behind its promise; `replicas` has each. Counters are totals
 //! since the volume was made.
 
-use crate::{Divergence, SiteName, UtcTime, VolumeName};
+use crate::{Divergence, ScrubStatus, SiteName, UtcTime, VolumeName};
 use serde::{Deserialize, Serialize};
 
 /// The whole document.
@@ -107,6 +107,9 @@ pub struct VolumeStatus {
     /// What the older ones take on its disk.
     #[serde(default)]
     pub undo_bytes: u64,
+    /// How a standby's image fares; `null` elsewhere.
+    #[serde(default)]
+    pub scrub: Option<ScrubStatus>,
     /// What either site has that the other lacks, once both were primary and until one follows; else `null`.
     #[serde(default)]
     pub diverged: Option<Divergence>,

@@ -6,15 +6,15 @@
 use super::progress::ProgressSink;
 use blockd_api::{
     ApiError, BeginDrill, Condition, CreateVolume, DeleteVolume, Demote, Done, Drill, DrillList, Export, Invite, InvitePeer, JoinPeer,
-    Peer, PeerList, PointList, Promote, Promotion, Replicate, ResizeVolume, Resync, Resynced, SetMode, SiteName, Snapshot, Status,
-    StopReplication, Unexport, Verification, VolumeInfo, VolumeList, VolumeName, VolumeStatus,
+    Peer, PeerList, PointList, Promote, Promotion, Replicate, ResizeVolume, Resync, Resynced, ScrubStatus, SetMode, SiteName, Snapshot,
+    Status, StopReplication, Unexport, Verification, VolumeInfo, VolumeList, VolumeName, VolumeStatus,
 };
 
 /// What an operation comes to.
 pub type Outcome<T> = Result<T, ApiError>;
 
-/// The operations. Those that change something run to their end even if the client hangs up; `status`, the lists, `wait` and `verify`
-/// are dropped then, so each of their awaits must be a place where stopping is safe.
+/// The operations. Those that change something run to their end even if the client hangs up; `status`, the lists, `wait`, `scrub`
+/// and `verify` are dropped then, so each of their awaits must be a place where stopping is safe.
 pub trait Control: Send + Sync + 'static {
     /// The state of one volume, or of all. Cheap: dashboards and metrics ask every few seconds.
     fn status(&self, volume: Option<VolumeName>) -> impl Future<Output = Outcome<Status>> + Send;
@@ -68,6 +68,8 @@ pub trait Control: Send + Sync + 'static {
     fn demote(&self, volume: VolumeName, request: Demote, progress: ProgressSink) -> impl Future<Output = Outcome<VolumeStatus>> + Send;
     /// Lets an old primary follow the new one.
     fn resync(&self, volume: VolumeName, request: Resync, progress: ProgressSink) -> impl Future<Output = Outcome<Resynced>> + Send;
+    /// Looks through a standby's image now.
+    fn scrub(&self, volume: VolumeName, progress: ProgressSink) -> impl Future<Output = Outcome<ScrubStatus>> + Send;
     /// Compares both sites.
     fn verify(&self, volume: VolumeName, progress: ProgressSink) -> impl Future<Output = Outcome<Verification>> + Send;
 }

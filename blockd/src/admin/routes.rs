@@ -45,6 +45,7 @@ pub fn router<C: Control>(control: Arc<C>) -> Router {
         .route(&op(VolumeOp::Demote), post(demote::<C>))
         .route(&op(VolumeOp::Resync), post(resync::<C>))
         .route(&op(VolumeOp::Verify), post(verify::<C>))
+        .route(&op(VolumeOp::Scrub), post(scrub::<C>))
         .route(routes::PEERS, get(list_peers::<C>))
         .route(routes::PEER_INVITE, post(invite_peer::<C>))
         .route(routes::PEER_JOIN, post(join_peer::<C>))
@@ -222,4 +223,8 @@ async fn resync<C: Control>(State(control): Daemon<C>, Named(volume): Volume, Do
 
 async fn verify<C: Control>(State(control): Daemon<C>, Named(volume): Volume, _: Nothing) -> Response {
     stream("verify", OnHangup::Cancel, |sink| async move { control.verify(volume, sink).await }).await
+}
+
+async fn scrub<C: Control>(State(control): Daemon<C>, Named(volume): Volume, _: Nothing) -> Response {
+    stream("scrub", OnHangup::Cancel, |sink| async move { control.scrub(volume, sink).await }).await
 }

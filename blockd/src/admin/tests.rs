@@ -5,8 +5,8 @@ use crate::unix_socket::SocketAccess;
 use blockd_api::{
     ApiError, BeginDrill, Condition, CreateVolume, DeleteVolume, Demote, Done, Drill, DrillList, ErrorCode, ErrorDocument, Event, Export,
     Invite, InvitePeer, JoinPeer, MAX_REQUEST_BYTES, Peer, PeerList, PointList, Progress, Promote, Promotion, PromotionKind, Replicate,
-    ResizeVolume, Resync, Resynced, SetMode, SiteName, Snapshot, Status, StopReplication, Unexport, Verification, VolumeInfo, VolumeList,
-    VolumeName, VolumeStatus,
+    ResizeVolume, Resync, Resynced, ScrubStatus, SetMode, SiteName, Snapshot, Status, StopReplication, Unexport, Verification, VolumeInfo,
+    VolumeList, VolumeName, VolumeStatus,
 };
 use serde_json::Value;
 use std::{path::PathBuf, time::Duration};
@@ -121,12 +121,15 @@ impl Control for Fake {
         self.go_on.notified().await;
         progress.report(Progress::blocks("final cut", 2, Some(2)));
         self.finished.notify_one();
-        Ok(Promotion { kind: PromotionKind::Handover, epoch: 9, generation: 2, seconds: 0.5, lost_bytes: Some(0) })
+        Ok(Promotion { kind: PromotionKind::Handover, epoch: 9, generation: 2, seconds: 0.5, lost_bytes: Some(0), damaged_blocks: 0 })
     }
     async fn demote(&self, _: VolumeName, _: Demote, _: ProgressSink) -> Outcome<VolumeStatus> {
         refused()
     }
     async fn resync(&self, _: VolumeName, _: Resync, _: ProgressSink) -> Outcome<Resynced> {
+        refused()
+    }
+    async fn scrub(&self, _: VolumeName, _: ProgressSink) -> Outcome<ScrubStatus> {
         refused()
     }
     async fn verify(&self, _: VolumeName, progress: ProgressSink) -> Outcome<Verification> {

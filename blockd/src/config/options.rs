@@ -105,6 +105,7 @@ options! {
     sections {
         sockets: SocketOptions,
         journal: JournalOptions,
+        proof: ProofOptions,
         spill: SpillOptions,
         transport: TransportOptions,
         nbd: NbdOptions,
@@ -221,6 +222,19 @@ options! {
         /// [default: everything but the system's own directories]
         #[arg(id = "sandbox-paths", long = "sandbox-paths", value_name = "DIR,…", value_delimiter = ',')]
         paths: Vec<PathBuf>,
+    }
+}
+
+options! {
+    /// `[proof]`: checking that what is kept is what was written.
+    ProofOptions {
+        /// How long after the end of one look through a standby's image the next one begins; 0s for only when asked [default: 7d]
+        #[arg(long = "proof-scrub", value_name = "DURATION")]
+        scrub: Span,
+        /// Most that is read for it in a second [default: 10MiB]
+        #[arg(long = "proof-scrub-rate", value_name = "SIZE")]
+        #[serde(alias = "scrub-rate")]
+        scrub_rate: Size,
     }
 }
 

@@ -1,6 +1,7 @@
 //! From arguments and files to a configuration, or to one line that helps.
 
 use super::*;
+use replicator::standby::ScrubPace;
 use replicator::undo::Thin;
 use std::io::Write;
 
@@ -59,6 +60,9 @@ fn a_file_sets_every_key_and_flags_win() {
         admin_mode = "600"
         [journal]
         quota = "2G"
+        [proof]
+        scrub = "1d"
+        scrub_rate = "20MiB"
         [spill]
         quota = "1GiB"
         memory = "8MiB"
@@ -105,6 +109,7 @@ fn a_file_sets_every_key_and_flags_win() {
             thin: [Thin { after_ms: 7_200_000, every_ms: 60_000 }, Thin { after_ms: 86_400_000, every_ms: 3_600_000 }],
             crowd: 100,
         },
+        proof: ProofConfig { scrub: ScrubPace { every: Some(Duration::from_secs(86_400)), bytes_per_second: 20 << 20 } },
         transport: TransportConfig {
             congestion: Congestion::Bbr,
             bandwidth: "500Mbit".parse().unwrap(),
@@ -126,7 +131,7 @@ fn every_flag_is_a_key_of_the_file() {
     assert!(flags.len() > 15, "{flags:?}");
     for flag in flags {
         let key = flag.replace('-', "_");
-        let sections = ["sockets", "journal", "spill", "transport", "nbd", "vhost_user", "sandbox", "danger_zone"];
+        let sections = ["sockets", "journal", "proof", "spill", "transport", "nbd", "vhost_user", "sandbox", "danger_zone"];
         let line = match sections.iter().find_map(|section| Some((section, key.strip_prefix(&format!("{section}_"))?))) {
             Some((section, key)) => format!("[{section}]\n{key} = {{}}"),
             None => format!("{key} = {{}}"),
@@ -177,6 +182,7 @@ fn values_that_make_no_sense_name_the_key_and_the_cure() {
         ("[nbd]\ntls_certificate = \"/x\"", "nbd.tls_key: missing: give the key of nbd.tls_certificate"),
         ("[nbd]\ntls_required = true", "nbd.tls_required: of no use without a certificate: set nbd.tls_certificate, too"),
         ("[nbd]\ntls_client_ca = \"/x\"", "nbd.tls_client_ca: of no use without a certificate"),
+        ("[proof]\nscrub_rate = \"9\"", "proof.scrub_rate: "),
         ("state_dir = \"\"", "state_dir: \"\" is no path"),
     ] {
         let error = error_of(text);

@@ -17,6 +17,7 @@ mod overtaken;
 mod part;
 mod points;
 mod promotion;
+mod proof;
 mod replication;
 mod settings;
 mod sites;
@@ -97,6 +98,7 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots) -> Result<(
         spill_memory_bytes: config.spill_memory.bytes(),
         journal_quota_bytes: config.journal_quota.bytes(),
         keep: config.keep,
+        scrub: config.proof.scrub,
         grants: grants.clone(),
         open: BTreeMap::new(),
         drills: BTreeMap::new(),

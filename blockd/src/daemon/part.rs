@@ -13,7 +13,7 @@ use replicator::primary::connection::Route;
 use replicator::primary::memory::{self, EpochNumbers};
 use replicator::primary::{OnStanding, Orders, Replica, Setup, Told};
 use replicator::site_link::request::{SettingsRecord, lineage_of, parse_id};
-use replicator::standby::{Place, SegmentDir, Standby, StandbyService, UndoDisk};
+use replicator::standby::{DigestsOnDisk, Place, SegmentDir, Standby, StandbyService, UndoDisk};
 use replicator_engine::acknowledgement::{OnDisconnect, Promise, Rules, Standing};
 use replicator_engine::generation::{Id, Lineage};
 use replicator_engine::sender::{Cuts, Known, Settings};
@@ -175,19 +175,20 @@ impl Volumes {
         let id = volume_id(record)?;
         let (catalogue, image) = (self.catalogue.clone(), volume.image.clone());
         let (dir, quota_bytes) = (self.state_dir.journal(&record.id), self.journal_quota_bytes);
-        let (undo, keep) = (self.state_dir.undo(&record.id), self.keep);
+        let (undo, keep, digests) = (self.state_dir.undo(&record.id), self.keep, self.state_dir.digests(&record.id));
         let open = move || {
             let catalogue: Arc<dyn Catalogue> = catalogue.clone();
             let missing = || std::io::Error::new(std::io::ErrorKind::NotFound, "the catalogue does not say where the copy stands");
             let place = Place::load(id, &*catalogue)?.ok_or_else(missing)?;
             let disk = undo_disk(&image, &undo[0]);
             let mut standby = Standby::open(place, SegmentDir::open(&dir)?, quota_bytes, Arc::new(image.clone()), catalogue)?;
+            standby.check_digests(Box::new(DigestsOnDisk::open(&digests)?))?;
             let [all, fewer, fewest] = &undo;
             standby.keep_points([SegmentDir::open(all)?, SegmentDir::open(fewer)?, SegmentDir::open(fewest)?], keep)?;
             standby.set_undo_disk(disk);
             Ok(standby)
         };
-        let service = StandbyService::start(Box::new(open)).map_err(|error| ApiError::new(ErrorCode::Io, error.to_string()))?;
+        let service = StandbyService::start(Box::new(open), self.scrub).map_err(|error| ApiError::new(ErrorCode::Io, error.to_string()))?;
         Ok(Part::Standby(Arc::new(service)))
     }
 }

@@ -86,8 +86,9 @@ impl Daemon {
         if kind == PromotionKind::Failover {
             self.note_parted(name, common_unix_ms).await;
         }
+        let damaged_blocks = standby.status().borrow().health.as_ref().map_or(0, |health| health.damaged);
         tracing::info!(volume = %name, ?kind, epoch, generation, "promoted");
-        Ok(Promotion { kind, epoch, generation, seconds: began.elapsed().as_secs_f64(), lost_bytes })
+        Ok(Promotion { kind, epoch, generation, seconds: began.elapsed().as_secs_f64(), lost_bytes, damaged_blocks })
     }
 
     /// Since when this site has what the other one lacks: for the status alone.
@@ -127,6 +128,10 @@ impl Daemon {
         };
         if settled.base != Base::Point {
             return Err(wrong_state(format!("{name} has no recovery point here"), "at the primary, `tern wait --for in-sync`"));
+        }
+        if !settled.damaged.is_empty() {
+            let (blocks, first) = (settled.damaged.len(), settled.damaged.min());
+            tracing::error!(volume = %name, blocks, first, "promoted with blocks that this site's disk did not give back as they came");
         }
         if let Some(epoch) = expected.filter(|epoch| *epoch != settled.epoch) {
             let message = format!("{name} was handed over at recovery point {epoch}, but this copy stands at {}", settled.epoch);
@@ -277,7 +282,14 @@ impl Daemon {
         volume.gate.reopen();
         let generation = lineage_of(&record.lineage).map_or(0, |lineage| lineage.current().counter);
         let epoch = volume.intake.tracker().open_epoch();
-        Ok(Promotion { kind: PromotionKind::Failover, epoch, generation, seconds: began.elapsed().as_secs_f64(), lost_bytes: Some(0) })
+        Ok(Promotion {
+            kind: PromotionKind::Failover,
+            epoch,
+            generation,
+            seconds: began.elapsed().as_secs_f64(),
+            lost_bytes: Some(0),
+            damaged_blocks: 0,
+        })
     }
 
     /// Both sites were primary: this one stays it, in a generation of its own, by which the other one sees that this was decided.
@@ -300,6 +312,13 @@ impl Daemon {
             return Err(ApiError::new(ErrorCode::Io, format!("{name} is primary here, but its replication does not start: see the log")));
         }
         let generation = lineage.current().counter;
-        Ok(Promotion { kind: PromotionKind::Failover, epoch, generation, seconds: began.elapsed().as_secs_f64(), lost_bytes: None })
+        Ok(Promotion {
+            kind: PromotionKind::Failover,
+            epoch,
+            generation,
+            seconds: began.elapsed().as_secs_f64(),
+            lost_bytes: None,
+            damaged_blocks: 0,
+        })
     }
 }

@@ -9,6 +9,7 @@
 //! | `spill/` | unnamed files with kept content |
 //! | `journals/` | epochs on their way into standby images |
 //! | `undo/` | what those images held before |
+//! | `digests/` | what their blocks are known by |
 
 use replicator::undo::LEVELS;
 use rustix::fs::{FlockOperation, Mode};
@@ -64,7 +65,7 @@ impl StateDir {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(StateDirError::Locked(path.into())),
             Err(error) => return Err(failed(error.into())),
         }
-        for part in ["catalogue", "images", "spill", "journals", "undo"] {
+        for part in ["catalogue", "images", "spill", "journals", "undo", "digests"] {
             make_private_dir(&path.join(part)).map_err(failed)?;
         }
         Ok(Self { path: path.into(), _lock: lock })
@@ -93,6 +94,11 @@ impl StateDir {
     /// Where the undo of the volume with this id goes: a directory for each level.
     pub fn undo(&self, id: &str) -> [PathBuf; LEVELS] {
         std::array::from_fn(|level| self.path.join("undo").join(format!("{id}.{level}")))
+    }
+
+    /// Where the digests of the volume with this id go.
+    pub fn digests(&self, id: &str) -> PathBuf {
+        self.path.join("digests").join(id)
     }
 
     /// Where kept content is spilled to.

@@ -2,6 +2,7 @@
 
 use super::lease::status as lease;
 use super::part::{Part, rules};
+use super::proof;
 use super::settings::schedule_of;
 use super::volumes::{OpenVolume, Unopened};
 use crate::catalogue::{PeerRecord, RecordedRole, VolumeRecord};
@@ -92,6 +93,7 @@ fn recorded_status(record: &VolumeRecord) -> VolumeStatus {
         lease: None,
         points: 0,
         undo_bytes: 0,
+        scrub: None,
         diverged: None,
     }
 }
@@ -248,6 +250,7 @@ fn of_standby(status: &mut VolumeStatus, seen: &StandbyStatus) {
     status.last_error = seen.error.clone().or_else(|| seen.points_lost.clone());
     status.points = seen.points as u64;
     status.undo_bytes = seen.undo_bytes;
+    proof::of_standby(status, seen);
 }
 
 /// Whether a primary that has just attached owes nothing: in mode `snapshot`, until the next cut is due.

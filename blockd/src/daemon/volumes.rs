@@ -16,7 +16,7 @@ use replicator::catalogue::{Catalogue, Persist};
 use replicator::counters::Counters;
 use replicator::intake::{ActivityLog, Intake, KeptLimits, extent_blocks};
 use replicator::primary::memory::{self, EpochNumbers};
-use replicator::standby::Place;
+use replicator::standby::{Place, ScrubPace};
 use replicator::undo::Keep;
 use replicator_engine::block::{BLOCK_BYTES, MAX_BLOCKS, block_count};
 use replicator_engine::generation::{Id, Lineage};
@@ -47,6 +47,8 @@ pub(super) struct Volumes {
     pub journal_quota_bytes: u64,
     /// Which recovery points standbys keep.
     pub keep: Keep,
+    /// How their images are looked through.
+    pub scrub: ScrubPace,
     pub grants: Arc<Grants>,
     pub open: BTreeMap<VolumeName, OpenVolume>,
     /// Copies of recovery points that are served.
@@ -294,8 +296,9 @@ impl Volumes {
         forgotten.map_err(io_error)
     }
 
-    /// Removes what leads back to older recovery points: the image is written to without it from now on.
+    /// Removes what leads back to older recovery points, and what the image's blocks are known by: it is written to without them from now on.
     pub fn forget_points(&self, id: &str) -> io::Result<()> {
+        if_there(std::fs::remove_file(self.state_dir.digests(id)))?;
         self.state_dir.undo(id).iter().try_for_each(|level| if_there(std::fs::remove_dir_all(level)))
     }
 

@@ -57,6 +57,17 @@ const WHOLE: &[(&str, &str, MetricType, Read<u64>)] = &[
 const OPTIONAL: &[(&str, &str, Read<Option<f64>>)] = &[
     ("rpo_seconds", "Age of the oldest acknowledged write that is not in a committed epoch", |volume| volume.rpo_seconds),
     ("lease_left_seconds", "What is left of the lease that this primary needs", |volume| volume.lease.as_ref()?.left_seconds),
+    ("scrub_damaged_blocks", "Blocks that a standby's disk has lost, and that are to be sent again", |volume| {
+        Some(volume.scrub.as_ref()?.damaged_blocks as f64)
+    }),
+    ("scrub_found_blocks", "Lost blocks that were found, ever", |volume| Some(volume.scrub.as_ref()?.found_blocks as f64)),
+    ("scrub_repaired_blocks", "Lost blocks that were sent again, ever", |volume| Some(volume.scrub.as_ref()?.repaired_blocks as f64)),
+    ("scrub_unknown_blocks", "Blocks of a standby that cannot be checked before a verify", |volume| {
+        Some(volume.scrub.as_ref()?.unknown_blocks as f64)
+    }),
+    ("scrub_timestamp_seconds", "When a standby's image was looked through last", |volume| {
+        Some(volume.scrub.as_ref()?.last?.unix_seconds() as f64)
+    }),
     ("rpo_target_seconds", "The age that was asked for", |volume| volume.rpo_target_seconds),
     ("evacuation_seconds", "How long an evacuation would take now", |volume| volume.evacuation_seconds),
     ("point_age_seconds", "Time since the newest recovery point was cut", |volume| volume.point_age_seconds),
@@ -304,6 +315,7 @@ mod tests {
             lease: None,
             points: 1,
             undo_bytes: 1,
+            scrub: None,
             diverged: None,
         }
     }

@@ -1,5 +1,6 @@
 //! Answering which of the primary's blocks differ here.
 
+use super::checked::Checked;
 use super::staged::StagedContent;
 use super::{Standby, StandbyError, WRITE_BLOCKS};
 use crate::codec::{fingerprint, is_zero};
@@ -16,15 +17,18 @@ impl<F: SegmentFiles> Standby<F> {
             self.staged = Some(StagedContent::read(&self.journal, &mut self.decoder)?);
         }
         let staged = self.staged.as_ref().filter(|_| compare.against == Against::Epoch);
-        let mut different = RoaringBitmap::new();
+        let (mut different, checked) = (RoaringBitmap::new(), self.checked.clone());
         let mut fingerprints = compare.fingerprints.iter();
         let zero = fingerprint(&[0; BLOCK_BYTES]);
         for (run, content) in &compare.runs {
             match content {
                 Content::Data => self.read_pieces(*run, |block, content| {
-                    let here = staged.and_then(|staged| staged.fingerprint(block)).unwrap_or_else(|| fingerprint(content));
+                    let from_journal = staged.and_then(|staged| staged.fingerprint(block));
+                    let here = from_journal.unwrap_or_else(|| fingerprint(content));
                     if fingerprints.next() != Some(&here) {
                         different.insert(block);
+                    } else if let (Some(checked), None) = (&checked, from_journal) {
+                        checked.confirm(block, &here, content);
                     }
                 })?,
                 Content::Zero => {
@@ -57,8 +61,27 @@ impl<F: SegmentFiles> Standby<F> {
         }
         equal -= &different;
         let equal: Vec<Run> = runs(&equal).collect();
+        if let Some(checked) = &checked {
+            self.learn(checked, compare, &different);
+        }
         self.receiver.handle_compared(compare.against, &equal);
         Ok(Compared { ticket: compare.ticket, different: runs(&different).collect() })
+    }
+
+    /// What a question says of the image: where it has zeroes as the primary has, and where perhaps its disk has lost something.
+    fn learn(&self, checked: &Checked, compare: &Compare, different: &RoaringBitmap) {
+        for (run, _) in compare.runs.iter().filter(|(_, content)| *content == Content::Zero) {
+            let mut zeroes = RoaringBitmap::new();
+            zeroes.insert_range(run.blocks());
+            zeroes -= different;
+            if let Some(staged) = &self.staged {
+                staged.range(run.blocks()).for_each(|(block, _)| _ = zeroes.remove(block));
+            }
+            runs(&zeroes).for_each(|run| checked.confirm_zeroes(run));
+        }
+        if compare.against == Against::Point {
+            runs(different).for_each(|run| checked.check(run));
+        }
     }
 
     /// Shows each block of `run` as it is in the image; beyond its end are zeroes.

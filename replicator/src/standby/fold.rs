@@ -156,6 +156,15 @@ impl<F: SegmentFiles> Fold<F> {
         self.lose(format!("the older recovery points were given up{cure}: {why}"));
     }
 
+    /// The points up to this one cannot be shown: `why` is told.
+    pub fn give_up_until(&mut self, epoch: Epoch, why: &io::Error) {
+        tracing::error!(epoch, error = %why, "what leads back to older recovery points cannot be read: they are given up up to this one");
+        match self.undo.as_mut().map(|undo| undo.drop_until(epoch)) {
+            Some(Err(error)) => self.give_up(&error),
+            _ => self.lose(format!("the recovery points up to {epoch} cannot be read any more: {why}")),
+        }
+    }
+
     /// A point is not read any more. What was kept for it alone goes.
     pub fn unpin(&mut self, epoch: Epoch) {
         self.undo.iter_mut().for_each(|undo| undo.unpin(epoch));
@@ -269,7 +278,7 @@ impl<F: SegmentFiles> Standby<F> {
         let Some(Batch { point: Some(point), until, to_save: Some(to_save) }) = &self.fold.batch else { return Ok(false) };
         let (point, until, since) = (*point, *until, self.fold.shown.unwrap_or(*point).epoch);
         let some: RoaringBitmap = to_save.iter().take(SAVE_BLOCKS as usize).collect();
-        let (which, content) = self.read_blocks(&some)?;
+        let (which, content) = self.read_to_save(&some)?;
         let Some(undo) = &mut self.fold.undo else { return Ok(false) };
         let done = if some.is_empty() { undo.seal(point, since, until) } else { undo.save(&which, &content) };
         match done {
@@ -292,7 +301,7 @@ impl<F: SegmentFiles> Standby<F> {
         Ok(true)
     }
 
-    fn read_blocks(&self, blocks: &RoaringBitmap) -> io::Result<(Vec<Run>, Vec<u8>)> {
+    pub(super) fn read_blocks(&self, blocks: &RoaringBitmap) -> io::Result<(Vec<Run>, Vec<u8>)> {
         let (which, mut content): (Vec<Run>, Vec<u8>) = (runs(blocks).collect(), Vec::new());
         for run in &which {
             self.read_pieces(*run, |_, block| content.extend_from_slice(block))?;

@@ -7,11 +7,14 @@
 //!
 //! Before the first recovery point, content goes straight into the image. One thread owns a [`Standby`]; every call may block on the disk.
 
+mod checked;
 mod compare;
 pub mod connection;
 mod fold;
 mod past;
 mod place;
+mod scrub;
+mod scrubbing;
 mod segments;
 mod service;
 mod staged;
@@ -19,9 +22,12 @@ mod status;
 mod trouble;
 mod views;
 
+pub use checked::{DIGEST_BYTES, DigestsOnDisk, Health};
 pub use fold::UndoDisk;
 pub use past::PastError;
 pub use place::Place;
+pub use scrub::{Round, Step as ScrubStep};
+pub use scrubbing::ScrubPace;
 pub use segments::SegmentDir;
 pub use service::{Open, StandbyService};
 pub use status::{Settled, StandbyStatus};
@@ -33,6 +39,7 @@ use crate::disk::{BlockDevice, Pages, SegmentFiles};
 use crate::journal::{Journal, JournalError};
 use crate::undo::Point;
 use bytes::Bytes;
+use checked::Checked;
 use fold::Fold;
 use replicator_engine::block::Run;
 use replicator_engine::generation::{Generation, Lineage};
@@ -58,6 +65,8 @@ pub struct Standby<F> {
     /// Fingerprints of what an attempt that was broken off left in the journal; only while a stream may ask for them.
     staged: Option<StagedContent>,
     image: Arc<dyn BlockDevice>,
+    /// The same, if its blocks are known by their digests.
+    checked: Option<Arc<Checked>>,
     catalogue: Arc<dyn Catalogue>,
     decoder: Decoder,
 }
@@ -111,7 +120,8 @@ impl<F: SegmentFiles> Standby<F> {
         let receiver = place.receiver(unconfirmed);
         let fold = Fold::new(place.load_point(&*catalogue)?);
         let cut_unix_ms = cut_unix_ms.or(fold.shown().filter(|point| point.epoch == place.committed).map(|point| point.cut_unix_ms));
-        let mut standby = Self { receiver, place, cut_unix_ms, journal, fold, staged: None, image, catalogue, decoder: Decoder::new()? };
+        let mut standby =
+            Self { receiver, place, cut_unix_ms, journal, fold, staged: None, image, checked: None, catalogue, decoder: Decoder::new()? };
         // A grown image may not have been grown yet when the power went.
         standby.grow(standby.place.size_bytes)?;
         standby.begin_fold()?;

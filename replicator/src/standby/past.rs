@@ -120,6 +120,7 @@ impl<F: SegmentFiles> Standby<F> {
             content[at..at + block.len()].copy_from_slice(block);
             at += block.len();
         })?;
+        self.check_read(run, content, |block| view.has(block))?;
         match &mut self.fold.undo {
             Some(undo) => Ok(undo.read(view, run, content)?),
             None => Err(not_kept),

@@ -111,7 +111,7 @@ impl Place {
 
     /// Forgets where a copy stood that is deleted.
     pub fn forget(volume: Id, catalogue: &dyn Catalogue) -> io::Result<()> {
-        let changes = ["line", "copy", "fold", "point", "back", "void"].map(|part| (key(volume, part), None));
+        let changes = ["line", "copy", "fold", "point", "back", "void", super::checked::KEY].map(|part| (key(volume, part), None));
         catalogue.apply(&changes, Persist::Synced)
     }
 
@@ -133,7 +133,7 @@ fn load_commit(volume: Id, part: &str, catalogue: &dyn Catalogue) -> io::Result<
     }
 }
 
-fn key(volume: Id, part: &str) -> Vec<u8> {
+pub(super) fn key(volume: Id, part: &str) -> Vec<u8> {
     format!("standby/{volume}/{part}").into_bytes()
 }
 

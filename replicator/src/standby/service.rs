@@ -1,8 +1,9 @@
 //! The thread that owns a standby: frames in, answers out, folding in between.
 
+use super::scrubbing::{Asked, Scrub, ScrubPace};
 use super::trouble::{Trouble, Work};
 use super::views::{Ask, OpenView, Views};
-use super::{PastError, Place, Settled, Standby, StandbyError, StandbyStatus};
+use super::{Health, PastError, Place, Settled, Standby, StandbyError, StandbyStatus};
 use crate::clock::unix_ms;
 use crate::disk::SegmentFiles;
 use crate::journal::JournalError;
@@ -41,6 +42,7 @@ pub(super) enum Input {
     SettleAt(Epoch, oneshot::Sender<Result<Settled, PastError>>),
     Points(oneshot::Sender<io::Result<Vec<Kept>>>),
     View(Ask),
+    Scrub(Asked),
     Resume,
     Stop,
 }
@@ -57,8 +59,9 @@ pub struct StandbyService {
 
 impl StandbyService {
     /// Starts the thread. An error is what is wrong with the journal.
-    pub fn start<F: SegmentFiles + 'static>(open: Open<F>) -> Result<Self, JournalError> {
-        let standby = open()?;
+    pub fn start<F: SegmentFiles + 'static>(open: Open<F>, pace: ScrubPace) -> Result<Self, JournalError> {
+        let (standby, mut scrub) = (open()?, Scrub::new(pace));
+        scrub.handle_opened(&standby);
         let (inbox, inputs) = mpsc::channel();
         let (publish, status) = watch::channel(StandbyStatus::default());
         let mut shell = Shell {
@@ -72,6 +75,7 @@ impl StandbyService {
             fold_not_before: None,
             log_limit: LogLimit::new(),
             views: Views::default(),
+            scrub,
         };
         shell.publish();
         let thread = std::thread::Builder::new().name("tern-standby".into()).spawn(move || shell.run(&inputs));
@@ -113,6 +117,13 @@ impl StandbyService {
         Ok(OpenView::new(id, point, self.inbox.clone()))
     }
 
+    /// Looks through the whole image and the undo, at the pace that was set; how it fares then.
+    pub async fn scrub(&self) -> io::Result<Health> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Input::Scrub(reply));
+        answer.await.unwrap_or_else(|_| Err(is_stopping()))
+    }
+
     /// Takes primaries again.
     pub fn resume(&self) {
         self.tell(Input::Resume);
@@ -144,27 +155,28 @@ impl Drop for StandbyService {
 
 /// How far a primary has come since it connected.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Progress {
+pub(super) enum Progress {
     Connected,
     Attached,
     Committed,
 }
 
-struct Shell<F> {
+pub(super) struct Shell<F> {
     /// `None` after its disk failed, until it is opened again.
-    standby: Option<Standby<F>>,
+    pub(super) standby: Option<Standby<F>>,
     open: Open<F>,
     connection: Option<(Session, tokio_mpsc::Sender<Bytes>)>,
     /// What has come of the connection.
-    progress: Progress,
+    pub(super) progress: Progress,
     status: watch::Sender<StandbyStatus>,
     /// Whether the image must stay as it is.
-    settled: bool,
+    pub(super) settled: bool,
     trouble: Trouble,
     /// After folding failed: when it is tried again.
     fold_not_before: Option<Instant>,
     log_limit: LogLimit,
     views: Views,
+    pub(super) scrub: Scrub,
 }
 
 impl<F: SegmentFiles> Shell<F> {
@@ -175,8 +187,10 @@ impl<F: SegmentFiles> Shell<F> {
                 Err(TryRecvError::Disconnected) => return,
                 Err(TryRecvError::Empty) if self.fold() || self.tidy() => continue,
                 Err(TryRecvError::Empty) => {
+                    self.scrub();
                     self.publish();
                     let wait = self.fold_not_before.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
+                    let wait = wait.min(self.scrub.wait());
                     match inputs.recv_timeout(wait) {
                         Ok(input) => input,
                         Err(RecvTimeoutError::Timeout) => continue,
@@ -185,7 +199,7 @@ impl<F: SegmentFiles> Shell<F> {
                 }
             };
             match input {
-                Input::Stop => return,
+                Input::Stop => return self.standby.iter().for_each(Standby::remember_health),
                 // The stream ends with its sink; the primary tries again.
                 Input::Connected(..) if self.settled => {}
                 Input::Resume => self.settled = false,
@@ -199,6 +213,7 @@ impl<F: SegmentFiles> Shell<F> {
                 Input::SettleAt(epoch, reply) => drop(reply.send(self.settle_at(epoch))),
                 Input::Points(reply) => drop(reply.send(self.points())),
                 Input::View(ask) => self.show(ask),
+                Input::Scrub(asked) => self.scrub_now(asked),
                 Input::Disconnected(_) | Input::Frame(..) => {}
             }
             while self.unfolded_bytes() > MAX_UNFOLDED_BYTES && self.fold() {}
@@ -212,6 +227,7 @@ impl<F: SegmentFiles> Shell<F> {
     fn disconnect(&mut self) {
         self.connection = None;
         self.progress = Progress::Connected;
+        self.scrub.handle_disconnected();
         if let Some(standby) = &mut self.standby {
             standby.handle_disconnected();
         }
@@ -232,6 +248,7 @@ impl<F: SegmentFiles> Shell<F> {
                 self.progress = progress.unwrap_or(self.progress);
                 self.answer(answer);
                 if progress.is_some() {
+                    self.ask_for_repair();
                     self.publish();
                 }
             }
@@ -282,7 +299,7 @@ impl<F: SegmentFiles> Shell<F> {
         self.disconnect();
     }
 
-    fn reopen(&mut self) -> Result<(), JournalError> {
+    pub(super) fn reopen(&mut self) -> Result<(), JournalError> {
         if self.standby.is_none() {
             match (self.open)() {
                 Ok(standby) => self.views.reopen(self.standby.insert(standby)),
@@ -297,7 +314,7 @@ impl<F: SegmentFiles> Shell<F> {
         Ok(())
     }
 
-    fn answer(&mut self, message: Message) {
+    pub(super) fn answer(&mut self, message: Message) {
         let (Some((_, sink)), Some(lineage)) = (&self.connection, self.lineage()) else { return };
         let sent = sink.try_send(Envelope { generation: lineage.current(), message }.encode());
         if let Err(TrySendError::Full(_)) = sent {
@@ -365,7 +382,7 @@ impl<F: SegmentFiles> Shell<F> {
         self.publish();
         let Some(standby) = &self.standby else { unreachable!("it is settled") };
         let Place { base, size_bytes, lineage, committed: epoch, .. } = standby.place().clone();
-        Settled { epoch, lineage, base, size_bytes }
+        Settled { epoch, lineage, base, size_bytes, damaged: standby.damaged() }
     }
 
     fn points(&mut self) -> io::Result<Vec<Kept>> {
@@ -403,6 +420,8 @@ impl<F: SegmentFiles> Shell<F> {
             status.undo_bytes = standby.undo_bytes();
             status.points_lost = standby.lost_points().map(str::to_owned);
             status.cut_unix_ms = standby.cut_unix_ms();
+            status.health = standby.health();
+            status.scrubbing = self.scrub.is_under_way();
         }
         self.status.send_if_modified(|old| {
             std::mem::swap(old, &mut status);

@@ -1,8 +1,10 @@
 //! What the rest of the daemon sees of a standby.
 
+use super::Health;
 use replicator_engine::generation::Lineage;
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::Base;
+use roaring::RoaringBitmap;
 
 /// What the rest of the daemon sees of a standby.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,6 +33,10 @@ pub struct StandbyStatus {
     pub points_lost: Option<String>,
     /// Size at the newest recovery point.
     pub size_bytes: u64,
+    /// How the image fares; `None` where nobody checks it.
+    pub health: Option<Health>,
+    /// Whether it is being looked through.
+    pub scrubbing: bool,
     /// What failed, until it works again.
     pub error: Option<String>,
     /// Whether what failed was for want of room.
@@ -48,4 +54,6 @@ pub struct Settled {
     pub base: Base,
     /// Size of the volume at the recovery point; the image may be larger.
     pub size_bytes: u64,
+    /// Blocks that the disk does not give back as they came.
+    pub damaged: RoaringBitmap,
 }

@@ -151,6 +151,11 @@ impl<F: SegmentFiles> Level<F> {
         self.log.clear()
     }
 
+    /// Reads the records from one place up to another, or to the end of the last batch, against their checksums.
+    pub fn check(&self, from: Position, to: Option<Position>) -> io::Result<()> {
+        self.log.check(from, to.unwrap_or(self.log.committed()))
+    }
+
     /// Reads a piece.
     pub fn read(&self, at: Position) -> io::Result<Blocks> {
         match self.log.message(at)? {

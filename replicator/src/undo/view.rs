@@ -50,6 +50,11 @@ impl Decoded {
 }
 
 impl View {
+    /// Whether the block is not as it is in the image.
+    pub fn has(&self, block: BlockNumber) -> bool {
+        self.blocks.contains_key(&block)
+    }
+
     /// The blocks that are not as they are in the image, in runs; those whose content lies together come together.
     pub fn changed(&self) -> Vec<Run> {
         let mut blocks: Vec<_> = self.blocks.iter().map(|(block, piece)| (*piece, *block)).collect();

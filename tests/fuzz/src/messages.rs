@@ -112,7 +112,8 @@ impl Writer {
                 Message::Attached(Attached { replica: Id([8 + bytes.u8() % 2; 16]), committed: number(bytes, acked), base: base(bytes) })
             }
             2..5 => Message::Committed(number(bytes, acked)),
-            5 | 6 => Message::Compared(Compared { ticket: number(bytes, 0) & !(1 << 63), different: runs(bytes) }),
+            5 => Message::Damaged(runs(bytes)),
+            6 => Message::Compared(Compared { ticket: number(bytes, 0) & !(1 << 63), different: runs(bytes) }),
             _ => Message::Refused(Refused { reason: Refusal::Stale, text: "no".into(), lineage: lineage(bytes) }),
         };
         self.frame(bytes, message)

@@ -6,6 +6,13 @@ use crate::tracker::Tracker;
 use roaring::RoaringBitmap;
 
 impl Sender {
+    /// The standby's disk has lost these blocks: they go with the next epoch, as though they had been written again.
+    pub(super) fn handle_damaged(&mut self, tracker: &Tracker, damaged: &[Run]) {
+        let mut blocks = RoaringBitmap::new();
+        damaged.iter().for_each(|run| _ = blocks.insert_range(run.blocks()));
+        tracker.mark(&(blocks & self.all_blocks()), None);
+    }
+
     /// Blocks that are sent or frozen and not yet acknowledged, beside the tracker's maps.
     pub fn unacknowledged(&self) -> RoaringBitmap {
         let mut blocks = RoaringBitmap::new();

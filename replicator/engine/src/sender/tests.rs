@@ -74,6 +74,15 @@ fn a_small_epoch_is_cut_when_due_shipped_and_committed() {
     assert_eq!(sender.known(), Some(Known { replica: Some(id(8)), acked: 5 }));
 }
 
+#[test]
+fn blocks_that_the_standbys_disk_has_lost_go_with_the_next_epoch() {
+    let (mut sender, tracker) = online();
+    sender.handle_message(&tracker, Message::Damaged(vec![run(10, 2), run(1 << 18, 7)]), 0).unwrap();
+    assert_eq!(tracker.open().len(), 2, "none is beyond the volume's end");
+    cut(&mut sender, &tracker, 1250);
+    assert_eq!(ship_frozen(&mut sender, &tracker, 1250), [run(10, 2)]);
+}
+
 /// Lesson: a dirty bit is cleared by the acknowledgement of that write only (drbd#145).
 #[test]
 fn a_write_while_its_block_is_under_way_leaves_it_dirty() {

@@ -52,6 +52,7 @@ impl Envelope {
             130 => Message::Refused(Refused { reason: input.refusal()?, text: input.text()?, lineage: input.lineage()? }),
             131 => Message::Compared(Compared { ticket: input.u64()?, different: input.runs(MAX_DIFFERENT_RUNS)? }),
             132 => Message::Committed(input.epoch()?),
+            133 => Message::Damaged(input.runs(MAX_RUNS)?),
             other => return Err(DecodeError::UnknownKind(other)),
         };
         if input.0.has_remaining() { Err(DecodeError::Surplus) } else { Ok(Self { generation, message }) }

@@ -28,6 +28,7 @@ impl Message {
             Self::Refused(_) => 130,
             Self::Compared(_) => 131,
             Self::Committed(_) => 132,
+            Self::Damaged(_) => 133,
         }
     }
 
@@ -81,6 +82,7 @@ impl Message {
                 put_runs(out, &compared.different);
             }
             Self::Committed(epoch) => out.put_u64_le(*epoch),
+            Self::Damaged(runs) => put_runs(out, runs),
         }
     }
 }

@@ -38,7 +38,7 @@ fn attached(base: Base) -> Message {
     Message::Attached(Attached { replica: Id([0x88; 16]), committed: 17, base })
 }
 
-fn messages() -> [(&'static str, Message); 10] {
+fn messages() -> [(&'static str, Message); 11] {
     let mut compare = Compare::new(7, Against::Epoch);
     compare.add(9, fingerprint(&content()));
     compare.add_zeroes(run(20, 900));
@@ -54,6 +54,7 @@ fn messages() -> [(&'static str, Message); 10] {
         ("refused", Message::Refused(refused)),
         ("compared", Message::Compared(Compared { ticket: 7, different: vec![run(9, 1)] })),
         ("committed", Message::Committed(18)),
+        ("damaged", Message::Damaged(vec![run(9, 1), run(700, 2)])),
     ]
 }
 

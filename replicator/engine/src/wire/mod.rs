@@ -64,6 +64,8 @@ pub enum Message {
     Compared(Compared),
     /// The epoch is a recovery point, durably.
     Committed(Epoch),
+    /// My disk does not give these blocks back as they came: send them again.
+    Damaged(Vec<Run>),
 }
 
 /// See [`Message::Attach`].

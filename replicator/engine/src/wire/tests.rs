@@ -31,6 +31,7 @@ fn messages() -> Vec<Message> {
         Message::Refused(Refused { reason: Refusal::Stale, text: "no".into(), lineage: lineage() }),
         Message::Compared(Compared { ticket: 4, different: vec![run(9, 1)] }),
         Message::Committed(MAX_NUMBER),
+        Message::Damaged(vec![run(9, 1), run(700, 2)]),
     ]
 }
 

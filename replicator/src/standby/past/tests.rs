@@ -14,7 +14,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 mod disks;
-use disks::{Disk, Files, Image};
+mod rot;
+use disks::{Digests, Disk, Files, Image};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 const VOLUME: Id = Id([7; 16]);
@@ -25,6 +26,7 @@ struct World {
     journal: Files,
     undo: [Files; LEVELS],
     catalogue: Arc<MemoryCatalogue>,
+    digests: Digests,
     keep: Keep,
     standby: Standby<Files>,
     encoder: Encoder,
@@ -52,11 +54,13 @@ impl World {
         let mut undo: [Files; LEVELS] = Default::default();
         let disk = undo[0].1.clone();
         undo.iter_mut().for_each(|level| level.1 = disk.clone());
-        let standby = open(&image, &journal, &undo, &catalogue, keep);
+        let digests = Digests::default();
+        let standby = open(&image, &journal, &undo, &digests, &catalogue, keep);
         let rng = StdRng::seed_from_u64(seed);
         let encoder = Encoder::new().unwrap();
         let (cuts, now) = (BTreeMap::new(), vec![0; 24]);
-        let mut world = Self { rng, image, journal, undo, catalogue, keep, standby, encoder, cuts, now, epoch: 0, clock_ms: 1_000_000 };
+        let mut world =
+            Self { rng, image, journal, undo, catalogue, digests, keep, standby, encoder, cuts, now, epoch: 0, clock_ms: 1_000_000 };
         world.attach();
         world.send_epoch(1);
         world
@@ -96,8 +100,9 @@ impl World {
         self.image.crash(&mut self.rng);
         self.journal.crash(&mut self.rng);
         self.undo.iter().for_each(|files| files.crash(&mut self.rng));
+        self.digests.crash(&mut self.rng);
         *self.undo[0].1.lock().unwrap() = Disk::default();
-        self.standby = open(&self.image, &self.journal, &self.undo, &self.catalogue, self.keep);
+        self.standby = open(&self.image, &self.journal, &self.undo, &self.digests, &self.catalogue, self.keep);
         self.attach();
     }
 
@@ -126,6 +131,8 @@ impl World {
             assert_eq!(self.shown_at(&mut view), blocks, "point {}", kept.point.epoch);
             self.standby.close_view(&view);
         }
+        self.scrub();
+        assert!(self.standby.damaged().is_empty(), "nobody has damaged anything");
         points.iter().map(|kept| kept.point.epoch).collect()
     }
 
@@ -143,9 +150,17 @@ impl World {
     }
 }
 
-fn open(image: &Arc<Image>, journal: &Files, undo: &[Files; LEVELS], catalogue: &Arc<MemoryCatalogue>, keep: Keep) -> Standby<Files> {
+fn open(
+    image: &Arc<Image>,
+    journal: &Files,
+    undo: &[Files; LEVELS],
+    digests: &Digests,
+    catalogue: &Arc<MemoryCatalogue>,
+    keep: Keep,
+) -> Standby<Files> {
     let place = Place::load(VOLUME, &**catalogue).unwrap().unwrap();
     let mut standby = Standby::open(place, journal.clone(), 1 << 30, image.clone(), catalogue.clone()).unwrap();
+    standby.check_digests(Box::new(digests.clone())).unwrap();
     standby.keep_points(undo.clone(), keep).unwrap();
     standby
 }

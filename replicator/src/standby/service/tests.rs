@@ -25,7 +25,7 @@ impl Stream {
         let (site, image) = (Site::new(8, Base::Point), Image::new(8));
         let opened = image.clone();
         let open: Open<SegmentDir> = Box::new(move || Ok(site.open(&opened)));
-        let service = StandbyService::start(open).unwrap();
+        let service = StandbyService::start(open, ScrubPace::default()).unwrap();
         let (sink, answers) = tokio_mpsc::channel(capacity);
         service.tell(Input::Connected(1, sink));
         Self { service, image, primary: Primary { blocks: 8, epoch: 0 }, session: 1, answers }

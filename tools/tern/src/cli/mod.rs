@@ -71,6 +71,12 @@ pub enum Verb {
         #[arg(value_name = "NAME")]
         volume: VolumeName,
     },
+    /// Look through a standby's image for what its disk has lost
+    Scrub {
+        /// Which volume
+        #[arg(value_name = "NAME")]
+        volume: VolumeName,
+    },
     /// Estimate how long an evacuation would take now
     Forecast {
         /// Which volume; all if left out

@@ -69,6 +69,7 @@ fn every_command_line_of_the_contract_parses() {
         "drill vm1 --report",
         "drill vm1 --end --report /tmp/drills.json",
         "verify vm1",
+        "scrub vm1",
         "forecast",
         "forecast vm1",
         "completions bash",

@@ -3,6 +3,7 @@
 mod drill;
 mod later;
 mod peer;
+mod proof;
 mod quiesce;
 mod recovery;
 mod replication;
@@ -39,6 +40,7 @@ pub async fn run(verb: Verb, client: &Client, format: Format, progress: &Progres
         Verb::Demote(arguments) => recovery::demote(context, arguments).await,
         Verb::Resync(arguments) => recovery::resync(context, arguments).await,
         Verb::Verify { volume } => recovery::verify(context, volume).await,
+        Verb::Scrub { volume } => proof::scrub(context, volume).await,
         Verb::Points { volume } => recovery::points(context, volume).await,
         Verb::Drill(arguments) => drill::drill(context, arguments).await,
         Verb::Forecast { .. } => Err(later::not_yet("`tern forecast`")),

@@ -32,7 +32,11 @@ fn promoted(volume: &VolumeName, done: &Promotion) -> String {
         None => "what was lost cannot be known".to_owned(),
     };
     let (epoch, generation, seconds) = (done.epoch, done.generation, human_seconds(done.seconds));
-    format!("{volume}: primary here after a {kind} at epoch {epoch}, generation {generation}, in {seconds}; {lost}")
+    let damaged = match done.damaged_blocks {
+        0 => String::new(),
+        blocks => format!("; {blocks} blocks are wrong, which this site's disk has lost: see the log"),
+    };
+    format!("{volume}: primary here after a {kind} at epoch {epoch}, generation {generation}, in {seconds}; {lost}{damaged}")
 }
 
 /// `tern points NAME`.

@@ -1,6 +1,6 @@
 //! `tern status`
 
-use super::Context;
+use super::{Context, proof};
 use crate::{
     cli::StatusArgs,
     report::Report,
@@ -37,6 +37,9 @@ fn table(status: &Status) -> String {
     for volume in &status.volumes {
         if let Some(said) = cuts(volume) {
             text.push_str(&format!("{}: {said}\n", volume.name));
+        }
+        if let Some(scrub) = volume.scrub.as_ref().filter(|scrub| scrub.last.is_some() || scrub.found_blocks > 0 || scrub.error.is_some()) {
+            text.push_str(&format!("{}: image {}\n", volume.name, proof::said(scrub)));
         }
         if let Some(error) = &volume.last_error {
             // The error may quote what others sent.

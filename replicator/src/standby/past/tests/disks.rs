@@ -1,7 +1,7 @@
 //! Disks that lose power, fail and get full.
 
 use super::*;
-use crate::disk::BlockDevice;
+use crate::disk::{BlockDevice, DigestFile};
 use std::sync::Mutex;
 
 /// An image that loses power: each block that was not synced is there or not. A block is filled with one byte.
@@ -45,6 +45,11 @@ impl Image {
         let old = std::mem::replace(state.blocks.get_mut(block as usize).ok_or(io::ErrorKind::InvalidInput)?, byte);
         state.unsynced.entry(block).or_insert(old);
         Ok(())
+    }
+
+    /// The disk loses what it had there.
+    pub fn rot(&self, block: BlockNumber) {
+        self.0.lock().unwrap().blocks[block as usize] ^= 0x10;
     }
 
     pub fn blocks(&self) -> Vec<u8> {
@@ -122,6 +127,14 @@ impl Files {
         if self.1.lock().unwrap().fails { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) }
     }
 
+    /// The disk loses a bit in the middle of the first file.
+    pub fn rot(&self) {
+        if let Some((bytes, _)) = self.0.lock().unwrap().values_mut().next() {
+            let at = bytes.len() / 2;
+            bytes[at] ^= 1;
+        }
+    }
+
     pub fn used_bytes(&self) -> u64 {
         self.0.lock().unwrap().values().map(|(bytes, _)| bytes.len() as u64).sum()
     }
@@ -166,5 +179,75 @@ impl SegmentFiles for Files {
         self.change()?;
         self.0.lock().unwrap().remove(&number);
         Ok(())
+    }
+}
+
+/// Digests that lose power: each that was not synced is there or not.
+#[derive(Clone, Default)]
+pub struct Digests(Arc<Mutex<Entries>>);
+
+#[derive(Default)]
+struct Entries {
+    digests: BTreeMap<BlockNumber, u64>,
+    unsynced: BTreeMap<BlockNumber, Option<u64>>,
+    fails: bool,
+}
+
+impl Entries {
+    fn put(&mut self, block: BlockNumber, digest: u64) {
+        let old = if digest == 0 { self.digests.remove(&block) } else { self.digests.insert(block, digest) };
+        self.unsynced.entry(block).or_insert(old);
+    }
+}
+
+impl Digests {
+    pub fn crash(&self, rng: &mut StdRng) {
+        let mut entries = self.0.lock().unwrap();
+        entries.fails = false;
+        for (block, old) in std::mem::take(&mut entries.unsynced) {
+            match old {
+                _ if rng.random_bool(0.5) => {}
+                Some(old) => drop(entries.digests.insert(block, old)),
+                None => drop(entries.digests.remove(&block)),
+            }
+        }
+    }
+
+    /// From now on, or not any more, the disk takes nothing.
+    pub fn fail(&self) {
+        self.0.lock().unwrap().fails = true;
+    }
+
+    fn change(&self, work: impl FnOnce(&mut Entries)) -> io::Result<()> {
+        let mut entries = self.0.lock().unwrap();
+        work(&mut entries);
+        if entries.fails { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) }
+    }
+}
+
+impl DigestFile for Digests {
+    fn load(&self, start: BlockNumber, digests: &mut [u64]) -> io::Result<()> {
+        let entries = self.0.lock().unwrap();
+        (start..).zip(digests).for_each(|(block, digest)| *digest = entries.digests.get(&block).copied().unwrap_or(0));
+        Ok(())
+    }
+    fn store(&self, start: BlockNumber, digests: &[u64]) -> io::Result<()> {
+        self.change(|entries| (start..).zip(digests).for_each(|(block, digest)| entries.put(block, *digest)))
+    }
+    fn clear(&self, start: BlockNumber, end: BlockNumber) -> io::Result<()> {
+        self.change(|entries| {
+            let blocks: Vec<_> = entries.digests.range(start..end).map(|(block, _)| *block).collect();
+            blocks.into_iter().for_each(|block| entries.put(block, 0));
+        })
+    }
+    fn next(&self, from: BlockNumber) -> io::Result<Option<BlockNumber>> {
+        Ok(self.0.lock().unwrap().digests.range(from..).next().map(|(block, _)| *block))
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.change(|entries| {
+            if !entries.fails {
+                entries.unsynced.clear();
+            }
+        })
     }
 }

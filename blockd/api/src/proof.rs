@@ -1,0 +1,25 @@
+//! Proof that what is kept is what was written: a standby's image against its digests.
+
+use crate::UtcTime;
+use serde::{Deserialize, Serialize};
+
+/// How a standby's image fares.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubStatus {
+    /// Whether it is being looked through.
+    pub running: bool,
+    /// When that was done last; `null` if it never was.
+    pub last: Option<UtcTime>,
+    /// Blocks of 4 KiB that the disk does not give back as they came, and that the primary has not sent again yet.
+    pub damaged_blocks: u64,
+    /// The first of them.
+    pub first_damaged_block: Option<u64>,
+    /// Counter: those that were found.
+    pub found_blocks: u64,
+    /// Counter: those of them that were sent again.
+    pub repaired_blocks: u64,
+    /// Blocks that cannot be checked before `tern verify` has: nobody has said what they should hold.
+    pub unknown_blocks: u64,
+    /// Why nothing can be checked.
+    pub error: Option<String>,
+}

@@ -1,0 +1,51 @@
+//! Proof that what is kept is what was written.
+
+use super::Daemon;
+use super::handover::wrong_state;
+use super::part::Part;
+use super::volumes::io_error;
+use crate::admin::Outcome;
+use blockd_api::*;
+use replicator::standby::{Health, StandbyStatus};
+
+impl Daemon {
+    /// Looks through a standby's image, and says how it fares then.
+    pub(super) async fn scrub_now(&self, name: &VolumeName) -> Outcome<ScrubStatus> {
+        let standby = match &self.volumes.lock().await.get(name)?.part {
+            Part::Standby(standby) => standby.clone(),
+            _ => {
+                return Err(wrong_state(
+                    format!("{name} is no standby here"),
+                    "a primary has nothing to hold its image against: `tern verify`",
+                ));
+            }
+        };
+        standby.scrub().await.map(|health| of_health(&health, false)).map_err(io_error)
+    }
+}
+
+fn of_health(health: &Health, running: bool) -> ScrubStatus {
+    let last = i64::try_from(health.ended_unix_ms / 1000).ok().filter(|seconds| *seconds > 0).and_then(UtcTime::from_unix_seconds);
+    ScrubStatus {
+        running,
+        last,
+        damaged_blocks: health.damaged,
+        first_damaged_block: health.first_damaged.map(u64::from),
+        found_blocks: health.found,
+        repaired_blocks: health.repaired,
+        unknown_blocks: health.unknown,
+        error: health.void.clone(),
+    }
+}
+
+/// What a standby's status says of its image.
+pub(super) fn of_standby(status: &mut VolumeStatus, seen: &StandbyStatus) {
+    status.scrub = seen.health.as_ref().map(|health| of_health(health, seen.scrubbing));
+    let Some(ScrubStatus { damaged_blocks, first_damaged_block: Some(first), .. }) = status.scrub else { return };
+    if status.state == State::InSync {
+        status.state = State::Degraded;
+    }
+    let damaged =
+        || format!("the disk has lost {damaged_blocks} blocks of the image, the first of them {first}: the primary sends them again");
+    status.last_error = status.last_error.take().or_else(|| Some(damaged()));
+}

@@ -1,0 +1,229 @@
+//! Looking for blocks that the disk has lost before somebody needs them: the image against its digests, then the undo against its checksums.
+//!
+//! ```text
+//!   resting ──due, or asked──► image, piece by piece ──► undo, piece by piece ──► resting
+//! ```
+//!
+//! It is done while there is nothing else to do, and at no more than a rate. What is found is asked of the primary, and comes with an ordinary
+//! epoch. The journal is read, with its checksums, when it is folded, which is at once.
+
+use super::checked::{Checked, Health};
+use super::{Standby, StandbyError};
+use crate::catalogue::Catalogue;
+use crate::codec::{Decoder, digest};
+use crate::disk::{DigestFile, Pages, SegmentFiles};
+use crate::undo::PiecePlace;
+use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run, runs};
+use replicator_engine::wire::{Base, Blocks, Content, Message};
+use roaring::RoaringBitmap;
+use std::io;
+use std::sync::Arc;
+
+/// Blocks that are read at once: what an epoch that comes meanwhile waits for.
+const PIECE_BLOCKS: u32 = 64;
+
+/// Where a round is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Round {
+    /// In the image; where, the digests remember.
+    #[default]
+    Image,
+    /// In the undo, behind this piece.
+    Undo(Option<PiecePlace>),
+    /// At its end.
+    Ended,
+}
+
+/// What a step of a round has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Where the round goes on.
+    pub next: Round,
+    /// What was read for it.
+    pub read_bytes: u64,
+}
+
+impl<F: SegmentFiles> Standby<F> {
+    /// From here on the image's blocks are known by their digests. To be called before anything else writes to it.
+    pub fn check_digests(&mut self, digests: Box<dyn DigestFile>) -> io::Result<()> {
+        let catalogue: Arc<dyn Catalogue> = self.catalogue.clone();
+        let checked = Arc::new(Checked::open(&self.place, self.image.clone(), digests, catalogue)?);
+        self.image = checked.clone();
+        self.checked = Some(checked);
+        Ok(())
+    }
+
+    /// How the image fares; `None` if its blocks are not known by digests.
+    pub fn health(&self) -> Option<Health> {
+        self.checked.as_ref().map(|checked| checked.health())
+    }
+
+    /// The blocks that the disk does not give back as they came.
+    pub fn damaged(&self) -> RoaringBitmap {
+        self.checked.as_ref().map_or_else(RoaringBitmap::new, |checked| checked.damaged())
+    }
+
+    /// Records what is known of the image, so that a restart begins with that.
+    pub fn remember_health(&self) {
+        if let Some(Err(error)) = self.checked.as_ref().map(|checked| checked.remember()) {
+            tracing::warn!(volume = %self.place.volume, %error, "the catalogue cannot be written");
+        }
+    }
+
+    /// Whether the image can be looked at: after a crash it is to become what it is said to hold first.
+    pub fn can_scrub(&self) -> bool {
+        self.checked.is_some() && self.place.base == Base::Point && !self.fold.is_unsure() && self.check_whole().is_ok()
+    }
+
+    /// A new round begins: the image from its first block on.
+    pub fn begin_scrub(&mut self) {
+        self.checked.iter().for_each(|checked| checked.set_cursor(0, None));
+    }
+
+    /// Whether a round was under way when the copy was opened.
+    pub fn is_scrub_begun(&self) -> bool {
+        self.checked.as_ref().is_some_and(|checked| checked.cursor() > 0)
+    }
+
+    /// A step of a round; only if [`Self::can_scrub`]. `unix_ms` is the time, for when it ends.
+    pub fn scrub_one(&mut self, round: Round, unix_ms: u64) -> io::Result<Step> {
+        let Some(checked) = &self.checked else { return Ok(Step { next: Round::Ended, read_bytes: 0 }) };
+        match round {
+            Round::Image => match checked.next(checked.cursor(), PIECE_BLOCKS)? {
+                Some(run) => {
+                    checked.check(run);
+                    checked.set_cursor(run.end(), None);
+                    Ok(Step { next: Round::Image, read_bytes: run.len_bytes() })
+                }
+                None => Ok(Step { next: Round::Undo(None), read_bytes: 0 }),
+            },
+            Round::Undo(after) => {
+                let checked = checked.clone();
+                let step = self.scrub_undo(after);
+                if step.next == Round::Ended {
+                    checked.set_cursor(0, Some(unix_ms));
+                }
+                Ok(step)
+            }
+            Round::Ended => Ok(Step { next: Round::Ended, read_bytes: 0 }),
+        }
+    }
+
+    fn scrub_undo(&mut self, after: Option<PiecePlace>) -> Step {
+        let ended = Step { next: Round::Ended, read_bytes: 0 };
+        let Some(undo) = &mut self.fold.undo else { return ended };
+        let Some((place, epoch)) = undo.piece_after(after) else { return ended };
+        let read_bytes = match undo.check_piece(place) {
+            Ok(read_bytes) => read_bytes,
+            Err(error) => {
+                self.fold.give_up_until(epoch, &error);
+                0
+            }
+        };
+        Step { next: Round::Undo(Some(place)), read_bytes }
+    }
+
+    /// What the image holds of `blocks`, in runs. Where that is not what was written, the journal may have it still, and the image is mended. Else
+    /// what is left of the older recovery points would show it: they are given up.
+    pub(super) fn read_to_save(&mut self, blocks: &RoaringBitmap) -> io::Result<(Vec<Run>, Vec<u8>)> {
+        let (which, mut content) = match self.read_blocks(blocks) {
+            Err(error) if self.checked.is_none() || blocks.len() < 2 => return Err(error),
+            Err(_) => self.read_one_by_one(blocks)?,
+            Ok(read) => read,
+        };
+        let Some(checked) = self.checked.clone() else { return Ok((which, content)) };
+        let (mut wrong, mut rest) = (RoaringBitmap::new(), &content[..]);
+        for run in &which {
+            let (here, after) = rest.split_at(run.len_bytes() as usize);
+            wrong |= checked.mismatches(*run, here);
+            rest = after;
+        }
+        if wrong.is_empty() {
+            return Ok((which, content));
+        }
+        checked.note_damaged(&wrong);
+        for (block, right) in self.find_in_journal(&checked, &wrong)? {
+            let run = Run { start: block, len: 1 };
+            self.image.write(run, &right)?;
+            wrong.remove(block);
+            let before = blocks.rank(block) as usize - 1;
+            content[before * BLOCK_BYTES..][..BLOCK_BYTES].copy_from_slice(&right);
+        }
+        if let Some(block) = wrong.min() {
+            self.fold.give_up(&io::Error::other(format!("block {block} was damaged here before it was overwritten")));
+        }
+        Ok((which, content))
+    }
+
+    /// Some cannot be read: zeroes stand for them, which nobody takes for what was written. If none can, the disk is gone.
+    fn read_one_by_one(&self, blocks: &RoaringBitmap) -> io::Result<(Vec<Run>, Vec<u8>)> {
+        let (mut content, mut read, mut unreadable) = (Vec::new(), 0, RoaringBitmap::new());
+        let mut last = None;
+        for block in blocks {
+            match self.read_blocks(&RoaringBitmap::from_iter([block])) {
+                Ok((_, bytes)) => {
+                    content.extend(bytes);
+                    read += 1;
+                }
+                Err(error) => {
+                    content.resize(content.len() + BLOCK_BYTES, 0);
+                    unreadable.insert(block);
+                    last = Some(error);
+                }
+            }
+        }
+        if read == 0 {
+            return Err(last.unwrap_or_else(|| io::ErrorKind::InvalidInput.into()));
+        }
+        Ok((runs(blocks).collect(), content))
+    }
+
+    /// Versions of these blocks that wait to be folded and are what the image should hold: a repair that the primary sent.
+    fn find_in_journal(&self, checked: &Checked, wanted: &RoaringBitmap) -> io::Result<Vec<(BlockNumber, Pages)>> {
+        let (mut found, mut failed, mut decoder) = (Vec::new(), None, Decoder::new()?);
+        self.journal.for_each_unfolded(|message| {
+            let Message::Blocks(blocks) = message else { return };
+            if let Err(error) = find_in(&blocks, wanted, checked, &mut decoder, &mut found) {
+                failed = Some(error);
+            }
+        })?;
+        failed.map_or(Ok(found), |error| Err(super::payload_to_io(error)))
+    }
+
+    /// Refuses content that the disk does not give back as it came: of the image's blocks of `run`, those that are in no undo.
+    pub(super) fn check_read(&self, run: Run, content: &[u8], is_undo: impl Fn(BlockNumber) -> bool) -> io::Result<()> {
+        let Some(checked) = &self.checked else { return Ok(()) };
+        let mut wrong = checked.mismatches(run, content);
+        wrong = wrong.into_iter().filter(|block| !is_undo(*block)).collect();
+        let Some(block) = wrong.min() else { return Ok(()) };
+        checked.note_damaged(&wrong);
+        Err(io::Error::new(io::ErrorKind::InvalidData, format!("block {block} is damaged here; the primary is asked for it")))
+    }
+}
+
+fn find_in(
+    blocks: &Blocks,
+    wanted: &RoaringBitmap,
+    checked: &Checked,
+    decoder: &mut Decoder,
+    found: &mut Vec<(BlockNumber, Pages)>,
+) -> Result<(), StandbyError> {
+    if !blocks.runs.iter().any(|(run, _)| wanted.range_cardinality(run.blocks()) > 0) {
+        return Ok(());
+    }
+    let mut content = decoder.decode(blocks)?.chunks_exact(BLOCK_BYTES);
+    for (run, kind) in &blocks.runs {
+        for block in run.blocks() {
+            let here = if *kind == Content::Data { content.next() } else { None };
+            if !wanted.contains(block) {
+                continue;
+            }
+            if checked.expected(block) == Some(here.map_or(0, digest)) {
+                let mut right = Pages::new(1);
+                here.iter().for_each(|here| right.copy_from_slice(here));
+                found.push((block, right));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,48 @@
+//! Reading undo again before the day on which it is needed.
+
+use super::{LEVELS, Undo};
+use crate::disk::SegmentFiles;
+use crate::journal::Position;
+use replicator_engine::block::BLOCK_BYTES;
+use replicator_engine::tracker::Epoch;
+use std::io;
+
+/// Where a piece is: its level, and its place there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PiecePlace {
+    level: usize,
+    at: Position,
+}
+
+impl<F: SegmentFiles> Undo<F> {
+    /// The piece behind this one, or the first, and the point that it belongs to.
+    pub fn piece_after(&self, after: Option<PiecePlace>) -> Option<(PiecePlace, Epoch)> {
+        (after.map_or(0, |after| after.level)..LEVELS).find_map(|level| {
+            let is_behind = |at: Position| after.is_none_or(|after| level > after.level || at > after.at);
+            let pieces =
+                self.levels[level].batches.iter().flat_map(|batch| batch.pieces.iter().map(move |piece| (piece.at, batch.point.epoch)));
+            pieces.into_iter().find(|(at, _)| is_behind(*at)).map(|(at, epoch)| (PiecePlace { level, at }, epoch))
+        })
+    }
+
+    /// Reads a piece against its checksums, again if that fails; says how much was read.
+    pub fn check_piece(&mut self, place: PiecePlace) -> io::Result<u64> {
+        self.read_piece(place).or_else(|_| self.read_piece(place))
+    }
+
+    fn read_piece(&mut self, place: PiecePlace) -> io::Result<u64> {
+        let PiecePlace { level, at } = place;
+        let next = self.piece_after(Some(place)).filter(|(next, _)| next.level == level).map(|(next, _)| next.at);
+        // What says which blocks these are stands behind them, and is read at a start.
+        self.levels[level].check(at, next)?;
+        let blocks = self.levels[level].read(at)?;
+        self.decoder.decode(&blocks).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        Ok((blocks.payload.len() + BLOCK_BYTES) as u64)
+    }
+
+    /// Drops the points up to this one: what leads back to them cannot be read.
+    pub fn drop_until(&mut self, epoch: Epoch) -> io::Result<()> {
+        while self.points().any(|kept| kept.point.epoch == epoch) && self.drop_oldest()? {}
+        Ok(())
+    }
+}

@@ -1,0 +1,30 @@
+//! `tern scrub`
+
+use super::Context;
+use crate::{client::decode, report::Report};
+use blockd_api::{ApiError, Done, ExitCode, ScrubStatus, VolumeName, routes::VolumeOp};
+
+/// `tern scrub NAME`: damage is a failure, told with the result.
+pub async fn scrub(context: &Context<'_>, volume: VolumeName) -> Result<Report, ApiError> {
+    let path = VolumeOp::Scrub.path(&volume);
+    let document = context.client.follow(&path, &Done {}, |progress| context.progress.tell(&progress)).await?;
+    let found: ScrubStatus = decode(document.clone())?;
+    let report = Report::of(document, context.format, |found: ScrubStatus| format!("{volume}: {}", said(&found)))?;
+    Ok(match found.damaged_blocks {
+        0 => report,
+        count => report.but(ExitCode::Failed, format!("{volume}: the disk has lost {count} blocks; the primary sends them again")),
+    })
+}
+
+/// How an image fares, in words.
+pub fn said(scrub: &ScrubStatus) -> String {
+    let when = scrub.last.map_or_else(|| "never looked through".to_owned(), |time| format!("looked through at {time}"));
+    let running = if scrub.running { ", and now again" } else { "" };
+    let ScrubStatus { damaged_blocks, found_blocks, repaired_blocks, unknown_blocks, .. } = scrub;
+    let unknown = match unknown_blocks {
+        0 => String::new(),
+        count => format!("; {count} blocks cannot be checked before `tern verify` at the primary"),
+    };
+    let error = scrub.error.as_ref().map_or_else(String::new, |why| format!("; not checked: {why}"));
+    format!("{when}{running}: {damaged_blocks} blocks damaged, {found_blocks} found ever, {repaired_blocks} repaired{unknown}{error}")
+}
