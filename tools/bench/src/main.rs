@@ -66,6 +66,8 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     let mut failed = false;
     for benchmark in chosen {
         let mut record = Record::new(benchmark, workshop.rounds());
+        // What others left for the kernel to write would share the disk with what is measured.
+        rustix::fs::sync();
         // One that fails is no reason to lose the others' figures.
         if let Err(error) = (benchmark.run)(&workshop, &mut record) {
             eprintln!("bench: {}: {error:#}", benchmark.name);
