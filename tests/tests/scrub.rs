@@ -133,3 +133,28 @@ fn kills_damage_nothing_and_an_old_primary_is_checked_once_it_was_compared() {
     pair.a.assert_no_panic();
     pair.b.assert_no_panic();
 }
+
+#[test]
+fn both_sites_are_compared_on_a_schedule_and_what_was_found_survives_a_restart() {
+    let mut pair = Pair::start(16, "500ms");
+    let mut client = NbdClient::connect(&pair.a.socket("nbd")).unwrap();
+    write(&mut client, 1);
+    drop(client);
+    assert!(pair.a.volume()["verified"].is_null());
+    pair.a.set_flags(&["--proof-verify", "2s", "--proof-verify-rate", "8MiB"]);
+    pair.a.restart();
+    let seen = pair.a.wait_until("verified", |seen| seen["verified"]["blocks_compared"].as_u64() >= Some(4096));
+    assert_eq!((seen["verified"]["blocks_different"].as_u64(), &seen["verified"]["error"]), (Some(0), &serde_json::Value::Null), "{seen}");
+
+    // The primary's disk loses a bit behind everybody's back: nobody else can tell.
+    flip(&pair.a, 9);
+    let seen = pair.a.wait_until("found different", |seen| seen["verified"]["blocks_different"] == 1);
+    assert!(seen["last_error"].as_str().is_some_and(|error| error.contains("differed in 1 blocks")), "{seen}");
+    let damaged = pair.b.tern(&["scrub", "vm1"]);
+    assert_eq!(damaged["found_blocks"], 0, "the standby has what it was sent: {damaged}");
+    assert_eq!(pair.a.try_tern(&["verify", "vm1"]).unwrap_err().0, 1);
+    pair.a.set_flags(&["--proof-verify", "none"]);
+    pair.a.restart();
+    assert_eq!(pair.a.volume()["verified"]["blocks_different"], 1);
+    pair.a.assert_no_panic();
+}

@@ -28,7 +28,7 @@ pub use event::{Event, HEARTBEAT, MAX_EVENT_BYTES, Progress, Unit};
 pub use export::{Export, ExportAccess, MAX_SOCKET_PATH_BYTES, NbdAddress, ParseExportError, SocketPath};
 pub use name::{MAX_NAME_BYTES, NameError, SiteName, VolumeName};
 pub use peer::{Invite, InvitePeer, JoinPeer, Peer, PeerList};
-pub use proof::ScrubStatus;
+pub use proof::{LastVerify, ScrubStatus};
 pub use quantity::{QuantityError, Rate, Size, Span, human_bytes, human_rate, human_seconds};
 pub use recovery::{Demote, Point, PointList, Promote, Promotion, PromotionKind, Resync, Resynced, Verification};
 pub use replication::{Bandwidth, Replicate, SetMode, Snapshot, StopReplication};

@@ -1,4 +1,4 @@
-//! Proof that what is kept is what was written: a standby's image against its digests.
+//! Proof that what is kept is what was written: a standby's image against its digests, both sites against each other.
 
 use crate::UtcTime;
 use serde::{Deserialize, Serialize};
@@ -21,5 +21,20 @@ pub struct ScrubStatus {
     /// Blocks that cannot be checked before `tern verify` has: nobody has said what they should hold.
     pub unknown_blocks: u64,
     /// Why nothing can be checked.
+    pub error: Option<String>,
+}
+
+/// What the last comparison of both sites found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastVerify {
+    /// When it ended.
+    pub time: UtcTime,
+    /// Blocks of 4 KiB that were compared.
+    pub blocks_compared: u64,
+    /// How many of them differ, looked at twice.
+    pub blocks_different: u64,
+    /// The epoch that both sides showed.
+    pub at_epoch: u64,
+    /// Why it could not be done.
     pub error: Option<String>,
 }

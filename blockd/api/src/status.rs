@@ -3,7 +3,7 @@
 //! The scalar fields of a volume describe the replica that is furthest behind its promise; `replicas` has each. Counters are totals
 //! since the volume was made.
 
-use crate::{Divergence, ScrubStatus, SiteName, UtcTime, VolumeName};
+use crate::{Divergence, LastVerify, ScrubStatus, SiteName, UtcTime, VolumeName};
 use serde::{Deserialize, Serialize};
 
 /// The whole document.
@@ -110,6 +110,9 @@ pub struct VolumeStatus {
     /// How a standby's image fares; `null` elsewhere.
     #[serde(default)]
     pub scrub: Option<ScrubStatus>,
+    /// What the last `tern verify`, or one by the schedule, found here; `null` before the first.
+    #[serde(default)]
+    pub verified: Option<LastVerify>,
     /// What either site has that the other lacks, once both were primary and until one follows; else `null`.
     #[serde(default)]
     pub diverged: Option<Divergence>,

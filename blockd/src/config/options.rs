@@ -235,6 +235,13 @@ options! {
         #[arg(long = "proof-scrub-rate", value_name = "SIZE")]
         #[serde(alias = "scrub-rate")]
         scrub_rate: Size,
+        /// When the volumes whose primary is here are compared with their standbys: a span, cron syntax in UTC, or none [default: 7d]
+        #[arg(long = "proof-verify", value_name = "SCHEDULE")]
+        verify: String,
+        /// Most that is read for it here in a second [default: 50MiB]
+        #[arg(long = "proof-verify-rate", value_name = "SIZE")]
+        #[serde(alias = "verify-rate")]
+        verify_rate: Size,
     }
 }
 

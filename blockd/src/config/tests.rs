@@ -63,6 +63,8 @@ fn a_file_sets_every_key_and_flags_win() {
         [proof]
         scrub = "1d"
         scrub_rate = "20MiB"
+        verify = "0 3 * * 0"
+        verify_rate = "30MiB"
         [spill]
         quota = "1GiB"
         memory = "8MiB"
@@ -109,7 +111,11 @@ fn a_file_sets_every_key_and_flags_win() {
             thin: [Thin { after_ms: 7_200_000, every_ms: 60_000 }, Thin { after_ms: 86_400_000, every_ms: 3_600_000 }],
             crowd: 100,
         },
-        proof: ProofConfig { scrub: ScrubPace { every: Some(Duration::from_secs(86_400)), bytes_per_second: 20 << 20 } },
+        proof: ProofConfig {
+            scrub: ScrubPace { every: Some(Duration::from_secs(86_400)), bytes_per_second: 20 << 20 },
+            verify: Some("0 3 * * 0".into()),
+            verify_bytes_per_second: 30 << 20,
+        },
         transport: TransportConfig {
             congestion: Congestion::Bbr,
             bandwidth: "500Mbit".parse().unwrap(),
@@ -183,6 +189,7 @@ fn values_that_make_no_sense_name_the_key_and_the_cure() {
         ("[nbd]\ntls_required = true", "nbd.tls_required: of no use without a certificate: set nbd.tls_certificate, too"),
         ("[nbd]\ntls_client_ca = \"/x\"", "nbd.tls_client_ca: of no use without a certificate"),
         ("[proof]\nscrub_rate = \"9\"", "proof.scrub_rate: "),
+        ("[proof]\nverify = \"nightly\"", "proof.verify: \"nightly\": neither a span such as 15m nor cron syntax"),
         ("state_dir = \"\"", "state_dir: \"\" is no path"),
     ] {
         let error = error_of(text);

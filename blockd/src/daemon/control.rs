@@ -3,6 +3,7 @@
 use super::Daemon;
 use super::create;
 use super::part::Part;
+use super::proof;
 use super::status::{info, status, unopened_info, unopened_status};
 use super::volumes::{Unopened, Volumes};
 use crate::admin::{Control, Outcome, ProgressSink};
@@ -60,6 +61,9 @@ impl Control for Daemon {
         };
         for volume in &mut chosen {
             volume.diverged = asked.get(&volume.name).copied();
+            if let Ok(open) = volumes.get(&volume.name) {
+                proof::add_verified(volume, &*volumes.catalogue, &open.record.id);
+            }
         }
         // Each volume has its own.
         let count = volumes.open.len().max(1) as u64;

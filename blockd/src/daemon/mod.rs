@@ -121,6 +121,7 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots) -> Result<(
         tokio::spawn(metrics::serve(listener, registry, daemon.clone(), wait(stopped)));
     }
     let incoming = tokio::spawn(daemon.clone().take_streams(streams, news));
+    let verifies = tokio::spawn(daemon.clone().verify_in_time(config.proof.clone()));
     let standbys = tokio::spawn(daemon.watch_standbys());
 
     tracing::info!(site = %config.site, %id, admin = %config.admin.display(), "ready");
@@ -135,6 +136,7 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots) -> Result<(
     drop(stop);
     let _ = admin.await;
     incoming.abort();
+    verifies.abort();
     standbys.abort();
     volumes.lock().await.stop().await;
     sites.stop().await;

@@ -29,7 +29,7 @@ const CLOSING_POLL: Duration = Duration::from_millis(2);
 /// How often a condition that is waited for is looked at.
 const WAIT_POLL: Duration = Duration::from_millis(100);
 
-fn replica_error(name: &VolumeName, error: &ReplicaError) -> ApiError {
+pub(super) fn replica_error(name: &VolumeName, error: &ReplicaError) -> ApiError {
     let code = match error {
         ReplicaError::Disconnected => ErrorCode::PeerUnreachable,
         ReplicaError::Stopped => ErrorCode::Interrupted,
@@ -254,10 +254,8 @@ impl Daemon {
     }
 
     pub(super) async fn compare(&self, name: &VolumeName, progress: ProgressSink) -> Outcome<Verification> {
-        let replica = self.replica(name).await?;
         let block = BLOCK_BYTES as u64;
         let told = move |done: u64, total: u64| progress.report(Progress::bytes("verify", done * block, Some(total * block)));
-        let found = replica.verify(Box::new(told)).await.map_err(|error| replica_error(name, &error))?;
-        Ok(Verification { blocks_compared: found.blocks_compared, blocks_different: found.blocks_different, at_epoch: found.at_epoch })
+        self.prove(name, Box::new(told), None).await
     }
 }

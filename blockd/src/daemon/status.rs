@@ -94,6 +94,7 @@ fn recorded_status(record: &VolumeRecord) -> VolumeStatus {
         points: 0,
         undo_bytes: 0,
         scrub: None,
+        verified: None,
         diverged: None,
     }
 }

@@ -4,6 +4,7 @@ use super::drills::{self, RunningDrill};
 use super::exports::FrontEnds;
 use super::lease::Grants;
 use super::part::{Overtaken, Part, PrimaryStart, volume_id};
+use super::proof;
 use super::sites::Sites;
 use super::state_dir::StateDir;
 use crate::catalogue::{MadeBy, RecordedRole, RocksCatalogue, VolumeRecord};
@@ -287,6 +288,7 @@ impl Volumes {
             .and_then(|()| if_there(std::fs::remove_dir_all(self.state_dir.journal(&record.id))))
             .and_then(|()| self.forget_points(&record.id))
             .and_then(|()| drills::forget_all(&*self.catalogue, &record.id))
+            .and_then(|()| proof::forget(&*self.catalogue, &record.id))
             .and_then(|()| self.grants.forget(&record.id))
             .and_then(|()| match record.made_by {
                 MadeBy::Daemon => if_there(std::fs::remove_file(&record.backing)),

@@ -68,6 +68,12 @@ const OPTIONAL: &[(&str, &str, Read<Option<f64>>)] = &[
     ("scrub_timestamp_seconds", "When a standby's image was looked through last", |volume| {
         Some(volume.scrub.as_ref()?.last?.unix_seconds() as f64)
     }),
+    ("verify_blocks_compared", "Blocks that the last comparison with the standby looked at", |volume| {
+        Some(volume.verified.as_ref()?.blocks_compared as f64)
+    }),
+    ("verify_blocks_different", "Blocks that it found different", |volume| Some(volume.verified.as_ref()?.blocks_different as f64)),
+    ("verify_failed", "1 if it could not be done", |volume| Some(f64::from(u8::from(volume.verified.as_ref()?.error.is_some())))),
+    ("verify_timestamp_seconds", "When it ended", |volume| Some(volume.verified.as_ref()?.time.unix_seconds() as f64)),
     ("rpo_target_seconds", "The age that was asked for", |volume| volume.rpo_target_seconds),
     ("evacuation_seconds", "How long an evacuation would take now", |volume| volume.evacuation_seconds),
     ("point_age_seconds", "Time since the newest recovery point was cut", |volume| volume.point_age_seconds),
@@ -316,6 +322,7 @@ mod tests {
             points: 1,
             undo_bytes: 1,
             scrub: None,
+            verified: None,
             diverged: None,
         }
     }

@@ -149,7 +149,7 @@ enum Input {
     Frame(Session, Bytes, OwnedSemaphorePermit),
     Written(Session, u64),
     Snapshot(OnCut, oneshot::Sender<Result<Epoch, ReplicaError>>),
-    Verify(OnProgress, oneshot::Sender<Result<Verified, ReplicaError>>),
+    Verify(OnProgress, Option<u64>, oneshot::Sender<Result<Verified, ReplicaError>>),
     /// Which blocks of the run may differ from the standby.
     Behind(Run, mpsc::SyncSender<RoaringBitmap>),
     Resized(u64),
@@ -208,10 +208,11 @@ impl Replica {
         answer.await.unwrap_or(Err(ReplicaError::Stopped))
     }
 
-    /// Compares both sites, block by block, while both work.
-    pub async fn verify(&self, progress: OnProgress) -> Result<Verified, ReplicaError> {
+    /// Compares both sites, block by block, while both work. One with a rate, of bytes that are read here in a second, gives way to one without, and
+    /// is [`ReplicaError::Stopped`] then.
+    pub async fn verify(&self, progress: OnProgress, bytes_per_second: Option<u64>) -> Result<Verified, ReplicaError> {
         let (reply, answer) = oneshot::channel();
-        self.tell(Input::Verify(progress, reply));
+        self.tell(Input::Verify(progress, bytes_per_second, reply));
         answer.await.unwrap_or(Err(ReplicaError::Stopped))
     }
 

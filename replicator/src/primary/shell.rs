@@ -147,7 +147,7 @@ impl Shell {
                 self.sender.request_cut();
                 self.snapshots.push(Snapshot { epoch: None, on_cut, reply });
             }
-            Input::Verify(progress, reply) => self.verification = Some(Verification::new(self.setup.image.size_bytes(), progress, reply)),
+            Input::Verify(progress, rate, reply) => self.begin_verify(progress, rate, reply),
             // Whoever asked may have left.
             Input::Behind(run, reply) => drop(reply.try_send(self.sender.behind(self.setup.intake.tracker(), run))),
             Input::Resized(size_bytes) => self.sender.handle_resized(size_bytes),

@@ -7,7 +7,7 @@
 use super::shell::Shell;
 use super::{OnProgress, ReplicaError, read};
 use crate::disk::BlockDevice;
-use replicator_engine::block::{BlockNumber, Run, block_count, runs};
+use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run, block_count, runs};
 use replicator_engine::sender::Phase;
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::{Against, Compare, Compared, MAX_COMPARE_ZEROES, MAX_RUNS, Message};
@@ -61,6 +61,10 @@ pub(super) struct Verification {
     wait_beyond: Option<Epoch>,
     /// Since when there is no connection.
     offline: Option<Instant>,
+    /// Most that is read in a second.
+    bytes_per_second: Option<u64>,
+    /// Nothing is read before.
+    not_before: Instant,
     progress: OnProgress,
     reply: oneshot::Sender<Result<Verified, ReplicaError>>,
 }
@@ -80,6 +84,8 @@ impl Verification {
             different: 0,
             wait_beyond: None,
             offline: None,
+            bytes_per_second: None,
+            not_before: Instant::now(),
             progress,
             reply,
         }
@@ -147,6 +153,15 @@ fn chunk_end(image: &dyn BlockDevice, at: BlockNumber, blocks: BlockNumber) -> i
 }
 
 impl Shell {
+    /// Somebody wants to know. One that has a rate gives way to one that is under way.
+    pub(super) fn begin_verify(&mut self, progress: OnProgress, rate: Option<u64>, reply: oneshot::Sender<Result<Verified, ReplicaError>>) {
+        let is_under_way = self.verification.as_ref().is_some_and(|verification| !verification.reply.is_closed());
+        if rate.is_none() || !is_under_way {
+            let size_bytes = self.setup.image.size_bytes();
+            self.verification = Some(Verification { bytes_per_second: rate, ..Verification::new(size_bytes, progress, reply) });
+        }
+    }
+
     /// Asks about some blocks; says whether there was something to do.
     pub(super) fn verify_some(&mut self) -> bool {
         let Some(mut verification) = self.verification.take() else { return false };
@@ -198,6 +213,9 @@ impl Shell {
         if waits || verification.at >= verification.blocks || verification.open.len() >= MAX_OPEN_QUESTIONS {
             return Ok(false);
         }
+        if verification.not_before > Instant::now() {
+            return Ok(false);
+        }
         verification.wait_beyond = None;
         let image = &*self.setup.image;
         let mut chunk = verification.take_chunk(image)?;
@@ -214,6 +232,10 @@ impl Shell {
         chunk.remove_range(last.end()..);
         let mut question = Compare::new(verification.next_ticket, Against::Point);
         read::ask(image, &mut question, &wanted)?;
+        if let Some(rate) = verification.bytes_per_second {
+            let read_bytes = (question.fingerprints.len() * BLOCK_BYTES) as u64;
+            verification.not_before = Instant::now() + Duration::from_millis(read_bytes * 1000 / rate.max(1));
+        }
         // A write that began meanwhile has left its mark: of such a block the answer will not count.
         let doubtful: RoaringBitmap = chunk.iter().filter(in_doubt).collect();
         chunk -= &doubtful;

@@ -2,7 +2,7 @@
 
 use super::Context;
 use crate::{client::decode, report::Report};
-use blockd_api::{ApiError, Done, ExitCode, ScrubStatus, VolumeName, routes::VolumeOp};
+use blockd_api::{ApiError, Done, ExitCode, LastVerify, ScrubStatus, VolumeName, routes::VolumeOp};
 
 /// `tern scrub NAME`: damage is a failure, told with the result.
 pub async fn scrub(context: &Context<'_>, volume: VolumeName) -> Result<Report, ApiError> {
@@ -27,4 +27,13 @@ pub fn said(scrub: &ScrubStatus) -> String {
     };
     let error = scrub.error.as_ref().map_or_else(String::new, |why| format!("; not checked: {why}"));
     format!("{when}{running}: {damaged_blocks} blocks damaged, {found_blocks} found ever, {repaired_blocks} repaired{unknown}{error}")
+}
+
+/// What the last comparison found, in words.
+pub fn verified(last: &LastVerify) -> String {
+    let LastVerify { time, blocks_compared, blocks_different, at_epoch, error } = last;
+    match error {
+        Some(why) => format!("the verify at {time} could not be done: {why}"),
+        None => format!("verified at {time}: {blocks_compared} blocks compared, {blocks_different} differ, at epoch {at_epoch}"),
+    }
 }

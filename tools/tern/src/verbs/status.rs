@@ -41,6 +41,9 @@ fn table(status: &Status) -> String {
         if let Some(scrub) = volume.scrub.as_ref().filter(|scrub| scrub.last.is_some() || scrub.found_blocks > 0 || scrub.error.is_some()) {
             text.push_str(&format!("{}: image {}\n", volume.name, proof::said(scrub)));
         }
+        if let Some(verified) = &volume.verified {
+            text.push_str(&format!("{}: {}\n", volume.name, proof::verified(verified)));
+        }
         if let Some(error) = &volume.last_error {
             // The error may quote what others sent.
             let error: String = error.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();

@@ -1,16 +1,16 @@
-//! Proof that what is kept is what was written.
+//! How a standby's image fares.
 
-use super::Daemon;
-use super::handover::wrong_state;
-use super::part::Part;
-use super::volumes::io_error;
 use crate::admin::Outcome;
+use crate::daemon::Daemon;
+use crate::daemon::handover::wrong_state;
+use crate::daemon::part::Part;
+use crate::daemon::volumes::io_error;
 use blockd_api::*;
 use replicator::standby::{Health, StandbyStatus};
 
 impl Daemon {
     /// Looks through a standby's image, and says how it fares then.
-    pub(super) async fn scrub_now(&self, name: &VolumeName) -> Outcome<ScrubStatus> {
+    pub(in crate::daemon) async fn scrub_now(&self, name: &VolumeName) -> Outcome<ScrubStatus> {
         let standby = match &self.volumes.lock().await.get(name)?.part {
             Part::Standby(standby) => standby.clone(),
             _ => {
@@ -39,7 +39,7 @@ fn of_health(health: &Health, running: bool) -> ScrubStatus {
 }
 
 /// What a standby's status says of its image.
-pub(super) fn of_standby(status: &mut VolumeStatus, seen: &StandbyStatus) {
+pub(in crate::daemon) fn of_standby(status: &mut VolumeStatus, seen: &StandbyStatus) {
     status.scrub = seen.health.as_ref().map(|health| of_health(health, seen.scrubbing));
     let Some(ScrubStatus { damaged_blocks, first_damaged_block: Some(first), .. }) = status.scrub else { return };
     if status.state == State::InSync {
