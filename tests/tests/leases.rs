@@ -190,6 +190,43 @@ fn a_primary_that_is_cut_off_stops_and_its_standby_follows_by_itself() {
 }
 
 #[test]
+fn a_promotion_by_force_waits_for_the_lease_of_a_primary_out_of_reach() {
+    let trio = Trio::start();
+    let [a, b] = trio.sites();
+    let all = under_load([&a.socket("nbd"), &b.socket("nbd")], 0, |all| {
+        std::thread::sleep(LEASE);
+        trio.between.cut();
+        trio.to_witness[0].cut();
+        assert_eq!(b.tern(&["promote", "vm1", "--force"])["kind"], "failover");
+        eventually("written at the new primary", || all.lock().unwrap().iter().any(|write| write.site == 1));
+    });
+    assert_kept(b, &all);
+    trio.between.heal();
+    trio.to_witness[0].heal();
+    a.wait_until("fenced", |seen| seen["role"] == "stale" && seen["state"] == "fenced");
+    a.tern(&["resync", "vm1", "--discard-local", "--yes"]);
+    granted(b);
+}
+
+#[test]
+fn a_handover_takes_the_lease_along_and_a_forced_one_loses_nothing() {
+    let trio = Trio::start();
+    let [a, b] = trio.sites();
+    assert_eq!(b.tern(&["promote", "vm1"])["kind"], "handover");
+    granted(b);
+    a.wait_until("its standby", |seen| seen["role"] == "standby");
+    // A client is active: the primary is in reach, and is fenced first.
+    let all = under_load([&a.socket("nbd"), &b.socket("nbd")], 0, |all| {
+        eventually("written at the primary", || all.lock().unwrap().len() > 10);
+        assert_eq!(a.tern(&["promote", "vm1", "--force"])["lost_bytes"], 0);
+        eventually("written at the new primary", || all.lock().unwrap().iter().any(|write| write.site == 0));
+    });
+    assert_kept(a, &all);
+    b.wait_until("its standby", |seen| seen["role"] == "standby");
+    granted(a);
+}
+
+#[test]
 fn where_only_the_link_between_the_two_is_cut_the_primary_stays_it() {
     let mut trio = Trio::start();
     let [a, b] = trio.sites();
