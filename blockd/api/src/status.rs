@@ -116,6 +116,20 @@ pub struct VolumeStatus {
     /// What either site has that the other lacks, once both were primary and until one follows; else `null`.
     #[serde(default)]
     pub diverged: Option<Divergence>,
+    /// How far its image has been led back to the older recovery point that it was promoted at; `null` once it is there.
+    #[serde(default)]
+    pub going_back: Option<GoingBack>,
+}
+
+/// A volume that shows an older recovery point, while its image is still being led back to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoingBack {
+    /// The point.
+    pub point: u64,
+    /// What is not there for good yet.
+    pub bytes_left: u64,
+    /// Of how much.
+    pub bytes_total: u64,
 }
 
 /// How a primary is kept from acknowledging beside another one.

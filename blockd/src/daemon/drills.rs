@@ -16,7 +16,7 @@ use crate::admin::Outcome;
 use crate::catalogue::{RocksCatalogue, VolumeRecord};
 use crate::metrics::VolumeMetrics;
 use crate::store::Image;
-use crate::volume::{Clients, Gate, GateState, Origin, Source, Volume};
+use crate::volume::{Clients, Gate, GateState, Origin, OriginSlot, Source, Volume, Wanted};
 use blockd_api::{ApiError, BeginDrill, Drill, DrillList, DrillState, ErrorCode, UtcTime, VolumeName};
 use replicator::catalogue::{Catalogue, Persist};
 use replicator::counters::Counters;
@@ -163,10 +163,11 @@ impl Daemon {
         let activity = ActivityLog::open(catalogue, b"drill-al/".to_vec()).map_err(io_error)?;
         let limits = KeptLimits { memory_bytes: 0, spill_bytes: 0, spill_dir: scratch_dir.clone() };
         let intake = Arc::new(Intake::new(1, Arc::new(image.clone()), activity, limits));
-        let origin = Origin::start(image.clone(), Past { view, scratch_dir, log: log.clone() }).map_err(io_error)?;
+        let past = Past { view, scratch_dir, log: log.clone() };
+        let origin = Origin::start(image.clone(), point.epoch, past, Wanted::All).map_err(io_error)?;
         let gate = Gate::new(GateState::Open);
         let (clients, counters) = (Clients::default(), Arc::<Counters>::default());
-        let volume = Arc::new(Volume { name, image, gate, intake, clients, counters, origin: Some(origin) });
+        let volume = Arc::new(Volume { name, image, gate, intake, clients, counters, origin: OriginSlot::of(origin) });
         Ok(RunningDrill { volume, log })
     }
 

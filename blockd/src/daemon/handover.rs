@@ -1,6 +1,7 @@
 //! The primary steps down: because its standby asks for it, or its own operator.
 
 use super::Daemon;
+use super::going_back::check_whole;
 use super::part::volume_id;
 use super::status;
 use super::volumes::{Volumes, if_there, io_error, random_id};
@@ -100,6 +101,7 @@ impl Daemon {
         }
         let replica = self.replica(name).await?;
         let volume = self.volumes.lock().await.get(name)?.volume.clone();
+        check_whole(&record, &volume)?;
         let attached = volume.clients.attached();
         if !attached.is_empty() && !force {
             return Err(client_active(name, &attached));
@@ -205,6 +207,7 @@ impl Volumes {
     /// Records the copy's place, then the role, then begins to receive. The image is durable as it stands.
     pub(super) fn become_standby(&mut self, volume: &Arc<Volume>, name: &VolumeName, copy: Copy, granted: Option<Granted>) -> Outcome<()> {
         let Copy { committed, base, lineage } = copy;
+        check_whole(&self.get(name)?.record, volume)?;
         let id = volume_id(&self.get(name)?.record)?;
         // A journal of an earlier time as standby is all folded.
         if_there(std::fs::remove_dir_all(self.state_dir.journal(&id.to_string()))).map_err(io_error)?;

@@ -9,6 +9,7 @@ mod create;
 mod divergence;
 mod drills;
 mod exports;
+mod going_back;
 mod handover;
 mod incoming;
 mod lease;

@@ -2,6 +2,7 @@
 
 use super::Daemon;
 use super::divergence;
+use super::going_back::check_whole;
 use super::handover::{Copy, DRAIN_DEADLINE, wrong_state};
 use super::part::{Overtaken, Part, volume_id};
 use super::volumes::{io_error, remember_changed};
@@ -88,6 +89,7 @@ impl Daemon {
             let volumes = self.volumes.lock().await;
             (volumes.get(name)?.volume.clone(), volumes.catalogue.clone(), volumes.front_ends.clone())
         };
+        check_whole(&record, &volume)?;
         let id = volume_id(&record)?;
         let changed = divergence::changed_alone(&*catalogue, id, &volume).map_err(io_error)?.blocks;
         let (blocks, bytes) = (changed.len(), changed.len() * BLOCK_BYTES as u64);

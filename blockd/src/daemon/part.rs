@@ -5,7 +5,7 @@ use super::settings::{Teller, record_of, schedule_of};
 use super::volumes::{Volumes, io_error};
 use crate::catalogue::{PeerRecord, VolumeRecord};
 use crate::store::Image;
-use crate::volume::{GateState, Suspension, Volume};
+use crate::volume::{Content, GateState, Suspension, Volume};
 use blockd_api::{ApiError, ErrorCode, Mode, VolumeName};
 use replicator::catalogue::Catalogue;
 use replicator::identity::SiteId;
@@ -145,7 +145,7 @@ impl Volumes {
             lineage,
             orders: orders(peer),
             intake: volume.intake.clone(),
-            image: Arc::new(volume.image.clone()),
+            image: Arc::new(Content(volume.clone())),
             catalogue,
             epochs,
             known,

@@ -10,6 +10,7 @@
 //! Whatever is answered was recorded before. A grant that was lost on its way is given again to whoever asks with the same generation.
 
 use super::Daemon;
+use super::going_back::lead_back;
 use super::handover::{HANDOVER_DEADLINE, wrong_state};
 use super::lease::Inherited;
 use super::part::{Part, PrimaryStart, peer_site, volume_id};
@@ -23,7 +24,7 @@ use replicator::catalogue::Catalogue;
 use replicator::clock::unix_ms;
 use replicator::primary::memory;
 use replicator::site_link::request::{self, Answer, Question, lineage_of, lineage_records, parse_id};
-use replicator::standby::{Settled, StandbyService};
+use replicator::standby::{Rollback, Settled, StandbyService};
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::Base;
 use roaring::RoaringBitmap;
@@ -122,9 +123,9 @@ impl Daemon {
         expected: Option<Epoch>,
         how: PromotionKind,
     ) -> Outcome<(Epoch, u64)> {
-        let settled = match older {
+        let (settled, rollback) = match older {
             Some(point) => standby.settle_at(point).await.map_err(past_error)?,
-            None => standby.settle().await.map_err(io_error)?,
+            None => (standby.settle().await.map_err(io_error)?, None),
         };
         if settled.base != Base::Point {
             return Err(wrong_state(format!("{name} has no recovery point here"), "at the primary, `tern wait --for in-sync`"));
@@ -137,7 +138,7 @@ impl Daemon {
             let message = format!("{name} was handed over at recovery point {epoch}, but this copy stands at {}", settled.epoch);
             return Err(ApiError::new(ErrorCode::WouldLoseData, message).with_hint("--force accepts that"));
         }
-        Ok((settled.epoch, self.become_primary(name, &settled, how).await?))
+        Ok((settled.epoch, self.become_primary(name, &settled, rollback, how).await?))
     }
 
     pub(super) async fn standby(&self, name: &VolumeName) -> Outcome<Arc<StandbyService>> {
@@ -222,7 +223,7 @@ impl Daemon {
         Ok(())
     }
 
-    async fn become_primary(&self, name: &VolumeName, settled: &Settled, how: PromotionKind) -> Outcome<u64> {
+    async fn become_primary(&self, name: &VolumeName, settled: &Settled, rollback: Option<Rollback>, how: PromotionKind) -> Outcome<u64> {
         // The image it is a view over is about to be written to.
         self.end_any_drill(name).await;
         let (volume, record, part) = {
@@ -239,8 +240,9 @@ impl Daemon {
         };
         let (id, lineage) = (volume_id(&record)?, settled.lineage.promoted(generation, settled.epoch));
         let site = record.peer.as_ref().map_or("", |peer| &peer.site);
-        // What grew since the recovery point goes with what was written since.
-        tokio::task::block_in_place(|| volume.image.go_back_to(settled.size_bytes)).map_err(io_error)?;
+        let mut rollback = rollback;
+        let begun = rollback.as_mut().map_or(Ok(()), |rollback| tokio::task::block_in_place(|| rollback.begin(lineage.current())));
+        begun.map_err(io_error)?;
         let mut volumes = self.volumes.lock().await;
         let (catalogue, known_key): (Arc<dyn Catalogue>, _) = (volumes.catalogue.clone(), memory::known_key(id, site));
         let known = memory::prepare_promotion(&catalogue, id, &known_key, settled.epoch, &volume.intake).map_err(io_error)?;
@@ -255,6 +257,13 @@ impl Daemon {
                 peer.lease = lease;
             }
         })?;
+        // What grew since the recovery point goes with what was written since, now that nobody follows it any more.
+        let goes_back = rollback.is_some();
+        tokio::task::block_in_place(|| match rollback {
+            Some(rollback) => lead_back(&volume, settled.size_bytes, rollback),
+            None => volume.image.go_back_to(settled.size_bytes),
+        })
+        .map_err(io_error)?;
         volume.intake.start_logging();
         let record = volumes.get(name)?.record.clone();
         let part = volumes.start_primary(PrimaryStart {
@@ -267,7 +276,7 @@ impl Daemon {
         volumes.put_part(name, part);
         volume.gate.reopen();
         // Not before this site is primary: a promotion that fails costs no point. What is left of them goes when it is a standby again.
-        if let Err(error) = tokio::task::block_in_place(|| volumes.forget_points(&record.id)) {
+        if !goes_back && let Err(error) = tokio::task::block_in_place(|| volumes.forget_points(&record.id)) {
             tracing::warn!(volume = %name, %error, "the older recovery points take room although they lead nowhere");
         }
         Ok(lineage.current().counter)

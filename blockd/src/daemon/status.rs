@@ -1,5 +1,6 @@
 //! Status documents, computed from counts each time somebody asks.
 
+use super::going_back;
 use super::lease::status as lease;
 use super::part::{Part, rules};
 use super::proof;
@@ -96,6 +97,7 @@ fn recorded_status(record: &VolumeRecord) -> VolumeStatus {
         scrub: None,
         verified: None,
         diverged: None,
+        going_back: None,
     }
 }
 
@@ -141,7 +143,8 @@ pub(super) fn status(open: &OpenVolume) -> VolumeStatus {
         _ => {}
     }
     let failed = || open.volume.image.failure().map(|why| format!("the disk fails requests, and the client is told so: {why}"));
-    status.last_error = status.last_error.or_else(failed);
+    status.last_error = status.last_error.or_else(|| going_back::failure(&open.volume)).or_else(failed);
+    status.going_back = going_back::progress(&open.volume);
     if open.record.role == RecordedRole::Primary && open.volume.gate.state() == GateState::Fenced {
         status.state = State::Fenced;
         let cure = "fenced: the other site was promoted by force, or was about to be; if it was not, `tern promote --force` here goes on";

@@ -11,7 +11,7 @@ use crate::catalogue::{MadeBy, RecordedRole, RocksCatalogue, VolumeRecord};
 use crate::metrics::Metrics;
 use crate::sandbox::Roots;
 use crate::store::{Image, StoreError};
-use crate::volume::{Clients, Gate, GateState, Volume};
+use crate::volume::{Clients, Gate, GateState, OriginSlot, Volume};
 use blockd_api::{ApiError, ErrorCode, VolumeName};
 use replicator::catalogue::{Catalogue, Persist};
 use replicator::counters::Counters;
@@ -82,7 +82,8 @@ impl Volumes {
         for record in self.catalogue.volumes()? {
             let name = record.name.clone();
             let admitted = self.roots.admit(&record.backing).map_err(ApiError::from);
-            let image = admitted.and_then(|()| Image::open(&record.backing, Some(record.size_bytes)).map_err(ApiError::from));
+            let size_bytes = admitted.and_then(|()| self.image_bytes(&record));
+            let image = size_bytes.and_then(|size_bytes| Image::open(&record.backing, Some(size_bytes)).map_err(ApiError::from));
             match image.and_then(|image| self.attach(record.clone(), image)) {
                 Ok(()) => self.serve_all(&name).await,
                 Err(error) => {
@@ -149,8 +150,16 @@ impl Volumes {
             RecordedRole::Standalone | RecordedRole::Primary => GateState::Open,
             RecordedRole::Standby => GateState::Shut,
         });
-        let volume =
-            Arc::new(Volume { name: record.name.to_string(), image, gate, intake, clients: Clients::default(), counters, origin: None });
+        let volume = Arc::new(Volume {
+            name: record.name.to_string(),
+            image,
+            gate,
+            intake,
+            clients: Clients::default(),
+            counters,
+            origin: OriginSlot::default(),
+        });
+        self.resume_going_back(&volume, &record)?;
         let part = match record.role {
             RecordedRole::Primary => self.resume_primary(&volume, &record, &hot)?,
             RecordedRole::Standby => self.start_standby(&volume, &record)?,
@@ -233,8 +242,9 @@ impl Volumes {
     /// After a change that failed half-way: begins again the part that is recorded.
     pub fn restore(&mut self, name: &VolumeName) {
         let Some(open) = self.open.get(name).filter(|open| matches!(open.part, Part::Idle)) else { return };
+        let whole = self.resume_going_back(&open.volume, &open.record);
         let begun = match open.record.role {
-            RecordedRole::Primary => self.resume_primary(&open.volume, &open.record, &open.volume.intake.log().hot()),
+            RecordedRole::Primary => whole.and_then(|()| self.resume_primary(&open.volume, &open.record, &open.volume.intake.log().hot())),
             RecordedRole::Standby => self.start_standby(&open.volume, &open.record),
             RecordedRole::Standalone | RecordedRole::Stale | RecordedRole::SplitBrain => return,
         };

@@ -324,6 +324,7 @@ mod tests {
             scrub: None,
             verified: None,
             diverged: None,
+            going_back: None,
         }
     }
 }

@@ -11,7 +11,7 @@ pub(super) fn statuses(volume: &Volume, request: Request, contexts: Contexts, ma
     let of = |context: Context| {
         let range = request.offset..request.offset + request.len_bytes;
         let extents = match context {
-            Context::Allocation => describe(range.clone(), volume.image.allocated(range), Meaning::ALLOCATION, max_extents),
+            Context::Allocation => describe(range.clone(), volume.allocated(range), Meaning::ALLOCATION, max_extents),
             Context::Dirty => {
                 let (dirty, end) = volume.dirty(range.clone());
                 describe(range.start..end, dirty.into_iter().map(Ok), Meaning::DIRTY, max_extents)

@@ -12,9 +12,11 @@
 mod device;
 pub mod gate;
 mod origin;
+mod slot;
 
 pub use gate::{Gate, GateState, Suspension};
-pub use origin::{Origin, Source};
+pub use origin::{Origin, Source, Wanted};
+pub use slot::{Content, OriginSlot};
 
 use crate::request::{Durability, Op, Request};
 use crate::store::Image;
@@ -46,7 +48,7 @@ pub struct Volume {
     /// Totals since it was made.
     pub counters: Arc<Counters>,
     /// Where content comes from that is not in the image yet.
-    pub origin: Option<Origin>,
+    pub origin: OriginSlot,
 }
 
 /// Permission to carry out one request. Hand it back with [`Volume::complete`], whatever became of the request.
@@ -99,19 +101,20 @@ impl Volume {
         if !self.gate.try_enter() {
             return Admission::Closed;
         }
-        if let Some(origin) = self.origin.as_ref().filter(|origin| !origin.has(request)) {
+        let changed_run = request.changed_run();
+        if changed_run.is_some() && request.op.moves_data() {
+            counters::add(&self.counters.changed_bytes, request.len_bytes);
+        }
+        if let Some(origin) = self.origin.get().filter(|origin| !origin.has(request)) {
             let (intake, waiter) = (self.intake.clone(), waiter());
             origin.fetch(request, Box::new(move |filled| go_on(&intake, request, filled, waiter)));
             return Admission::Pending;
         }
-        let Some(run) = request.changed_run() else {
+        let Some(run) = changed_run else {
             // Every change that is complete by now is in this epoch or in an earlier one.
             let flush = || Done { kind: Kind::Durable, epoch: self.intake.tracker().open_epoch() };
             return Admission::Granted(Pass { done: (request.op == Op::Flush).then(flush), ..Pass::READ });
         };
-        if request.op.moves_data() {
-            counters::add(&self.counters.changed_bytes, request.len_bytes);
-        }
         match self.intake.admit(run) {
             Intaken::Ready(write) => Admission::Granted(Pass::of_write(request, write)),
             Intaken::Parked(parked) => {
@@ -159,6 +162,13 @@ impl Volume {
         let Some(run) = Run::covering(range.start, end - range.start) else { return (Vec::new(), end) };
         let blocks = self.intake.behind().within(run);
         (runs(&blocks).map(|run| run.offset()..run.offset() + run.len_bytes()).collect(), end)
+    }
+
+    /// The parts of a range that may hold something other than zeroes, ascending.
+    pub fn allocated(&self, range: Range<u64>) -> impl Iterator<Item = io::Result<Range<u64>>> {
+        // What comes yet may be anything.
+        let (whole, looked_at) = if self.origin.get().is_some() { (Some(Ok(range.clone())), range.end..range.end) } else { (None, range) };
+        whole.into_iter().chain(self.image.allocated(looked_at))
     }
 
     /// Size in bytes.

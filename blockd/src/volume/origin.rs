@@ -1,29 +1,60 @@
-//! Content that comes into an image when it is first asked for.
+//! Content that comes into an image while the image is served already.
 //!
 //! ```text
 //!   admit ──► all of it is there ──► (the request)
-//!         └─► the origin's thread: source ──► image ──► there ──► (the request)
+//!         └─► the origin's thread: source ──► image ──► there ──► (a read)
+//!                                                └──► recorded ──► (a change)
 //! ```
 //!
-//! One thread fills, and nothing touches a block before it is there: content that is filled in never overwrites a client's.
+//! One thread fills, and nothing touches a block before it is there: content that is filled in never overwrites a client's. Where what was
+//! filled outlives the daemon, a block may be changed only once it is recorded: after a crash, whatever is not is filled again.
 
 use crate::request::{Op, Request};
 use crate::store::Image;
-use replicator_engine::block::{Run, runs};
-use replicator_engine::tracker::DirtyMap;
+use replicator_engine::block::{BlockNumber, Run, runs};
+use replicator_engine::tracker::{DirtyMap, Epoch};
 use roaring::RoaringBitmap;
+use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, mpsc};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::mpsc::{self, RecvTimeoutError, TryRecvError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// Blocks that are fetched together, so that a client that reads on finds them there.
 const AHEAD_BLOCKS: u32 = 16;
 /// Most blocks that are fetched at once.
-const FETCH_BLOCKS: usize = 256;
+const FETCH_BLOCKS: u32 = 256;
+/// Requests that are answered together: they share a record.
+const MAX_BATCH: usize = 64;
+/// Blocks of a plan that are recorded together.
+const RECORD_BLOCKS: u64 = 2048;
+/// From a failure to the next attempt to go on with a plan.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// Where the content comes from.
 pub trait Source: Send + 'static {
-    /// Puts the content of `run` into the image, which reads as zeroes there. Blocks.
+    /// Puts the content of `run` into the image. Blocks.
     fn fill(&mut self, image: &Image, run: Run) -> io::Result<()>;
+
+    /// Has it outlive a crash that these blocks were filled: clients may change them from now on.
+    fn record(&mut self, _image: &Image, _filled: &RoaringBitmap) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Everything of the plan is filled and recorded.
+    fn finish(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What is not in an image.
+pub enum Wanted {
+    /// Nothing is, and it reads as zeroes. It comes when it is asked for, and need not be recorded.
+    All,
+    /// These runs, which are fetched in this order while nobody asks for another, and recorded.
+    Plan(Vec<Run>),
 }
 
 /// Is called, once, when all of a request's blocks are there, or cannot be had.
@@ -31,31 +62,112 @@ pub type Filled = Box<dyn FnOnce(io::Result<()>) + Send>;
 
 /// See the module's documentation. Dropped, it gives its source up.
 pub struct Origin {
-    absent: Arc<DirtyMap>,
-    wanted: mpsc::Sender<(Request, Filled)>,
+    /// The recovery point that the content is of.
+    pub point: Epoch,
+    missing: Arc<Missing>,
+    total_blocks: u64,
+    wanted: Option<mpsc::Sender<(Request, Filled)>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What is not there yet.
+#[derive(Default)]
+struct Missing {
+    /// Blocks that are to be filled.
+    absent: DirtyMap,
+    /// Those, and blocks that are filled and not recorded.
+    loose: DirtyMap,
+    is_finished: AtomicBool,
+    failure: Mutex<Option<String>>,
+}
+
+impl Missing {
+    fn has(&self, request: Request) -> bool {
+        let map = if request.op.changes() { &self.loose } else { &self.absent };
+        touched(request).is_none_or(|run| !map.intersects(run))
+    }
+
+    fn is_recorded(&self) -> bool {
+        self.loose.is_empty()
+    }
+
+    fn set_failure(&self, failure: Option<String>) {
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+    }
 }
 
 impl Origin {
-    /// Nothing of `image` is there: all of it comes from `source`.
-    pub fn start(image: Image, source: impl Source) -> io::Result<Self> {
-        let absent = Arc::new(DirtyMap::default());
-        Run::covering(0, image.size_bytes()).iter().for_each(|all| absent.set(*all));
-        let (wanted, requests) = mpsc::channel();
-        let filler = Filler { absent: absent.clone(), image, source };
-        std::thread::Builder::new().name("tern-origin".into()).spawn(move || filler.serve(&requests))?;
-        Ok(Self { absent, wanted })
+    /// What is `wanted` of `image`, which serves `point`, comes from `source`.
+    pub fn start(image: Image, point: Epoch, source: impl Source, wanted: Wanted) -> io::Result<Self> {
+        let missing = Arc::new(Missing::default());
+        let (runs, plan, kind) = match wanted {
+            Wanted::All => (Run::covering(0, image.size_bytes()).into_iter().collect(), VecDeque::new(), Kind::Scratch),
+            Wanted::Plan(runs) => (runs.clone(), runs.into_iter().flat_map(pieces).collect(), Kind::Lasting),
+        };
+        for run in runs {
+            missing.absent.set(run);
+            missing.loose.set(run);
+        }
+        let (asked, requests) = mpsc::channel();
+        let total_blocks = missing.loose.len();
+        let filler = Filler { missing: missing.clone(), image, source, kind, plan, filled: RoaringBitmap::new() };
+        let thread = std::thread::Builder::new().name("tern-origin".into()).spawn(move || filler.serve(&requests))?;
+        Ok(Self { point, missing, total_blocks, wanted: Some(asked), thread: Some(thread) })
     }
 
     /// Whether the request finds everything there that it reads or changes.
     pub fn has(&self, request: Request) -> bool {
-        touched(request).is_none_or(|run| !self.absent.intersects(run))
+        self.missing.has(request)
+    }
+
+    /// Whether a plan is carried out, and nobody needs this any more.
+    pub fn is_finished(&self) -> bool {
+        self.missing.is_finished.load(SeqCst)
+    }
+
+    /// Blocks that are not there for good yet, and of how many.
+    pub fn left(&self) -> (u64, u64) {
+        (self.missing.loose.len(), self.total_blocks)
+    }
+
+    /// Why the plan does not go on.
+    pub fn failure(&self) -> Option<String> {
+        self.missing.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The first block at or after `from` that is to be filled.
+    pub(super) fn next_absent(&self, from: BlockNumber) -> Option<BlockNumber> {
+        self.missing.absent.next(from)
     }
 
     /// Fetches what the request needs, then calls `filled`.
     pub fn fetch(&self, request: Request, filled: Filled) {
-        if let Err(mpsc::SendError((_, filled))) = self.wanted.send((request, filled)) {
+        let sent = match &self.wanted {
+            Some(wanted) => wanted.send((request, filled)).map_err(|mpsc::SendError((_, filled))| filled),
+            None => Err(filled),
+        };
+        if let Err(filled) = sent {
             filled(Err(io::Error::other("the thread that fetches content has ended")));
         }
+    }
+
+    /// The same, and waits.
+    pub fn fetch_now(&self, request: Request) -> io::Result<()> {
+        if self.has(request) {
+            return Ok(());
+        }
+        let (done, told) = mpsc::sync_channel(1);
+        self.fetch(request, Box::new(move |filled| drop(done.send(filled))));
+        told.recv().unwrap_or_else(|_| Err(io::Error::other("the thread that fetches content has ended")))
+    }
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        self.wanted = None;
+        let thread = self.thread.take().filter(|thread| thread.thread().id() != std::thread::current().id());
+        // One that panicked has said so.
+        thread.into_iter().for_each(|thread| _ = thread.join());
     }
 }
 
@@ -64,32 +176,130 @@ fn touched(request: Request) -> Option<Run> {
     if op.moves_data() || op.changes() { Run::covering(offset, len_bytes) } else { None }
 }
 
+fn pieces(run: Run) -> impl Iterator<Item = Run> {
+    run.blocks().step_by(FETCH_BLOCKS as usize).map(move |start| Run { start, len: FETCH_BLOCKS.min(run.end() - start) })
+}
+
+/// What an image is that content comes into.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// It begins with zeroes, and ends with the daemon.
+    Scratch,
+    /// It holds other content, and stays.
+    Lasting,
+}
+
 struct Filler<S> {
-    absent: Arc<DirtyMap>,
+    missing: Arc<Missing>,
     image: Image,
     source: S,
+    kind: Kind,
+    /// What is left of it.
+    plan: VecDeque<Run>,
+    /// Filled by the plan, and not recorded yet.
+    filled: RoaringBitmap,
 }
 
 impl<S: Source> Filler<S> {
     fn serve(mut self, requests: &mpsc::Receiver<(Request, Filled)>) {
-        for (request, filled) in requests {
-            filled(self.fill(request).map_err(|error| self.image.note_error(error)));
+        let mut not_before = None;
+        loop {
+            let goes_on = self.kind == Kind::Lasting && !self.missing.is_finished.load(SeqCst);
+            let is_due = goes_on && not_before.is_none_or(|at| Instant::now() >= at);
+            let next = match (goes_on, is_due) {
+                (_, true) => requests.try_recv().map_err(|error| error == TryRecvError::Disconnected),
+                (true, false) => requests.recv_timeout(RETRY).map_err(|error| error == RecvTimeoutError::Disconnected),
+                (false, false) => requests.recv().map_err(|_| true),
+            };
+            match next {
+                Ok(first) => self.answer(std::iter::once(first).chain(requests.try_iter().take(MAX_BATCH)).collect()),
+                Err(true) => return,
+                Err(false) if is_due => {
+                    let done = self.go_on().map_err(|error| self.image.note_error(error));
+                    not_before = done.is_err().then(|| Instant::now() + RETRY);
+                    self.missing.set_failure(done.err().map(|error| error.to_string()));
+                }
+                Err(false) => {}
+            }
+        }
+    }
+
+    /// Reads are answered before anything is recorded.
+    fn answer(&mut self, batch: Vec<(Request, Filled)>) {
+        let (mut to_record, mut waiting) = (RoaringBitmap::new(), Vec::new());
+        for (request, filled) in batch {
+            match self.fill(request).map_err(|error| self.image.note_error(error)) {
+                Ok(()) if !self.missing.has(request) => {
+                    let around = touched(request).map(|run| self.around(run));
+                    to_record |= around.map_or_else(RoaringBitmap::new, |around| self.missing.loose.within(around));
+                    waiting.push((request, filled));
+                }
+                done => filled(done),
+            }
+        }
+        if waiting.is_empty() {
+            return;
+        }
+        // Neighbours may not be there.
+        let absent: RoaringBitmap = to_record.iter().filter(|block| self.missing.absent.contains(*block)).collect();
+        let recorded = self.record(&(to_record - absent)).map_err(|error| self.image.note_error(error));
+        for (_, filled) in waiting {
+            filled(match &recorded {
+                Ok(()) => Ok(()),
+                Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+            });
         }
     }
 
     fn fill(&mut self, request: Request) -> io::Result<()> {
         let Some(run) = touched(request) else { return Ok(()) };
-        if matches!(request.op, Op::Discard | Op::WriteZeroes(..)) {
+        if self.kind == Kind::Scratch && matches!(request.op, Op::Discard | Op::WriteZeroes(..)) {
             self.skip_zeroed(request);
         }
-        let mut absent = if self.absent.intersects(run) { self.absent.within(self.around(run)) } else { RoaringBitmap::new() };
-        while !absent.is_empty() {
-            let some: RoaringBitmap = absent.iter().take(FETCH_BLOCKS).collect();
-            for run in runs(&some) {
-                self.source.fill(&self.image, run)?;
-                run.blocks().for_each(|block| _ = self.absent.clear(block));
+        if self.missing.absent.intersects(run) {
+            // A neighbour that cannot be had is none of the client's business.
+            return self.fetch(self.around(run)).or_else(|_| self.fetch(run));
+        }
+        Ok(())
+    }
+
+    /// Carries out a piece of the plan.
+    fn go_on(&mut self) -> io::Result<()> {
+        if let Some(run) = self.plan.front().copied() {
+            // What cannot be had does not keep the rest.
+            self.plan.rotate_left(1);
+            self.fetch(run)?;
+            self.plan.pop_back();
+            self.filled |= self.missing.loose.within(run);
+        }
+        if self.filled.len() >= RECORD_BLOCKS || self.plan.is_empty() {
+            self.record(&self.filled.clone())?;
+            self.filled.clear();
+        }
+        if self.plan.is_empty() && self.missing.is_recorded() {
+            self.source.finish()?;
+            self.missing.is_finished.store(true, SeqCst);
+        }
+        Ok(())
+    }
+
+    fn fetch(&mut self, run: Run) -> io::Result<()> {
+        for run in pieces(run).flat_map(|piece| runs(&self.missing.absent.within(piece)).collect::<Vec<_>>()).collect::<Vec<_>>() {
+            self.source.fill(&self.image, run)?;
+            clear(&self.missing.absent, run.blocks());
+            if self.kind == Kind::Scratch {
+                clear(&self.missing.loose, run.blocks());
             }
-            absent -= some;
+        }
+        Ok(())
+    }
+
+    /// Blocks that are filled.
+    fn record(&mut self, filled: &RoaringBitmap) -> io::Result<()> {
+        let fresh: RoaringBitmap = filled.iter().filter(|block| self.missing.loose.contains(*block)).collect();
+        if !fresh.is_empty() {
+            self.source.record(&self.image, &fresh)?;
+            clear(&self.missing.loose, fresh.iter());
         }
         Ok(())
     }
@@ -99,8 +309,10 @@ impl<S: Source> Filler<S> {
         let touched = Run::covering(request.offset, request.len_bytes);
         let whole = |run: &Run| run.offset() >= request.offset && run.offset() + run.len_bytes() <= request.offset + request.len_bytes;
         let blocks = touched.into_iter().flat_map(|run| run.blocks());
-        let zeroed = blocks.filter(|start| whole(&Run { start: *start, len: 1 }));
-        zeroed.for_each(|block| _ = self.absent.clear(block));
+        for block in blocks.filter(|start| whole(&Run { start: *start, len: 1 })) {
+            self.missing.absent.clear(block);
+            self.missing.loose.clear(block);
+        }
     }
 
     fn around(&self, run: Run) -> Run {
@@ -111,46 +323,9 @@ impl<S: Source> Filler<S> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::request::{Durability, Space};
-    use std::sync::Mutex;
-
-    const BLOCK: u64 = 4096;
-
-    struct Letters(Arc<Mutex<Vec<Run>>>);
-
-    impl Source for Letters {
-        fn fill(&mut self, image: &Image, run: Run) -> io::Result<()> {
-            self.0.lock().unwrap().push(run);
-            image.write_at(&vec![b'a'; run.len_bytes() as usize], run.offset())
-        }
-    }
-
-    fn fetch(origin: &Origin, op: Op, offset: u64, len_bytes: u64) {
-        let request = Request { op, offset, len_bytes };
-        let (done, told) = mpsc::channel();
-        origin.fetch(request, Box::new(move |filled| done.send(filled).unwrap()));
-        told.recv().unwrap().unwrap();
-        assert!(origin.has(request));
-    }
-
-    #[test]
-    fn content_comes_once_and_what_is_zeroed_as_a_whole_not_at_all() {
-        let image = Image::scratch(&std::env::temp_dir(), 64 * BLOCK).unwrap();
-        let fetched = Arc::new(Mutex::new(Vec::new()));
-        let origin = Origin::start(image.clone(), Letters(fetched.clone())).unwrap();
-        assert!(!origin.has(Request { op: Op::Read, offset: 0, len_bytes: 512 }));
-        assert!(origin.has(Request { op: Op::Flush, offset: 0, len_bytes: 0 }));
-
-        fetch(&origin, Op::WriteZeroes(Space::MayFree, Durability::Cached), 2 * BLOCK - 512, 4 * BLOCK + 1024);
-        fetch(&origin, Op::Read, 16 * BLOCK - 512, 1024);
-        let run = |start, len| Run { start, len };
-        assert_eq!(*fetched.lock().unwrap(), [run(0, 2), run(6, 10), run(16, 16)]);
-        let mut content = vec![0; 8 * BLOCK as usize];
-        image.read_at(&mut content, 0).unwrap();
-        let firsts: Vec<u8> = content.chunks_exact(BLOCK as usize).map(|block| block[0]).collect();
-        assert_eq!(firsts, *b"aa\0\0\0\0aa");
-    }
+fn clear(map: &DirtyMap, blocks: impl Iterator<Item = BlockNumber>) {
+    blocks.for_each(|block| _ = map.clear(block));
 }
+
+#[cfg(test)]
+mod tests;

@@ -131,7 +131,7 @@ impl Site {
             intake,
             clients: Clients::default(),
             counters: Default::default(),
-            origin: None,
+            origin: Default::default(),
         })
     }
 

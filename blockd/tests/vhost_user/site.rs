@@ -60,7 +60,8 @@ impl Site {
         let limits = KeptLimits { memory_bytes: 16 << 20, spill_bytes: 16 << 20, spill_dir: directory.path().into() };
         let intake = Arc::new(Intake::new(1, Arc::new(image.clone()), log, limits));
         let (gate, clients) = (Gate::new(GateState::Open), Clients::default());
-        let volume = Arc::new(Volume { name: "vm1".into(), image, gate, intake, clients, counters: Default::default(), origin: None });
+        let volume =
+            Arc::new(Volume { name: "vm1".into(), image, gate, intake, clients, counters: Default::default(), origin: Default::default() });
         let service =
             VhostUserService::start(VhostUserOptions { access: SocketAccess::PRIVATE, threads: 2, cpus: [].into(), poll: Duration::ZERO });
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

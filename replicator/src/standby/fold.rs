@@ -46,8 +46,6 @@ pub(super) struct Fold<F> {
     unsure_until: Epoch,
     /// What is left of the undo must not be found again, and that is still to be recorded.
     pub(super) is_void: bool,
-    /// The image is a mix on its way to an older point; only a copy that is opened anew ends that.
-    pub(super) is_going_back: bool,
     /// Why points were lost that the policy would have kept, and the newest epoch then; until the undo of a later one found room.
     lost: Option<(String, Epoch)>,
 }
@@ -64,18 +62,7 @@ struct Batch {
 impl<F> Fold<F> {
     pub fn new(durable: Option<Point>) -> Self {
         let (undo_disk, waiting) = (UndoDisk::default(), VecDeque::new());
-        Self {
-            undo: None,
-            undo_disk,
-            waiting,
-            batch: None,
-            shown: durable,
-            durable,
-            unsure_until: 0,
-            is_void: false,
-            is_going_back: false,
-            lost: None,
-        }
+        Self { undo: None, undo_disk, waiting, batch: None, shown: durable, durable, unsure_until: 0, is_void: false, lost: None }
     }
 
     /// What the image holds.
@@ -222,13 +209,7 @@ impl<F: SegmentFiles> Standby<F> {
         }
     }
 
-    /// Refuses while the image is a mix.
-    pub(super) fn check_whole(&self) -> io::Result<()> {
-        if self.fold.is_going_back { Err(io::Error::other("going back to an older recovery point was interrupted")) } else { Ok(()) }
-    }
-
     fn try_fold_one(&mut self) -> io::Result<bool> {
-        self.check_whole()?;
         if self.journal.is_folded() {
             return Ok(false);
         }

@@ -13,6 +13,7 @@ pub mod connection;
 mod fold;
 mod past;
 mod place;
+mod rollback;
 mod scrub;
 mod scrubbing;
 mod segments;
@@ -26,6 +27,7 @@ pub use checked::{DIGEST_BYTES, DigestsOnDisk, Health};
 pub use fold::UndoDisk;
 pub use past::PastError;
 pub use place::Place;
+pub use rollback::Rollback;
 pub use scrub::{Round, Step as ScrubStep};
 pub use scrubbing::ScrubPace;
 pub use segments::SegmentDir;
@@ -145,7 +147,6 @@ impl<F: SegmentFiles> Standby<F> {
 
     /// A frame came. Returns the answer, if there is one.
     pub fn handle_frame(&mut self, frame: Bytes) -> Result<Option<Message>, StandbyError> {
-        self.check_whole()?;
         let envelope = Envelope::decode(frame.clone())?;
         match self.receiver.handle_message(envelope).map_err(StandbyError::Refused)? {
             Step::Adopt { lineage, staged, answer } => {

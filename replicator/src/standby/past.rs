@@ -1,9 +1,9 @@
-//! Older recovery points: kept, shown, and gone back to.
+//! Older recovery points: kept and shown.
 
-use super::{Place, Standby, UndoDisk, WRITE_BLOCKS};
-use crate::disk::{Pages, SegmentFiles};
-use crate::undo::{Keep, Kept, LEVELS, Point, Undo, View};
-use replicator_engine::block::{Run, block_count};
+use super::{Standby, UndoDisk};
+use crate::disk::SegmentFiles;
+use crate::undo::{Keep, Kept, LEVELS, Undo, View};
+use replicator_engine::block::Run;
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::Base;
 use std::io;
@@ -20,23 +20,16 @@ pub enum PastError {
 }
 
 impl<F: SegmentFiles> Standby<F> {
-    /// Keeps older recovery points, in a directory for each level, from here on; none if they are to be kept for no time. Ends what a crash
-    /// interrupted: [`Self::go_back_to`].
+    /// Keeps older recovery points, in a directory for each level, from here on; none if they are to be kept for no time.
     pub fn keep_points(&mut self, files: [F; LEVELS], keep: Keep) -> io::Result<()> {
-        let going_back = self.place.load_going_back(&*self.catalogue)?;
         let is_void = self.place.load_void(&*self.catalogue)?;
         let undo = match Undo::open(files, keep, self.place.lineage.current(), self.place.folded, self.place.committed) {
             Ok(undo) => undo,
-            Err(error) if going_back.is_none() => {
+            Err(error) => {
                 self.fold.give_up(&error);
                 return Ok(());
             }
-            Err(error) => return Err(error),
         };
-        if let Some(point) = going_back {
-            self.fold.undo = Some(undo);
-            return self.go_back(point).map_err(|error| io::Error::other(format!("going back was interrupted: {error}")));
-        }
         let is_useless = is_void || !undo.is_wanted() || self.place.base != Base::Point || self.fold.shown().is_none();
         self.fold.undo = Some(undo);
         if is_useless {
@@ -130,58 +123,6 @@ impl<F: SegmentFiles> Standby<F> {
     /// Nobody reads the view any more.
     pub fn close_view(&mut self, view: &View) {
         self.fold.unpin(view.point.epoch);
-    }
-
-    /// Drops what is staged and makes the image what it was at an older point, which is the newest afterwards, and the only one.
-    pub fn go_back_to(&mut self, epoch: Epoch) -> Result<Point, PastError> {
-        self.settle()?;
-        match self.fold.shown() {
-            Some(shown) if shown.epoch == epoch => return Ok(shown),
-            _ => {}
-        }
-        let view = self.fold.undo.as_ref().and_then(|undo| undo.view(epoch)).ok_or(PastError::NotKept(epoch))?;
-        // Undo that cannot be read is found before anything is overwritten.
-        self.for_each_older(epoch, &mut |_, _| Ok(()))?;
-        self.place.store_going_back(view.point, &*self.catalogue)?;
-        self.go_back(view.point)?;
-        Ok(view.point)
-    }
-
-    /// Everything is folded, and that the image is being overwritten is recorded: until all of it is, the copy is no recovery point.
-    fn go_back(&mut self, point: Point) -> Result<(), PastError> {
-        self.fold.is_going_back = true;
-        // What is folded must not be found again, and be folded onto the older image.
-        self.journal.clear()?;
-        self.begin_fold()?;
-        let image = self.image.clone();
-        self.for_each_older(point.epoch, &mut |piece, content| image.write(piece, content))?;
-        self.zero_beyond(point.size_bytes)?;
-        self.image.sync()?;
-        let place = Place { committed: point.epoch, folded: point.epoch, size_bytes: point.size_bytes, ..self.place.clone() };
-        place.store_folded(Some(point), &*self.catalogue)?;
-        self.place = place;
-        self.cut_unix_ms = Some(point.cut_unix_ms);
-        self.fold.begin_at(point);
-        self.receiver = self.place.receiver(Default::default());
-        self.fold.is_going_back = false;
-        Ok(self.fold.undo.as_mut().map_or(Ok(()), Undo::clear)?)
-    }
-
-    /// Calls `visit` with what differs at an older point.
-    fn for_each_older(&mut self, epoch: Epoch, visit: &mut dyn FnMut(Run, &Pages) -> io::Result<()>) -> Result<(), PastError> {
-        let undo = self.fold.undo.as_mut().ok_or(PastError::NotKept(epoch))?;
-        let mut view = undo.view(epoch).ok_or(PastError::NotKept(epoch))?;
-        let end = block_count(view.point.size_bytes) as u32;
-        for run in view.changed() {
-            for start in run.blocks().step_by(WRITE_BLOCKS as usize) {
-                let len = WRITE_BLOCKS.min(run.end().min(end).saturating_sub(start));
-                let Some(piece) = Run::new(start, len) else { continue };
-                let mut content = Pages::new(len);
-                undo.read(&mut view, piece, &mut content)?;
-                visit(piece, &content)?;
-            }
-        }
-        Ok(())
     }
 }
 

@@ -1,8 +1,9 @@
 //! Where a copy stands, as the catalogue remembers it.
 
+use super::Rollback;
 use crate::catalogue::{Catalogue, Change, Persist};
 use crate::undo::Point;
-use replicator_engine::generation::{Id, Lineage};
+use replicator_engine::generation::{Generation, Id, Lineage};
 use replicator_engine::receiver::Receiver;
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::{Attach, Attached, Base, Commit, Envelope, Message};
@@ -64,23 +65,13 @@ impl Place {
     pub(super) fn store_folded(&self, point: Option<Point>, catalogue: &dyn Catalogue) -> io::Result<()> {
         let mut changes = self.changes();
         changes.push((key(self.volume, "point"), point.map(|point| self.encode(commit_of(point)))));
-        changes.push((key(self.volume, "back"), None));
         catalogue.apply(&changes, Persist::Synced)
     }
 
     /// The recovery point that is durable in the image; `None` if nobody wrote down when it was cut.
     pub(super) fn load_point(&self, catalogue: &dyn Catalogue) -> io::Result<Option<Point>> {
-        Ok(load_commit(self.volume, "point", catalogue)?.filter(|point| point.epoch == self.folded))
-    }
-
-    /// Records that the image is being brought back to a point: until the next [`Self::store_folded`] it is none.
-    pub(super) fn store_going_back(&self, point: Point, catalogue: &dyn Catalogue) -> io::Result<()> {
-        catalogue.apply(&[(key(self.volume, "back"), Some(self.encode(commit_of(point))))], Persist::Synced)
-    }
-
-    /// The point to which the image was being brought back when the daemon ended.
-    pub(super) fn load_going_back(&self, catalogue: &dyn Catalogue) -> io::Result<Option<Point>> {
-        load_commit(self.volume, "back", catalogue)
+        let point = load_commit(self.volume, "point", catalogue)?.map(|(_, point)| point);
+        Ok(point.filter(|point| point.epoch == self.folded))
     }
 
     /// Records that what there is of undo leads nowhere: the image is written to without it.
@@ -111,8 +102,9 @@ impl Place {
 
     /// Forgets where a copy stood that is deleted.
     pub fn forget(volume: Id, catalogue: &dyn Catalogue) -> io::Result<()> {
-        let changes = ["line", "copy", "fold", "point", "back", "void", super::checked::KEY].map(|part| (key(volume, part), None));
-        catalogue.apply(&changes, Persist::Synced)
+        let changes = ["line", "copy", "fold", "point", "void", super::checked::KEY].map(|part| (key(volume, part), None));
+        catalogue.apply(&changes, Persist::Synced)?;
+        Rollback::forget(volume, catalogue)
     }
 
     pub(super) fn receiver(&self, unconfirmed: RoaringBitmap) -> Receiver {
@@ -125,12 +117,28 @@ fn commit_of(point: Point) -> Message {
     Message::Commit(Commit { epoch, blocks: 0, digest: [0; 32], size_bytes, cut_unix_ms })
 }
 
-fn load_commit(volume: Id, part: &str, catalogue: &dyn Catalogue) -> io::Result<Option<Point>> {
+/// A point, and the generation in whose name it was written down.
+fn load_commit(volume: Id, part: &str, catalogue: &dyn Catalogue) -> io::Result<Option<(Generation, Point)>> {
     let Some(bytes) = catalogue.get(&key(volume, part))? else { return Ok(None) };
-    match Envelope::decode(bytes.into()).map(|envelope| envelope.message) {
-        Ok(Message::Commit(commit)) => Ok(Some(Point::of(&commit))),
+    match Envelope::decode(bytes.into()) {
+        Ok(Envelope { generation, message: Message::Commit(commit) }) => Ok(Some((generation, Point::of(&commit)))),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, format!("catalogue: standby/{volume}/{part} cannot be read"))),
     }
+}
+
+/// Where it stands to which point the image is led back.
+pub(super) fn back_key(volume: Id) -> Vec<u8> {
+    key(volume, "back")
+}
+
+/// That point, and the generation for which it is.
+pub(super) fn load_back(volume: Id, catalogue: &dyn Catalogue) -> io::Result<Option<(Generation, Point)>> {
+    load_commit(volume, "back", catalogue)
+}
+
+/// Under which it stands what of that is done.
+pub(super) fn done_prefix(volume: Id) -> Vec<u8> {
+    key(volume, "done/")
 }
 
 pub(super) fn key(volume: Id, part: &str) -> Vec<u8> {

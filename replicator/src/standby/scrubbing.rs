@@ -159,7 +159,7 @@ fn until_due(every: Duration, ended_unix_ms: u64) -> Duration {
     every.saturating_sub(Duration::from_millis(unix_ms().saturating_sub(ended_unix_ms)))
 }
 
-impl<F: SegmentFiles> Shell<F> {
+impl<F: SegmentFiles + 'static> Shell<F> {
     /// Looks at some of the image if that is due, and asks the primary for what was found.
     pub(super) fn scrub(&mut self) {
         let Some(standby) = &mut self.standby else { return };

@@ -3,7 +3,7 @@
 use super::scrubbing::{Asked, Scrub, ScrubPace};
 use super::trouble::{Trouble, Work};
 use super::views::{Ask, OpenView, Views};
-use super::{Health, PastError, Place, Settled, Standby, StandbyError, StandbyStatus};
+use super::{Health, PastError, Place, Rollback, Settled, Standby, StandbyError, StandbyStatus};
 use crate::clock::unix_ms;
 use crate::disk::SegmentFiles;
 use crate::journal::JournalError;
@@ -39,7 +39,7 @@ pub(super) enum Input {
     Disconnected(Session),
     Frame(Session, Bytes, OwnedSemaphorePermit),
     Settle(oneshot::Sender<io::Result<Settled>>),
-    SettleAt(Epoch, oneshot::Sender<Result<Settled, PastError>>),
+    SettleAt(Epoch, oneshot::Sender<Result<(Settled, Option<Rollback>), PastError>>),
     Points(oneshot::Sender<io::Result<Vec<Kept>>>),
     View(Ask),
     Scrub(Asked),
@@ -95,8 +95,8 @@ impl StandbyService {
         answer.await.unwrap_or_else(|_| Err(is_stopping()))
     }
 
-    /// As [`Self::settle`], but brings the image back to an older recovery point, which is the only one then.
-    pub async fn settle_at(&self, epoch: Epoch) -> Result<Settled, PastError> {
+    /// As [`Self::settle`], for an older recovery point: with what leads the image back to it.
+    pub async fn settle_at(&self, epoch: Epoch) -> Result<(Settled, Option<Rollback>), PastError> {
         let (reply, answer) = oneshot::channel();
         self.tell(Input::SettleAt(epoch, reply));
         answer.await.unwrap_or_else(|_| Err(is_stopping().into()))
@@ -179,7 +179,7 @@ pub(super) struct Shell<F> {
     pub(super) scrub: Scrub,
 }
 
-impl<F: SegmentFiles> Shell<F> {
+impl<F: SegmentFiles + 'static> Shell<F> {
     fn run(mut self, inputs: &Receiver<Input>) {
         loop {
             let input = match inputs.try_recv() {
@@ -365,16 +365,17 @@ impl<F: SegmentFiles> Shell<F> {
         Ok(self.settled())
     }
 
-    fn settle_at(&mut self, epoch: Epoch) -> Result<Settled, PastError> {
-        self.settle()?;
-        if let Some(standby) = &mut self.standby
-            && let Err(error) = standby.go_back_to(epoch)
-        {
-            // Opened anew, it goes all the way back or stays unusable.
+    fn settle_at(&mut self, epoch: Epoch) -> Result<(Settled, Option<Rollback>), PastError> {
+        let newest = self.settle()?;
+        let Some(standby) = &mut self.standby else { unreachable!("it is settled") };
+        let rollback = standby.go_back_to(epoch);
+        if !matches!(rollback, Ok(None)) {
+            // It is without its undo.
             self.standby = None;
-            return Err(error);
         }
-        Ok(self.settled())
+        let Some(rollback) = rollback? else { return Ok((newest, None)) };
+        let point = rollback.point();
+        Ok((Settled { epoch, size_bytes: point.size_bytes, ..newest }, Some(rollback)))
     }
 
     /// Where the copy stands now.
@@ -399,7 +400,7 @@ impl<F: SegmentFiles> Shell<F> {
 
     /// Thins and drops a little of the older points; says whether there is more to do.
     fn tidy(&mut self) -> bool {
-        self.standby.as_mut().is_some_and(|standby| standby.tidy_points(unix_ms()))
+        !self.settled && self.standby.as_mut().is_some_and(|standby| standby.tidy_points(unix_ms()))
     }
 
     fn publish(&mut self) {

@@ -8,8 +8,11 @@ use crate::journal::Position;
 use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run};
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::Content;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
+
+/// Pieces that a view keeps decoded: 512 KiB each.
+const RECENT_PIECES: usize = 4;
 
 /// See the module's documentation. 28 bytes and the map's overhead for a block.
 pub struct View {
@@ -19,8 +22,8 @@ pub struct View {
     /// Batches up to this epoch are in `blocks`.
     until: Epoch,
     blocks: BTreeMap<BlockNumber, Piece>,
-    /// The piece that was read last: neighbours in space are neighbours in it.
-    last: Option<(Piece, Decoded)>,
+    /// The pieces that were read last: neighbours in space are neighbours in one, and several read.
+    recent: VecDeque<(Piece, Decoded)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,12 +78,12 @@ impl<F: SegmentFiles> Undo<F> {
     pub fn view(&self, epoch: Epoch) -> Option<View> {
         let point = self.batches().find(|(_, batch)| batch.point.epoch == epoch)?.1.point;
         let (until, blocks) = self.collect(epoch);
-        Some(View { point, version: self.version, until, blocks, last: None })
+        Some(View { point, version: self.version, until, blocks, recent: VecDeque::new() })
     }
 
     /// The volume at a point that is in the image until the next epoch is folded.
     pub fn view_of_image(&self, point: Point) -> View {
-        View { point, version: self.version, until: point.epoch, blocks: BTreeMap::new(), last: None }
+        View { point, version: self.version, until: point.epoch, blocks: BTreeMap::new(), recent: VecDeque::new() }
     }
 
     /// Brings a view up to the batches that there are; says whether its point is still kept. `shown` is what the image holds.
@@ -93,7 +96,7 @@ impl<F: SegmentFiles> Undo<F> {
         if view.version != self.version {
             (view.until, view.blocks) = self.collect(epoch);
             view.version = self.version;
-            view.last = None;
+            view.recent.clear();
         } else if view.until < sealed {
             self.extend(view);
         }
@@ -102,12 +105,17 @@ impl<F: SegmentFiles> Undo<F> {
 
     /// Reads `run` as it is in the view, where that is undo, into `content`, which has the image's content.
     pub fn read(&mut self, view: &mut View, run: Run, content: &mut [u8]) -> io::Result<()> {
-        let View { blocks, last, .. } = view;
+        let View { blocks, recent, .. } = view;
         for (block, piece) in blocks.range(run.blocks()) {
-            if last.as_ref().is_none_or(|(cached, _)| cached != piece) {
-                *last = Some((*piece, self.decode(*piece)?));
+            match recent.iter().position(|(cached, _)| cached == piece) {
+                Some(0) => {}
+                Some(found) => recent.swap(0, found),
+                None => {
+                    recent.push_front((*piece, self.decode(*piece)?));
+                    recent.truncate(RECENT_PIECES);
+                }
             }
-            let Some((_, decoded)) = last else { continue };
+            let Some((_, decoded)) = recent.front() else { continue };
             let at = (block - run.start) as usize * BLOCK_BYTES;
             let into = &mut content[at..at + BLOCK_BYTES];
             match decoded.block(*block)? {

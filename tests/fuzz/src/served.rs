@@ -99,7 +99,7 @@ fn make(size_bytes: u64) -> (TempDir, Arc<Volume>) {
     let limits = KeptLimits { memory_bytes: 16 << 20, spill_bytes: 16 << 20, spill_dir: directory.path().into() };
     let intake = Arc::new(Intake::new(1, Arc::new(image.clone()), log, limits));
     let (gate, clients, counters) = (Gate::new(GateState::Open), Clients::default(), Default::default());
-    (directory, Arc::new(Volume { name: "vm1".into(), image, gate, intake, clients, counters, origin: None }))
+    (directory, Arc::new(Volume { name: "vm1".into(), image, gate, intake, clients, counters, origin: Default::default() }))
 }
 
 /// Returns when the condition holds. That it does not is a finding.

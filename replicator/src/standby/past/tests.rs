@@ -4,7 +4,8 @@ use super::*;
 use crate::catalogue::Persist;
 use crate::codec::Encoder;
 use crate::pairing::tests::MemoryCatalogue;
-use crate::undo::Thin;
+use crate::standby::Place;
+use crate::undo::{Point, Thin};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use replicator_engine::block::{BLOCK_BYTES, BlockNumber};
@@ -14,6 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 mod disks;
+mod going_back;
 mod rot;
 use disks::{Digests, Disk, Files, Image};
 
@@ -341,74 +343,6 @@ fn a_full_image_takes_older_points_only_where_that_frees_room_for_it() {
         let after = world.check();
         assert_eq!(after.starts_with(&before), are_kept, "{disk:?}: {after:?}");
     }
-}
-
-#[test]
-fn going_back_is_finished_after_a_crash_at_any_write() {
-    for writes in 0..12 {
-        let mut world = World::new(4, keep());
-        for _ in 0..20 {
-            world.send_epoch(1500);
-        }
-        let points = world.check();
-        let target = points[points.len() / 2];
-        world.image.0.lock().unwrap().writes_left = Some(writes);
-        let crashed = world.standby.go_back_to(target).is_err();
-        let (blocks, _) = world.cuts[&target].clone();
-        world.now.clone_from(&blocks);
-        if crashed {
-            world.crash();
-        }
-        assert_eq!((world.standby.place().committed, world.standby.place().size_bytes), (target, blocks.len() as u64 * BLOCK));
-        assert_eq!(world.image.blocks()[..blocks.len()], blocks, "after {writes} writes");
-        assert!(world.image.blocks()[blocks.len()..].iter().all(|byte| *byte == 0));
-        assert_eq!(world.standby.points().unwrap().len(), 1);
-    }
-}
-
-#[test]
-fn what_was_given_up_by_going_back_is_not_folded_again_after_a_crash() {
-    let mut world = World::new(4, keep());
-    for _ in 0..10 {
-        world.send_epoch(1500);
-    }
-    let old = world.check();
-    for _ in 0..10 {
-        world.send_epoch(1500);
-    }
-    // A frame of the next epoch is there while the points are listed, as under load: the journal keeps its segment.
-    let blocks = world.encoder.encode(&[Run { start: 0, len: 1 }], &[9; BLOCK_BYTES]);
-    world.standby.handle_frame(frame(Message::Blocks(blocks))).unwrap();
-    world.standby.points().unwrap();
-    let target = old[old.len() / 2];
-    world.standby.go_back_to(target).unwrap();
-    let (blocks, _) = world.cuts[&target].clone();
-    world.now.clone_from(&blocks);
-    world.crash();
-    while world.standby.fold_one().unwrap() {}
-    assert_eq!(world.standby.place().committed, target);
-    assert_eq!(world.image.blocks()[..blocks.len()], blocks);
-}
-
-#[test]
-fn an_image_that_is_on_its_way_back_is_no_recovery_point_until_it_is_there() {
-    let mut world = World::new(4, keep());
-    for _ in 0..20 {
-        world.send_epoch(1500);
-    }
-    let target = world.check()[0];
-    world.image.0.lock().unwrap().writes_left = Some(3);
-    assert!(world.standby.go_back_to(target).is_err());
-    world.image.0.lock().unwrap().writes_left = None;
-    assert!(world.standby.settle().is_err(), "as a promotion without `--at` asks for");
-    let attach = Attach { volume: VOLUME, size_bytes: world.now.len() as u64 * BLOCK, lineage: lineage() };
-    assert!(world.standby.handle_frame(frame(Message::Attach(attach))).is_err(), "as a primary that comes back");
-    // Opened anew it goes all the way.
-    let (blocks, _) = world.cuts[&target].clone();
-    world.now.clone_from(&blocks);
-    world.crash();
-    assert_eq!(world.standby.settle().unwrap().0, target);
-    assert_eq!(world.image.blocks()[..blocks.len()], blocks);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::{
     report::Report,
     table::{Align, Table},
 };
-use blockd_api::{Alone, ApiError, Divergence, FrontEnd, Mode, Role, Status, VolumeStatus, human_bytes, human_seconds, routes};
+use blockd_api::{Alone, ApiError, Divergence, FrontEnd, GoingBack, Mode, Role, Status, VolumeStatus, human_bytes, human_seconds, routes};
 
 /// `tern status [NAME]`.
 pub async fn status(context: &Context<'_>, arguments: &StatusArgs) -> Result<Report, ApiError> {
@@ -44,6 +44,9 @@ fn table(status: &Status) -> String {
         if let Some(verified) = &volume.verified {
             text.push_str(&format!("{}: {}\n", volume.name, proof::verified(verified)));
         }
+        if let Some(said) = going_back(volume) {
+            text.push_str(&format!("{}: {said}\n", volume.name));
+        }
         if let Some(error) = &volume.last_error {
             // The error may quote what others sent.
             let error: String = error.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
@@ -66,6 +69,13 @@ pub fn cuts(volume: &VolumeStatus) -> Option<String> {
         volume.point_age_seconds.map_or_else(|| "no recovery point yet".to_owned(), |age| format!("last cut {} ago", human_seconds(age)));
     let next = volume.next_cut.map_or_else(|| "cut only when asked".to_owned(), |time| format!("next one at {time}"));
     Some(format!("{last}, {next}"))
+}
+
+/// How far the image has been led back, in words.
+pub fn going_back(volume: &VolumeStatus) -> Option<String> {
+    let GoingBack { point, bytes_left, bytes_total } = volume.going_back?;
+    let (left, total) = (human_bytes(bytes_left), human_bytes(bytes_total));
+    Some(format!("shows recovery point {point}; {left} of {total} of its image are still to be led back to it"))
 }
 
 fn alone(what: &Option<Alone>) -> String {

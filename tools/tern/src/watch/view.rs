@@ -4,7 +4,7 @@ use super::{
     model::{Model, Trend},
     strips::{bar, curve},
 };
-use crate::verbs::status::cuts;
+use crate::verbs::status::{cuts, going_back};
 use blockd_api::{Role, State, Status, Usage, VolumeStatus, human_bytes, human_rate, human_seconds};
 use ratatui::{
     Frame,
@@ -187,6 +187,9 @@ fn facts(volume: &VolumeStatus) -> Vec<Line<'static>> {
     ];
     if let Some(cuts) = cuts(volume) {
         lines.push(pair("cuts", cuts));
+    }
+    if let Some(said) = going_back(volume) {
+        lines.push(pair("going back", said));
     }
     if let Some(error) = &volume.last_error {
         lines.push(Line::from(vec![Span::styled(format!("{:<12}", "last error"), DIM), Span::from(error.clone()).red()]));
