@@ -44,6 +44,10 @@ pub trait SegmentFiles: Send {
 
 /// A digest for each block of an image, 0 where there is none. What was not synced may be lost, entry by entry.
 pub trait DigestFile: Send + Sync {
+    /// Whether [`Self::begin`] was called ever: a file that is gone is not.
+    fn is_begun(&self) -> io::Result<bool>;
+    /// Removes every entry, durably.
+    fn begin(&self) -> io::Result<()>;
     /// Reads the entries of the blocks from `start` on; behind the end there are none.
     fn load(&self, start: BlockNumber, digests: &mut [u64]) -> io::Result<()>;
     /// Writes the entries of the blocks from `start` on.

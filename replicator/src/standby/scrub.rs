@@ -11,7 +11,7 @@ use super::checked::{Checked, Health};
 use super::{Standby, StandbyError};
 use crate::catalogue::Catalogue;
 use crate::codec::{Decoder, digest};
-use crate::disk::{DigestFile, Pages, SegmentFiles};
+use crate::disk::{BlockDevice, DigestFile, Pages, SegmentFiles};
 use crate::undo::PiecePlace;
 use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run, runs};
 use replicator_engine::wire::{Base, Blocks, Content, Message};
@@ -126,28 +126,35 @@ impl<F: SegmentFiles> Standby<F> {
     /// What the image holds of `blocks`, in runs. Where that is not what was written, the journal may have it still, and the image is mended. Else
     /// what is left of the older recovery points would show it: they are given up.
     pub(super) fn read_to_save(&mut self, blocks: &RoaringBitmap) -> io::Result<(Vec<Run>, Vec<u8>)> {
-        let (which, mut content) = match self.read_blocks(blocks) {
+        let (which, mut content, unreadable) = match self.read_blocks(blocks) {
             Err(error) if self.checked.is_none() || blocks.len() < 2 => return Err(error),
             Err(_) => self.read_one_by_one(blocks)?,
-            Ok(read) => read,
+            Ok((which, content)) => (which, content, RoaringBitmap::new()),
         };
         let Some(checked) = self.checked.clone() else { return Ok((which, content)) };
-        let (mut wrong, mut rest) = (RoaringBitmap::new(), &content[..]);
+        // Zeroes stand for what cannot be read: right only where nothing else was written.
+        let (mut wrong, mut rest) = (unreadable.into_iter().filter(|block| checked.expected(*block) != Some(0)).collect(), &content[..]);
         for run in &which {
             let (here, after) = rest.split_at(run.len_bytes() as usize);
             wrong |= checked.mismatches(*run, here);
             rest = after;
         }
-        if wrong.is_empty() {
-            return Ok((which, content));
-        }
-        checked.note_damaged(&wrong);
-        for (block, right) in self.find_in_journal(&checked, &wrong)? {
-            let run = Run { start: block, len: 1 };
-            self.image.write(run, &right)?;
-            wrong.remove(block);
-            let before = blocks.rank(block) as usize - 1;
-            content[before * BLOCK_BYTES..][..BLOCK_BYTES].copy_from_slice(&right);
+        let mut read_again = |wrong: RoaringBitmap| -> RoaringBitmap {
+            let is_wrong = |block: &BlockNumber| match checked.read_again(*block) {
+                Some(right) => {
+                    let before = blocks.rank(*block) as usize - 1;
+                    content[before * BLOCK_BYTES..][..BLOCK_BYTES].copy_from_slice(&right);
+                    false
+                }
+                None => true,
+            };
+            wrong.into_iter().filter(is_wrong).collect()
+        };
+        wrong = read_again(wrong);
+        if !wrong.is_empty() {
+            checked.note_damaged(&wrong);
+            self.mend_from_journal(&checked)?;
+            wrong = read_again(wrong);
         }
         if let Some(block) = wrong.min() {
             self.fold.give_up(&io::Error::other(format!("block {block} was damaged here before it was overwritten")));
@@ -155,16 +162,12 @@ impl<F: SegmentFiles> Standby<F> {
         Ok((which, content))
     }
 
-    /// Some cannot be read: zeroes stand for them, which nobody takes for what was written. If none can, the disk is gone.
-    fn read_one_by_one(&self, blocks: &RoaringBitmap) -> io::Result<(Vec<Run>, Vec<u8>)> {
-        let (mut content, mut read, mut unreadable) = (Vec::new(), 0, RoaringBitmap::new());
-        let mut last = None;
+    /// Some cannot be read: zeroes stand for them, and they are named. If none can, the disk is gone.
+    fn read_one_by_one(&self, blocks: &RoaringBitmap) -> io::Result<(Vec<Run>, Vec<u8>, RoaringBitmap)> {
+        let (mut content, mut unreadable, mut last) = (Vec::new(), RoaringBitmap::new(), None);
         for block in blocks {
             match self.read_blocks(&RoaringBitmap::from_iter([block])) {
-                Ok((_, bytes)) => {
-                    content.extend(bytes);
-                    read += 1;
-                }
+                Ok((_, bytes)) => content.extend(bytes),
                 Err(error) => {
                     content.resize(content.len() + BLOCK_BYTES, 0);
                     unreadable.insert(block);
@@ -172,22 +175,23 @@ impl<F: SegmentFiles> Standby<F> {
                 }
             }
         }
-        if read == 0 {
-            return Err(last.unwrap_or_else(|| io::ErrorKind::InvalidInput.into()));
+        match last {
+            Some(error) if unreadable.len() == blocks.len() => Err(error),
+            _ => Ok((runs(blocks).collect(), content, unreadable)),
         }
-        Ok((runs(blocks).collect(), content))
     }
 
-    /// Versions of these blocks that wait to be folded and are what the image should hold: a repair that the primary sent.
-    fn find_in_journal(&self, checked: &Checked, wanted: &RoaringBitmap) -> io::Result<Vec<(BlockNumber, Pages)>> {
-        let (mut found, mut failed, mut decoder) = (Vec::new(), None, Decoder::new()?);
+    /// Writes to the image what waits to be folded and is what a damaged block should hold by now: a repair that the primary sent. All of them at
+    /// once: the journal is read for each piece that is saved else.
+    fn mend_from_journal(&self, checked: &Checked) -> io::Result<()> {
+        let (damaged, mut failed, mut decoder) = (checked.damaged(), None, Decoder::new()?);
         self.journal.for_each_unfolded(|message| {
             let Message::Blocks(blocks) = message else { return };
-            if let Err(error) = find_in(&blocks, wanted, checked, &mut decoder, &mut found) {
+            if let Err(error) = mend_from(&blocks, &damaged, checked, &mut decoder) {
                 failed = Some(error);
             }
         })?;
-        failed.map_or(Ok(found), |error| Err(super::payload_to_io(error)))
+        failed.map_or(Ok(()), |error| Err(super::payload_to_io(error)))
     }
 
     /// Refuses content that the disk does not give back as it came: of the image's blocks of `run`, those that are in no undo.
@@ -201,27 +205,18 @@ impl<F: SegmentFiles> Standby<F> {
     }
 }
 
-fn find_in(
-    blocks: &Blocks,
-    wanted: &RoaringBitmap,
-    checked: &Checked,
-    decoder: &mut Decoder,
-    found: &mut Vec<(BlockNumber, Pages)>,
-) -> Result<(), StandbyError> {
-    if !blocks.runs.iter().any(|(run, _)| wanted.range_cardinality(run.blocks()) > 0) {
+fn mend_from(blocks: &Blocks, damaged: &RoaringBitmap, checked: &Checked, decoder: &mut Decoder) -> Result<(), StandbyError> {
+    if !blocks.runs.iter().any(|(run, _)| damaged.range_cardinality(run.blocks()) > 0) {
         return Ok(());
     }
     let mut content = decoder.decode(blocks)?.chunks_exact(BLOCK_BYTES);
     for (run, kind) in &blocks.runs {
         for block in run.blocks() {
             let here = if *kind == Content::Data { content.next() } else { None };
-            if !wanted.contains(block) {
-                continue;
-            }
-            if checked.expected(block) == Some(here.map_or(0, digest)) {
+            if damaged.contains(block) && checked.expected(block) == Some(here.map_or(0, digest)) {
                 let mut right = Pages::new(1);
                 here.iter().for_each(|here| right.copy_from_slice(here));
-                found.push((block, right));
+                checked.write(Run { start: block, len: 1 }, &right)?;
             }
         }
     }

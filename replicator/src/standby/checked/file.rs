@@ -19,7 +19,7 @@ static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 pub struct DigestsOnDisk(File);
 
 impl DigestsOnDisk {
-    /// Opens the file, which is made if it is missing.
+    /// Opens the file, which is made if it is missing: empty then, which it is never again once it was begun.
     pub fn open(path: &Path) -> io::Result<Self> {
         OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map(Self)
     }
@@ -30,6 +30,16 @@ fn offset(block: BlockNumber) -> u64 {
 }
 
 impl DigestFile for DigestsOnDisk {
+    fn is_begun(&self) -> io::Result<bool> {
+        Ok(self.0.metadata()?.len() > 0)
+    }
+
+    fn begin(&self) -> io::Result<()> {
+        self.0.set_len(0)?;
+        self.0.set_len(DIGEST_BYTES)?;
+        self.0.sync_all()
+    }
+
     fn load(&self, start: BlockNumber, digests: &mut [u64]) -> io::Result<()> {
         let mut bytes = vec![0; digests.len() * DIGEST_BYTES as usize];
         let mut read = 0;
@@ -91,7 +101,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("digests");
         let file = DigestsOnDisk::open(&path).unwrap();
-        assert_eq!(file.next(0).unwrap(), None);
+        assert!(!file.is_begun().unwrap());
+        file.begin().unwrap();
+        assert_eq!((file.is_begun().unwrap(), file.next(0).unwrap()), (true, None));
         file.store(1 << 20, &[7, 8, 9]).unwrap();
         assert!(file.next(5).unwrap().is_some_and(|next| next > 5 && next <= 1 << 20));
         file.clear((1 << 20) + 1, u32::MAX).unwrap();

@@ -80,7 +80,7 @@ impl Checked {
     ) -> io::Result<Self> {
         let recorded = catalogue.get(&key(place.volume, KEY))?.and_then(|bytes| Marks::decode(&bytes).ok());
         let recorded = recorded.filter(|marks| marks.replica == place.replica);
-        let is_valid = recorded.is_some() && place.base == Base::Point;
+        let is_valid = recorded.is_some() && place.base == Base::Point && digests.is_begun().unwrap_or(false);
         let mut marks = Marks { replica: place.replica, ..recorded.unwrap_or_default() };
         if !is_valid {
             (marks.unknown, marks.damaged, marks.cursor) = Default::default();
@@ -103,7 +103,7 @@ impl Checked {
     /// In this order: until the old entries are gone, nobody may find marks that say they count.
     fn begin_anew(&self) -> io::Result<()> {
         self.catalogue.apply(&[(key(self.volume, KEY), None)], Persist::Synced)?;
-        self.try_digests(|digests| digests.clear(0, BlockNumber::MAX).and_then(|()| digests.sync()));
+        self.try_digests(|digests| digests.begin());
         let state = self.state();
         if state.void.is_some() {
             Ok(())
@@ -208,21 +208,21 @@ impl Checked {
 
     fn check_piece(&self, run: Run) {
         let mut content = Pages::new(run.len);
-        let mut wrong = match self.image.read(run, &mut content) {
+        let wrong = match self.image.read(run, &mut content) {
             Ok(()) => self.mismatches(run, &content),
             // One that cannot be read makes the whole fail.
             Err(_) => run.blocks().collect(),
         };
-        wrong -= self.damaged();
-        let mut alone = Pages::new(1);
         // Once more, each by itself, before anything is said of it.
-        wrong = wrong.into_iter().filter(|block| !self.is_right(*block, &mut alone)).collect();
+        let wrong = wrong.into_iter().filter(|block| self.read_again(*block).is_none()).collect();
         self.note_damaged(&wrong);
+        self.note_sound(run, &wrong);
     }
 
-    fn is_right(&self, block: BlockNumber, content: &mut Pages) -> bool {
-        let run = Run { start: block, len: 1 };
-        self.image.read(run, content).is_ok() && self.mismatches(run, content).is_empty()
+    /// What a block holds, if it can be read and is not known to be wrong.
+    pub fn read_again(&self, block: BlockNumber) -> Option<Pages> {
+        let (run, mut content) = (Run { start: block, len: 1 }, Pages::new(1));
+        self.image.read(run, &mut content).ok().filter(|()| self.mismatches(run, &content).is_empty()).map(|()| content)
     }
 
     /// The blocks of `run` whose content is not what was written; of those that are unknown nobody can say that.
@@ -258,6 +258,19 @@ impl Checked {
         state.marks.damaged |= fresh;
         state.marks.found += count;
         state.is_dirty = true;
+    }
+
+    /// The blocks of `run` are as they came, but for those that are `wrong`: what was recorded before a crash may have been mended since.
+    fn note_sound(&self, run: Run, wrong: &RoaringBitmap) {
+        let mut state = self.state();
+        let mut sound = RoaringBitmap::new();
+        sound.insert_range(run.blocks());
+        sound = (sound & &state.marks.damaged) - wrong - &state.marks.unknown;
+        if state.void.is_none() && !sound.is_empty() {
+            state.marks.damaged -= &sound;
+            state.marks.repaired += sound.len();
+            state.is_dirty = true;
+        }
     }
 
     /// The primary has the same in this block as the image.

@@ -17,6 +17,10 @@ pub struct State {
     /// Whether it fails for want of room.
     pub is_full: bool,
     pub sync_fails: bool,
+    /// Blocks that cannot be read.
+    pub unreadable: Vec<BlockNumber>,
+    /// A block that is read wrong, once.
+    pub wrong_once: Option<BlockNumber>,
 }
 
 impl Image {
@@ -59,8 +63,14 @@ impl Image {
 
 impl BlockDevice for Image {
     fn read(&self, run: Run, content: &mut [u8]) -> io::Result<()> {
-        let state = self.0.lock().unwrap();
+        let mut state = self.0.lock().unwrap();
+        if run.blocks().any(|block| state.unreadable.contains(&block)) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
         run.blocks().zip(content.chunks_exact_mut(BLOCK_BYTES)).for_each(|(block, content)| content.fill(state.blocks[block as usize]));
+        if let Some(block) = state.wrong_once.take_if(|block| run.blocks().contains(block)) {
+            content[(block - run.start) as usize * BLOCK_BYTES] ^= 1;
+        }
         Ok(())
     }
     fn write(&self, run: Run, content: &[u8]) -> io::Result<()> {
@@ -191,6 +201,7 @@ struct Entries {
     digests: BTreeMap<BlockNumber, u64>,
     unsynced: BTreeMap<BlockNumber, Option<u64>>,
     fails: bool,
+    is_begun: bool,
 }
 
 impl Entries {
@@ -213,6 +224,11 @@ impl Digests {
         }
     }
 
+    /// Somebody has removed the file.
+    pub fn remove(&self) {
+        *self.0.lock().unwrap() = Entries::default();
+    }
+
     /// From now on, or not any more, the disk takes nothing.
     pub fn fail(&self) {
         self.0.lock().unwrap().fails = true;
@@ -226,6 +242,16 @@ impl Digests {
 }
 
 impl DigestFile for Digests {
+    fn is_begun(&self) -> io::Result<bool> {
+        Ok(self.0.lock().unwrap().is_begun)
+    }
+    fn begin(&self) -> io::Result<()> {
+        self.change(|entries| {
+            if !entries.fails {
+                *entries = Entries { is_begun: true, ..Entries::default() };
+            }
+        })
+    }
     fn load(&self, start: BlockNumber, digests: &mut [u64]) -> io::Result<()> {
         let entries = self.0.lock().unwrap();
         (start..).zip(digests).for_each(|(block, digest)| *digest = entries.digests.get(&block).copied().unwrap_or(0));

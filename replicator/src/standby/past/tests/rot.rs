@@ -5,11 +5,16 @@ use crate::standby::Round;
 use replicator_engine::wire::{Against, Compare};
 
 impl World {
-    /// The primary writes one block in an epoch of its own.
     fn send_block(&mut self, block: u32, byte: u8) {
-        self.now[block as usize] = byte;
+        self.send_blocks(block, &[byte]);
+    }
+
+    /// The primary writes neighbouring blocks in an epoch of their own.
+    fn send_blocks(&mut self, start: u32, bytes: &[u8]) {
+        self.now[start as usize..][..bytes.len()].copy_from_slice(bytes);
         let mut digest = EpochDigest::default();
-        let blocks = self.encoder.encode(&[Run { start: block, len: 1 }], &[byte; BLOCK_BYTES]);
+        let content: Vec<u8> = bytes.iter().flat_map(|byte| [*byte; BLOCK_BYTES]).collect();
+        let blocks = self.encoder.encode(&[Run { start, len: bytes.len() as u32 }], &content);
         digest.add(&blocks);
         self.standby.handle_frame(frame(Message::Blocks(blocks))).unwrap();
         (self.epoch, self.clock_ms) = (self.epoch + 1, self.clock_ms + 1500);
@@ -86,6 +91,58 @@ fn older_points_that_would_show_damage_are_given_up() {
     assert_eq!(world.damaged(), [0; 0]);
     assert_eq!(world.check(), [world.epoch]);
     assert!(world.standby.lost_points().unwrap().contains("block 3"));
+}
+
+#[test]
+fn a_block_that_cannot_be_read_and_that_nobody_knows_is_not_saved_as_zeroes() {
+    let mut world = world();
+    world.place_anew();
+    world.image.0.lock().unwrap().unreadable = vec![3];
+    world.send_blocks(3, &[99, 44]);
+    world.fold();
+    world.image.0.lock().unwrap().unreadable.clear();
+    assert_eq!(world.check(), [world.epoch], "no older point shows what could not be read");
+    assert!(world.standby.lost_points().unwrap().contains("block 3"));
+}
+
+#[test]
+fn digests_that_somebody_removed_make_no_block_wrong() {
+    let mut world = world();
+    let before = world.check();
+    world.digests.remove();
+    world.crash();
+    assert_eq!(world.standby.health().unwrap().unknown, world.now.len() as u64);
+    world.scrub();
+    assert_eq!(world.damaged(), [0; 0]);
+    world.send_block(3, 99);
+    world.fold();
+    assert!(world.check().starts_with(&before));
+}
+
+#[test]
+fn a_block_that_was_mended_before_a_crash_is_not_called_damaged_after_the_next_round() {
+    let mut world = world();
+    world.image.rot(3);
+    world.scrub();
+    world.standby.remember_health();
+    world.send_block(3, 13);
+    world.fold();
+    world.crash();
+    assert_eq!(world.damaged(), [3], "what is recorded is older");
+    world.scrub();
+    let health = world.standby.health().unwrap();
+    assert_eq!((health.damaged, health.found, health.repaired), (0, 1, 1));
+}
+
+#[test]
+fn one_wrong_answer_of_the_disk_costs_no_point() {
+    let mut world = world();
+    let before = world.check();
+    world.image.0.lock().unwrap().wrong_once = Some(3);
+    world.send_block(3, 99);
+    world.fold();
+    assert!(world.check().starts_with(&before));
+    assert_eq!(world.standby.health().unwrap().found, 0);
 }
 
 #[test]
