@@ -6,11 +6,15 @@ use crate::tracker::Tracker;
 use roaring::RoaringBitmap;
 
 impl Sender {
-    /// The standby's disk has lost these blocks: they go with the next epoch, as though they had been written again.
-    pub(super) fn handle_damaged(&mut self, tracker: &Tracker, damaged: &[Run]) {
+    /// The standby's disk has lost these blocks, named in order: they go with the next epoch, as though they had been written again.
+    pub(super) fn handle_damaged(&mut self, tracker: &Tracker, damaged: &[Run]) -> Result<(), &'static str> {
+        if !damaged.is_sorted_by(|run, next| run.end() <= next.start) {
+            return Err("damaged blocks are in no order, or named twice");
+        }
         let mut blocks = RoaringBitmap::new();
         damaged.iter().for_each(|run| _ = blocks.insert_range(run.blocks()));
         tracker.mark(&(blocks & self.all_blocks()), None);
+        Ok(())
     }
 
     /// Blocks that are sent or frozen and not yet acknowledged, beside the tracker's maps.

@@ -283,10 +283,7 @@ impl Sender {
             }
             (Message::Compared(compared), Phase::Online) => self.handle_compared(tracker, compared),
             (Message::Committed(epoch), Phase::Online) => self.handle_committed(epoch, now_ms),
-            (Message::Damaged(runs), Phase::Online) => {
-                self.handle_damaged(tracker, &runs);
-                Ok(())
-            }
+            (Message::Damaged(runs), Phase::Online) => self.handle_damaged(tracker, &runs),
             _ => Err("the message does not belong here"),
         }
     }

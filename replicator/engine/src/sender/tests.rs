@@ -81,6 +81,8 @@ fn blocks_that_the_standbys_disk_has_lost_go_with_the_next_epoch() {
     assert_eq!(tracker.open().len(), 2, "none is beyond the volume's end");
     cut(&mut sender, &tracker, 1250);
     assert_eq!(ship_frozen(&mut sender, &tracker, 1250), [run(10, 2)]);
+    let whole = run(0, u32::MAX - 1);
+    assert!(sender.handle_message(&tracker, Message::Damaged(vec![whole, whole]), 0).is_err());
 }
 
 /// Lesson: a dirty bit is cleared by the acknowledgement of that write only (drbd#145).
