@@ -72,6 +72,8 @@ pub struct Config {
     pub keep: Keep,
     /// Checking that what is kept is what was written.
     pub proof: ProofConfig,
+    /// What is run when something happens.
+    pub on_event: Option<PathBuf>,
     /// Links to other sites.
     pub transport: TransportConfig,
     /// NBD clients.
@@ -199,6 +201,7 @@ impl Config {
             spill_memory: options.spill.memory.unwrap_or(DEFAULT_SPILL_MEMORY),
             witness: options.witness.unwrap_or(false),
             keep: keep(options.keep, options.keep_bytes, options.keep_thinning.as_deref())?,
+            on_event: options.on_event.map(program).transpose()?,
             proof: ProofConfig::resolve(&options.proof)?,
             transport: TransportConfig {
                 congestion: options.transport.congestion.unwrap_or(Congestion::Tern),
@@ -257,6 +260,16 @@ fn default_bandwidth() -> Result<Rate, ConfigError> {
 
 fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
     std::path::absolute(&path).map_err(|error| wrong(key, format_args!("{path:?} is no path ({error}): give an absolute one")))
+}
+
+/// Whether it can be run is seen when it is.
+fn program(path: PathBuf) -> Result<PathBuf, ConfigError> {
+    let path = absolute("on_event", path)?;
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(wrong("on_event", format_args!("{path:?} is no file: give the path of a program, without arguments")))
+    }
 }
 
 fn socket_path(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {

@@ -9,6 +9,7 @@ pub mod catalogue;
 pub mod config;
 pub mod daemon;
 mod debt;
+pub mod events;
 pub mod metrics;
 pub mod nbd;
 pub mod request;

@@ -1,6 +1,7 @@
 //! `blockd`: serves volumes to virtual machines.
 
 use blockd::config::{Config, ConfigError, LogFormat};
+use blockd::events::runner;
 use blockd::sandbox;
 use blockd::supervisor::Inherited;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -16,6 +17,12 @@ const FAREWELL: Duration = Duration::from_secs(1);
 const DEFAULT_LOG: &str = "info";
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    if let (Some(first), Some(program)) = (arguments.next(), arguments.next())
+        && first == runner::ARGUMENT
+    {
+        return runner::run(&program);
+    }
     let config = match Config::from_args(std::env::args_os()) {
         Ok(config) => config,
         Err(ConfigError::CommandLine(error)) => error.exit(),
@@ -28,6 +35,10 @@ fn main() -> ExitCode {
         Ok(inherited) => inherited,
         Err(error) => return setup_failed(&error),
     };
+    let runner = match runner::start(&config) {
+        Ok(runner) => runner,
+        Err(error) => return setup_failed(&format_args!("on_event: {error}: its runner cannot be started")),
+    };
     // Before the first thread: what is given up later would be given up by one thread only.
     let roots = match sandbox::enter(&config) {
         Ok(roots) => roots,
@@ -37,7 +48,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return setup_failed(&error),
     };
-    let ended = runtime.block_on(blockd::daemon::run(config, inherited, roots));
+    let ended = runtime.block_on(blockd::daemon::run(config, inherited, roots, runner));
     // What matters has ended in order. Who waits for a name server still is left alone: guests wait for the next daemon.
     runtime.shutdown_timeout(FAREWELL);
     match ended {

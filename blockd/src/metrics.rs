@@ -13,6 +13,7 @@ mod http;
 pub use histogram::Histogram;
 pub use http::serve;
 
+use crate::events::Teller;
 use crate::request::Op;
 use blockd_api::{PeerList, Status, VolumeName};
 use std::{
@@ -91,12 +92,18 @@ impl VolumeMetrics {
 }
 
 /// The metrics of all volumes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Metrics {
     volumes: Mutex<BTreeMap<VolumeName, Arc<VolumeMetrics>>>,
+    teller: Arc<Teller>,
 }
 
 impl Metrics {
+    /// Those of a daemon whose events this one tells.
+    pub fn new(teller: Arc<Teller>) -> Self {
+        Self { volumes: Mutex::default(), teller }
+    }
+
     /// The handles of a volume, made at the first call. To be kept, not asked for per request.
     pub fn volume(&self, name: &VolumeName) -> Arc<VolumeMetrics> {
         let mut volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -111,6 +118,6 @@ impl Metrics {
     /// The page that Prometheus reads.
     pub fn encode(&self, status: Status, peers: PeerList) -> Result<String, std::fmt::Error> {
         let durations = self.volumes.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        collect::encode(collect::Scrape { status, peers, durations })
+        collect::encode(collect::Scrape { status, peers, durations, events: self.teller.counts().collect() })
     }
 }

@@ -98,6 +98,10 @@ options! {
         /// Be a witness: grant leases to the primaries of other sites, agree to automatic promotions, hold no data [default: false]
         #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
         witness: bool,
+        /// Program that is run when something happens that an operator should know of: no shell, no arguments [default: none]
+        #[arg(long, value_name = "PROGRAM")]
+        #[serde(alias = "on-event")]
+        on_event: PathBuf,
         /// User to become once started by root: it owns the state directory [default: whoever starts it]
         #[arg(long, value_name = "NAME")]
         user: String,

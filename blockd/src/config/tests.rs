@@ -51,6 +51,7 @@ fn a_file_sets_every_key_and_flags_win() {
         keep_bytes = "200G"
         keep_thinning = "2h,1d"
         user = "root"
+        on_event = "/bin/true"
         [sockets]
         owner = "root"
         group = 36
@@ -94,6 +95,7 @@ fn a_file_sets_every_key_and_flags_win() {
         TlsFiles { certificate: "/etc/tern/cert.pem".into(), key: "/etc/tern/key.pem".into(), client_ca: Some("/etc/tern/ca.pem".into()) };
     let expected = Config {
         witness: true,
+        on_event: Some("/bin/true".into()),
         site: "osaka".parse().unwrap(),
         state_dir: "/srv/tern".into(),
         listen: "[::1]:7001".parse().unwrap(),
@@ -190,6 +192,7 @@ fn values_that_make_no_sense_name_the_key_and_the_cure() {
         ("[nbd]\ntls_client_ca = \"/x\"", "nbd.tls_client_ca: of no use without a certificate"),
         ("[proof]\nscrub_rate = \"9\"", "proof.scrub_rate: "),
         ("[proof]\nverify = \"nightly\"", "proof.verify: \"nightly\": neither a span such as 15m nor cron syntax"),
+        ("on_event = \"/bin/true -x\"", "on_event: \"/bin/true -x\" is no file: give the path of a program, without arguments"),
         ("state_dir = \"\"", "state_dir: \"\" is no path"),
     ] {
         let error = error_of(text);

@@ -8,6 +8,7 @@ mod control;
 mod create;
 mod divergence;
 mod drills;
+mod events;
 mod exports;
 mod going_back;
 mod handover;
@@ -29,6 +30,7 @@ mod volumes;
 use crate::admin::{self, AdminSocket};
 use crate::catalogue::RocksCatalogue;
 use crate::config::Config;
+use crate::events::Teller;
 use crate::metrics::{self, Metrics};
 use crate::nbd::{NbdOptions, NbdService, Reach, STALL_TIMEOUT, Tls};
 use crate::sandbox::Roots;
@@ -43,6 +45,7 @@ use sites::Sites;
 use state_dir::StateDir;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::process::ChildStdin;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -66,7 +69,7 @@ pub struct Daemon {
 }
 
 /// Runs until a signal ends it. An error is one line that names what is wrong and the cure.
-pub async fn run(config: Config, inherited: Inherited, roots: Roots) -> Result<()> {
+pub async fn run(config: Config, inherited: Inherited, roots: Roots, runner: Option<ChildStdin>) -> Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let state_dir = StateDir::open(&config.state_dir)?;
     let identity = Identity::load_or_create(state_dir.path())?;
@@ -79,7 +82,8 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots) -> Result<(
         cpus: config.vhost_user.cpus.as_slice().into(),
         poll: config.vhost_user.poll,
     });
-    let registry = Arc::new(Metrics::default());
+    let teller = Arc::new(Teller::start(runner).context("on_event")?);
+    let registry = Arc::new(Metrics::new(teller.clone()));
     let id = identity.id().to_string();
     let (sites, streams) = Sites::start(&config, identity, catalogue.clone())?;
     let sites = Arc::new(sites);
@@ -122,6 +126,7 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots) -> Result<(
         tokio::spawn(metrics::serve(listener, registry, daemon.clone(), wait(stopped)));
     }
     let incoming = tokio::spawn(daemon.clone().take_streams(streams, news));
+    let events = tokio::spawn(daemon.clone().watch_events(teller));
     let verifies = tokio::spawn(daemon.clone().verify_in_time(config.proof.clone()));
     let standbys = tokio::spawn(daemon.watch_standbys());
 
@@ -138,6 +143,7 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots) -> Result<(
     let _ = admin.await;
     incoming.abort();
     verifies.abort();
+    events.abort();
     standbys.abort();
     volumes.lock().await.stop().await;
     sites.stop().await;

@@ -1,6 +1,7 @@
 //! The page, from one look at everything.
 
 use super::{Histogram, RequestOp, VolumeMetrics};
+use crate::events::Kind;
 use blockd_api::{FrontEnd, Mode, PeerList, Role, State, Status, VolumeName, VolumeStatus};
 use prometheus_client::{
     collector::Collector,
@@ -19,6 +20,8 @@ pub struct Scrape {
     pub peers: PeerList,
     /// What the front ends recorded.
     pub durations: BTreeMap<VolumeName, Arc<VolumeMetrics>>,
+    /// What happened how often.
+    pub events: Vec<(Kind, u64)>,
 }
 
 /// The page.
@@ -173,6 +176,10 @@ impl Scrape {
         ] {
             encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&bytes)?;
         }
+        let mut events = encoder.encode_descriptor("events", "What happened since the daemon began.", None, MetricType::Counter)?;
+        for (kind, count) in &self.events {
+            events.encode_family(&[("event", kind.as_str())])?.encode_gauge(count)?;
+        }
         let build = [("version", env!("CARGO_PKG_VERSION")), ("site", self.status.site.as_str())];
         let mut info = encoder.encode_descriptor("build_info", "Version and site.", None, MetricType::Gauge)?;
         info.encode_family(&build)?.encode_gauge(&1u64)
@@ -238,7 +245,7 @@ mod tests {
         let peers = serde_json::from_value(serde_json::json!({"peers": [{"name": "oregon", "id": "6f", "address": null, "connected": true,
             "rtt_ms": 27.0}]}))
         .unwrap();
-        let metrics = Metrics::default();
+        let metrics = Metrics::new(Arc::new(crate::events::Teller::start(None).unwrap()));
         metrics.volume(&"vm1".parse().unwrap()).observe_request(RequestOp::Flush, Duration::from_micros(15));
         metrics.encode(status, peers).unwrap()
     }
@@ -249,6 +256,7 @@ mod tests {
         for line in [
             "tern_rpo_seconds{volume=\"vm1\"} 0.4",
             "tern_wire_bytes_sent{volume=\"vm1\"} 18446744073709551615",
+            "tern_events{event=\"proof-failed\"} 0",
             "tern_promise_held{volume=\"vm1\"} 1",
             "tern_state{volume=\"vm1\",state=\"in-sync\"} 1",
             "tern_state{volume=\"vm1\",state=\"suspended\"} 0",
