@@ -85,7 +85,8 @@ impl<F: SegmentFiles> Standby<F> {
         self.checked.as_ref().is_some_and(|checked| checked.cursor() > 0)
     }
 
-    /// A step of a round; only if [`Self::can_scrub`]. `unix_ms` is the time, for when it ends.
+    /// A step of a round; only if [`Self::can_scrub`]. `unix_ms` is the time, for when it ends. After an error it may be tried again; where the undo is
+    /// what cannot be read, [`Self::give_up_unreadable`] goes on without it.
     pub fn scrub_one(&mut self, round: Round, unix_ms: u64) -> io::Result<Step> {
         let Some(checked) = &self.checked else { return Ok(Step { next: Round::Ended, read_bytes: 0 }) };
         match round {
@@ -99,7 +100,7 @@ impl<F: SegmentFiles> Standby<F> {
             },
             Round::Undo(after) => {
                 let checked = checked.clone();
-                let step = self.scrub_undo(after);
+                let step = self.scrub_undo(after)?;
                 if step.next == Round::Ended {
                     checked.set_cursor(0, Some(unix_ms));
                 }
@@ -109,18 +110,19 @@ impl<F: SegmentFiles> Standby<F> {
         }
     }
 
-    fn scrub_undo(&mut self, after: Option<PiecePlace>) -> Step {
-        let ended = Step { next: Round::Ended, read_bytes: 0 };
-        let Some(undo) = &mut self.fold.undo else { return ended };
-        let Some((place, epoch)) = undo.piece_after(after) else { return ended };
-        let read_bytes = match undo.check_piece(place) {
-            Ok(read_bytes) => read_bytes,
-            Err(error) => {
-                self.fold.give_up_until(epoch, &error);
-                0
-            }
-        };
-        Step { next: Round::Undo(Some(place)), read_bytes }
+    fn scrub_undo(&mut self, after: Option<PiecePlace>) -> io::Result<Step> {
+        let next = self.fold.undo.as_mut().and_then(|undo| Some((undo.piece_after(after)?.0, undo)));
+        let Some((place, undo)) = next else { return Ok(Step { next: Round::Ended, read_bytes: 0 }) };
+        let read_bytes = undo.check_piece(place)?;
+        Ok(Step { next: Round::Undo(Some(place)), read_bytes })
+    }
+
+    /// What leads back, and comes next in this round, cannot be read: the points that need it are given up. Where the round goes on.
+    pub fn give_up_unreadable(&mut self, round: Round, why: &io::Error) -> Round {
+        let Round::Undo(after) = round else { return round };
+        let Some((place, epoch)) = self.fold.undo.as_ref().and_then(|undo| undo.piece_after(after)) else { return round };
+        self.fold.give_up_until(epoch, why);
+        Round::Undo(Some(place))
     }
 
     /// What the image holds of `blocks`, in runs. Where that is not what was written, the journal may have it still, and the image is mended. Else

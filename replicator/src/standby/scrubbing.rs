@@ -15,6 +15,10 @@ use tokio::sync::oneshot;
 const FIRST_AFTER: Duration = Duration::from_secs(3600);
 /// From a step that was not possible to the next attempt.
 const RETRY: Duration = Duration::from_secs(1);
+/// From a step that failed to the next attempt: a path to the disk may come back.
+const RETRY_FAILED: Duration = Duration::from_secs(10);
+/// Attempts until what cannot be read is given up.
+const ATTEMPTS: u32 = 3;
 /// How often it is recorded how far a round has come.
 const REMEMBER_INTERVAL: Duration = Duration::from_secs(10);
 /// Somebody who asks where no round is made by itself gets one at this pace.
@@ -45,6 +49,8 @@ pub(super) struct Scrub {
     round: Option<Round>,
     /// No step before.
     not_before: Instant,
+    /// Attempts at the next step that failed.
+    failed: u32,
     remembered: Instant,
     asked: Vec<Asked>,
     /// Damaged blocks that the attached primary was told of.
@@ -54,7 +60,7 @@ pub(super) struct Scrub {
 impl Scrub {
     pub fn new(pace: ScrubPace) -> Self {
         let now = Instant::now();
-        Self { pace, round: None, not_before: now, remembered: now, asked: Vec::new(), told: RoaringBitmap::new() }
+        Self { pace, round: None, not_before: now, failed: 0, remembered: now, asked: Vec::new(), told: RoaringBitmap::new() }
     }
 
     /// Another primary, or none: it was told of nothing.
@@ -80,7 +86,8 @@ impl Scrub {
     /// A round from the beginning, now.
     pub fn handle_asked<F: SegmentFiles>(&mut self, standby: &mut Standby<F>, asked: Asked) {
         standby.begin_scrub();
-        (self.round, self.not_before) = (Some(Round::Image), Instant::now());
+        (self.round, self.not_before, self.failed) = (Some(Round::Image), Instant::now(), 0);
+        self.asked.retain(|asked| !asked.is_closed());
         self.asked.push(asked);
     }
 
@@ -102,24 +109,39 @@ impl Scrub {
         match standby.scrub_one(round, unix_ms()) {
             Ok(Step { next: Round::Ended, .. }) => self.end(standby),
             Ok(Step { next, read_bytes }) => {
-                self.round = Some(next);
+                (self.round, self.failed) = (Some(next), 0);
                 let nanos = u128::from(read_bytes) * 1_000_000_000 / u128::from(self.pace.bytes_per_second.max(1));
                 self.not_before = Instant::now() + Duration::from_nanos(nanos as u64);
             }
-            Err(error) => {
-                tracing::warn!(%error, "the image cannot be looked through");
-                self.asked.drain(..).for_each(|asked| drop(asked.send(Err(io::Error::new(error.kind(), error.to_string())))));
-                self.not_before = Instant::now() + FIRST_AFTER.min(REMEMBER_INTERVAL);
-            }
+            Err(error) => self.handle_failed(standby, round, &error),
         }
         if self.remembered.elapsed() >= REMEMBER_INTERVAL {
             self.remember(standby);
         }
     }
 
+    fn handle_failed<F: SegmentFiles>(&mut self, standby: &mut Standby<F>, round: Round, error: &io::Error) {
+        tracing::warn!(%error, ?round, "the image, or what leads back, cannot be looked through: it is tried again");
+        self.failed += 1;
+        self.not_before = Instant::now() + RETRY_FAILED;
+        if self.failed == ATTEMPTS {
+            (self.round, self.failed) = (Some(standby.give_up_unreadable(round, error)), 0);
+            if self.round == Some(round) {
+                self.asked.drain(..).for_each(|asked| drop(asked.send(Err(io::Error::new(error.kind(), error.to_string())))));
+            }
+        }
+    }
+
+    /// Nothing may be looked at now: whoever waits for a step waits a little longer.
+    fn rest(&mut self) {
+        if self.wait().is_zero() {
+            self.not_before = Instant::now() + RETRY;
+        }
+    }
+
     /// There is nothing that could be looked through yet.
     fn put_off<F: SegmentFiles>(&mut self, standby: &Standby<F>) {
-        self.not_before = Instant::now() + RETRY;
+        self.rest();
         if standby.health().is_none_or(|health| health.void.is_some()) {
             let why = || io::Error::other("the image's blocks are not known by digests: see the log");
             self.asked.drain(..).for_each(|asked| drop(asked.send(Err(why()))));
@@ -162,9 +184,9 @@ fn until_due(every: Duration, ended_unix_ms: u64) -> Duration {
 impl<F: SegmentFiles + 'static> Shell<F> {
     /// Looks at some of the image if that is due, and asks the primary for what was found.
     pub(super) fn scrub(&mut self) {
-        let Some(standby) = &mut self.standby else { return };
-        if !self.settled {
-            self.scrub.step(standby);
+        match self.standby.as_mut().filter(|_| !self.settled) {
+            Some(standby) => self.scrub.step(standby),
+            None => self.scrub.rest(),
         }
         self.ask_for_repair();
     }

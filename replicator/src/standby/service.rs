@@ -60,24 +60,8 @@ pub struct StandbyService {
 impl StandbyService {
     /// Starts the thread. An error is what is wrong with the journal.
     pub fn start<F: SegmentFiles + 'static>(open: Open<F>, pace: ScrubPace) -> Result<Self, JournalError> {
-        let (standby, mut scrub) = (open()?, Scrub::new(pace));
-        scrub.handle_opened(&standby);
         let (inbox, inputs) = mpsc::channel();
-        let (publish, status) = watch::channel(StandbyStatus::default());
-        let mut shell = Shell {
-            standby: Some(standby),
-            open,
-            connection: None,
-            progress: Progress::Connected,
-            status: publish,
-            settled: false,
-            trouble: Trouble::default(),
-            fold_not_before: None,
-            log_limit: LogLimit::new(),
-            views: Views::default(),
-            scrub,
-        };
-        shell.publish();
+        let (shell, status) = Shell::open(open, pace)?;
         let thread = std::thread::Builder::new().name("tern-standby".into()).spawn(move || shell.run(&inputs));
         let thread = thread.map_err(JournalError::Io)?;
         Ok(Self { inbox, status, thread: Mutex::new(Some(thread)) })
@@ -180,6 +164,27 @@ pub(super) struct Shell<F> {
 }
 
 impl<F: SegmentFiles + 'static> Shell<F> {
+    fn open(open: Open<F>, pace: ScrubPace) -> Result<(Self, watch::Receiver<StandbyStatus>), JournalError> {
+        let (standby, mut scrub) = (open()?, Scrub::new(pace));
+        scrub.handle_opened(&standby);
+        let (publish, status) = watch::channel(StandbyStatus::default());
+        let mut shell = Self {
+            standby: Some(standby),
+            open,
+            connection: None,
+            progress: Progress::Connected,
+            status: publish,
+            settled: false,
+            trouble: Trouble::default(),
+            fold_not_before: None,
+            log_limit: LogLimit::new(),
+            views: Views::default(),
+            scrub,
+        };
+        shell.publish();
+        Ok((shell, status))
+    }
+
     fn run(mut self, inputs: &Receiver<Input>) {
         loop {
             let input = match inputs.try_recv() {

@@ -18,19 +18,13 @@ impl<F: SegmentFiles> Undo<F> {
     /// The piece behind this one, or the first, and the point that it belongs to.
     pub fn piece_after(&self, after: Option<PiecePlace>) -> Option<(PiecePlace, Epoch)> {
         (after.map_or(0, |after| after.level)..LEVELS).find_map(|level| {
-            let is_behind = |at: Position| after.is_none_or(|after| level > after.level || at > after.at);
-            let pieces =
-                self.levels[level].batches.iter().flat_map(|batch| batch.pieces.iter().map(move |piece| (piece.at, batch.point.epoch)));
-            pieces.into_iter().find(|(at, _)| is_behind(*at)).map(|(at, epoch)| (PiecePlace { level, at }, epoch))
+            let after = after.filter(|after| after.level == level).map(|after| after.at);
+            self.levels[level].piece_after(after).map(|(at, epoch)| (PiecePlace { level, at }, epoch))
         })
     }
 
-    /// Reads a piece against its checksums, again if that fails; says how much was read.
+    /// Reads a piece against its checksums; says how much was read.
     pub fn check_piece(&mut self, place: PiecePlace) -> io::Result<u64> {
-        self.read_piece(place).or_else(|_| self.read_piece(place))
-    }
-
-    fn read_piece(&mut self, place: PiecePlace) -> io::Result<u64> {
         let PiecePlace { level, at } = place;
         let next = self.piece_after(Some(place)).filter(|(next, _)| next.level == level).map(|(next, _)| next.at);
         // What says which blocks these are stands behind them, and is read at a start.

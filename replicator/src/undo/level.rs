@@ -156,6 +156,16 @@ impl<F: SegmentFiles> Level<F> {
         self.log.check(from, to.unwrap_or(self.log.committed()))
     }
 
+    /// The first piece behind a place, or of all, and the point that it belongs to.
+    pub fn piece_after(&self, after: Option<Position>) -> Option<(Position, Epoch)> {
+        let is_behind_us = |at: Position| after.is_some_and(|after| at <= after);
+        let first = self.batches.partition_point(|batch| is_behind_us(batch.start)).saturating_sub(1);
+        self.batches.range(first..).find_map(|batch| {
+            let next = batch.pieces.partition_point(|piece| is_behind_us(piece.at));
+            batch.pieces.get(next).map(|piece| (piece.at, batch.point.epoch))
+        })
+    }
+
     /// Reads a piece.
     pub fn read(&self, at: Position) -> io::Result<Blocks> {
         match self.log.message(at)? {

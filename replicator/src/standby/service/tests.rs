@@ -68,6 +68,20 @@ async fn a_primary_that_asks_and_takes_no_answers_is_let_go() {
     assert_eq!(stream.answer().await, None);
 }
 
+#[test]
+fn a_scrub_that_is_due_waits_while_the_image_must_stay_as_it_is_and_while_its_disk_is_gone() {
+    let (site, image) = (Site::new(8, Base::Point), Image::new(8));
+    let pace = ScrubPace { every: Some(Duration::ZERO), ..ScrubPace::default() };
+    let (mut shell, _status) = Shell::open(Box::new(move || Ok(site.open(&image))), pace).unwrap();
+    assert_eq!(shell.scrub.wait(), Duration::ZERO);
+    shell.settled = true;
+    shell.scrub();
+    assert!(shell.scrub.wait() > Duration::ZERO);
+    (shell.settled, shell.standby, shell.scrub) = (false, None, Scrub::new(pace));
+    shell.scrub();
+    assert!(shell.scrub.wait() > Duration::ZERO);
+}
+
 #[tokio::test]
 async fn a_full_disk_is_one_state_until_everything_is_folded() {
     let mut stream = Stream::open(8);

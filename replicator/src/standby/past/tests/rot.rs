@@ -31,7 +31,8 @@ impl World {
         let mut round = Round::Image;
         while round != Round::Ended {
             assert!(self.standby.can_scrub());
-            round = self.standby.scrub_one(round, 1).unwrap().next;
+            let done = self.standby.scrub_one(round, 1).map(|step| step.next);
+            round = done.unwrap_or_else(|error| self.standby.give_up_unreadable(round, &error));
         }
     }
 
