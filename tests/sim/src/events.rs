@@ -80,7 +80,7 @@ impl World {
     /// What people do: start what is down, promote, resync, make a copy anew.
     fn operator_acts(&mut self) {
         let site = self.any_site();
-        let is_wanted = self.any_primary().is_none() || self.rng.random_bool(0.15);
+        let is_wanted = self.any_primary().is_none() || self.rng.random_bool(0.25);
         match (&self.sites[site].part, self.sites[site].record.role) {
             // With the power it may have lost, too, what tells that something is missing.
             (Part::Down, Role::Standby) if self.sites[site].is_flipped => self.replace_copy(site),

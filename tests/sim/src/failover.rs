@@ -51,6 +51,8 @@ impl Site {
         self.change(|record| {
             (record.role, record.lineage, record.size_bytes) = (Role::Primary, lineage.clone(), place.size_bytes);
         })?;
+        // If that fails, it goes before this site is a standby again.
+        let _ = self.storage.forget_past();
         intake.start_logging();
         let started = Primary::start(&self.storage, lineage, self.rules, intake, Some(known), RoaringBitmap::new())?;
         self.part = Part::Primary(Box::new(started));
@@ -72,6 +74,7 @@ impl Site {
 
     fn become_standby(&mut self, replica: Id, committed: Epoch, base: Base, lineage: Lineage) -> io::Result<()> {
         self.storage.files.remove_all()?;
+        self.storage.forget_past()?;
         let size_bytes = self.storage.image.size_bytes();
         let place = Place { volume: VOLUME, replica, lineage, size_bytes, committed, folded: committed, base };
         memory::forget_promises(&*self.storage.catalogue, VOLUME)?;

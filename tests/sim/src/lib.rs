@@ -2,7 +2,8 @@
 //!
 //! The engine, the intake, the activity log, the codec, the journal and the fold are the daemon's own. The simulator takes power, processes,
 //! streams, single operations and whole directions of the network away at any step, promotes and hands over, and holds what it finds
-//! against what happened ([`history`](crate)): copies show the primary's volume at a cut, never an epoch less than was acknowledged; while a
+//! against what happened ([`history`](crate)): copies show the primary's volume at a cut, never an epoch less than was acknowledged, older
+//! recovery points that they offer are cuts, too, and none of their blocks is called damaged; while a
 //! promise is recorded, they have whatever a guest was told under it; one site acknowledges in a generation; and everything is equal once
 //! everything healed. The mode, and what becomes of requests without a standby, are the seed's, too, and change while the guest writes.
 //!
@@ -15,6 +16,7 @@ mod failover;
 mod faults;
 mod history;
 mod network;
+mod past;
 mod plant;
 mod primary;
 mod site;

@@ -26,11 +26,13 @@ pub enum Plant {
     AcknowledgeBeforeArrival,
     /// What holds stays recorded when less is promised.
     KeepPromise,
+    /// What an image's blocks are known by is not made durable with them.
+    ForgetDigests,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::AcknowledgeBeforeCommit,
         Self::CoolBeforeFlush,
         Self::FoldOutOfOrder,
@@ -41,5 +43,6 @@ impl Plant {
         Self::LoseTornTail,
         Self::AcknowledgeBeforeArrival,
         Self::KeepPromise,
+        Self::ForgetDigests,
     ];
 }

@@ -4,6 +4,7 @@ use crate::storage::{SimFiles, Storage};
 use bytes::Bytes;
 use replicator::journal::JournalError;
 use replicator::standby::{Place, Standby, StandbyError};
+use replicator::undo::{Keep, Thin};
 use replicator_engine::generation::{Id, Lineage};
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::{Base, Envelope, Message, Refusal, Refused};
@@ -11,6 +12,14 @@ use std::io;
 
 /// The one volume's id.
 pub const VOLUME: Id = Id([7; 16]);
+
+/// So little that points are thinned, and go, within a run.
+const KEEP: Keep = Keep {
+    span_ms: 5_000,
+    max_bytes: 256 << 10,
+    thin: [Thin { after_ms: 500, every_ms: 100 }, Thin { after_ms: 2_000, every_ms: 500 }],
+    crowd: 100,
+};
 
 /// See the module's documentation.
 pub struct StandbyPart {
@@ -25,7 +34,11 @@ pub struct StandbyPart {
 pub fn open(storage: &Storage, quota_bytes: u64) -> Result<Standby<SimFiles>, JournalError> {
     let place = Place::load(VOLUME, &*storage.catalogue)?.expect("the catalogue says where the copy stands");
     storage.files.reopen();
-    Standby::open(place, storage.files.clone(), quota_bytes, storage.image.clone(), storage.catalogue.clone())
+    let mut standby = Standby::open(place, storage.files.clone(), quota_bytes, storage.image.clone(), storage.catalogue.clone())?;
+    standby.check_digests(Box::new(storage.digests.clone()))?;
+    storage.undo.iter().for_each(SimFiles::reopen);
+    standby.keep_points(storage.undo.clone(), KEEP)?;
+    Ok(standby)
 }
 
 impl StandbyPart {
@@ -92,9 +105,9 @@ impl StandbyPart {
         }
     }
 
-    /// Folds one message, as the service does while nothing comes. Says whether more is left.
-    pub fn fold(&mut self) -> io::Result<bool> {
-        self.standby.as_mut().map_or(Ok(false), Standby::fold_one)
+    /// Folds one message, or does a little for older recovery points, as the service does while nothing comes. Says whether more is left.
+    pub fn fold(&mut self, unix_ms: u64) -> io::Result<bool> {
+        self.standby.as_mut().map_or(Ok(false), |standby| Ok(standby.fold_one()? || standby.tidy_points(unix_ms)))
     }
 
     /// The image becomes the last recovery point.

@@ -2,6 +2,7 @@
 
 use crate::history::History;
 use crate::network::{Network, Session};
+use crate::past;
 use crate::plant::Plant;
 use crate::primary::{Ended, Scene};
 use crate::site::{AMPLE_BYTES, Crash, Part, Role, Site};
@@ -45,7 +46,8 @@ impl World {
     pub fn new(seed: u64, plant: Option<Plant>, is_traced: bool) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let (size_bytes, lineage) = (u64::from(VOLUME_BLOCKS) * BLOCK_BYTES as u64, Lineage::first(Id(rng.random())));
-        let count = rng.random_range(2..=3);
+        // With a third site, an old primary meets standbys that follow another one.
+        let count = if rng.random_bool(0.25) { 2 } else { 3 };
         let rules = any_rules(&mut rng);
         let mut sites = vec![Site::primary(size_bytes, lineage.clone(), rules, &mut rng, plant)];
         sites.extend((1..count).map(|_| Site::standby(size_bytes, lineage.clone(), rules, &mut rng, plant)));
@@ -157,8 +159,9 @@ impl World {
 
     fn fold(&mut self, site: usize) {
         let Some(to) = self.sessions[site].as_ref().map(|session| session.standby) else { return };
+        let unix_ms = self.now_ms + self.day_ms;
         if let Some(standby) = self.sites[to].as_standby() {
-            let _ = standby.fold();
+            let _ = standby.fold(unix_ms);
         }
     }
 
@@ -330,9 +333,9 @@ impl World {
         storage.image.reopen(self.sites[site].record.size_bytes);
         let shown = standby::open(&storage, AMPLE_BYTES).map_err(io::Error::other).and_then(|mut copy| {
             let point = if copy.place().base == Base::Point { Some(copy.settle()?) } else { None };
-            Ok((point, copy.place().clone()))
+            Ok((point, copy.place().clone(), copy))
         });
-        let (point, place) = match shown {
+        let (point, place, mut copy) = match shown {
             Ok(shown) => shown,
             // It says so, and shows nothing.
             Err(_) if is_flipped => return,
@@ -342,6 +345,9 @@ impl World {
             storage.image.go_back_to(place.size_bytes).expect("a disk without faults");
             self.history.check(lineage, *epoch, place.size_bytes, &storage.image.view());
             self.tally.checks += 1;
+            if self.rng.random_bool(0.25) {
+                past::check(&mut copy, &self.history, &mut self.rng);
+            }
         }
         if is_flipped {
             return;

@@ -68,3 +68,8 @@ fn a_request_that_is_acknowledged_before_the_standby_has_it_is_found() {
 fn a_promise_that_stays_recorded_when_less_is_promised_is_found() {
     is_found(Plant::KeepPromise);
 }
+
+#[test]
+fn digests_that_are_not_durable_when_their_blocks_are_are_found() {
+    is_found(Plant::ForgetDigests);
+}

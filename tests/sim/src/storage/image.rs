@@ -6,6 +6,7 @@ use super::{Access, Faults};
 use crate::plant::Plant;
 use rand::RngExt;
 use rand::rngs::StdRng;
+use replicator::codec::is_zero;
 use replicator::disk::BlockDevice;
 use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run, block_count};
 use std::collections::BTreeMap;
@@ -64,6 +65,12 @@ fn stamp(sector: &[u8]) -> u64 {
 fn stamps(block: &[u8]) -> Stamps {
     let mut sectors = block.chunks_exact(SECTOR_BYTES).map(stamp);
     std::array::from_fn(|_| sectors.next().expect("a whole block"))
+}
+
+/// What a volume with this content looks like.
+pub fn view_of(content: &[u8]) -> View {
+    let blocks = (0..).zip(content.chunks_exact(BLOCK_BYTES)).filter(|(_, block)| !is_zero(block));
+    blocks.map(|(number, block)| (number, stamps(block))).collect()
 }
 
 impl SimImage {

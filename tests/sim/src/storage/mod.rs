@@ -3,6 +3,7 @@
 mod catalogue;
 #[cfg(test)]
 mod conformance;
+mod digests;
 mod faults;
 mod image;
 mod segments;
@@ -10,20 +11,25 @@ mod segments;
 pub use catalogue::SimCatalogue;
 #[cfg(test)]
 pub use conformance::conforms;
+pub use digests::SimDigests;
 pub use faults::{Access, Faults};
-pub use image::{NOISE, SECTORS, SimImage, Stamps, View};
+pub use image::{NOISE, SECTORS, SimImage, Stamps, View, view_of};
 pub use segments::SimFiles;
 
 use crate::plant::Plant;
 use rand::RngExt;
 use rand::rngs::StdRng;
+use replicator::undo::LEVELS;
+use std::io;
 use std::sync::Arc;
 
-/// The image, the journal and the catalogue of one site. Clones share them, as a restarted daemon does.
+/// The image, the journal, what leads back from the image and checks it, and the catalogue of one site. Clones share them, as a restarted daemon does.
 #[derive(Clone)]
 pub struct Storage {
     pub image: Arc<SimImage>,
     pub files: SimFiles,
+    pub undo: [SimFiles; LEVELS],
+    pub digests: SimDigests,
     pub catalogue: Arc<SimCatalogue>,
     pub faults: Arc<Faults>,
 }
@@ -35,6 +41,8 @@ impl Storage {
         Self {
             image: Arc::new(SimImage::new(size_bytes, faults.clone())),
             files: SimFiles::new(faults.clone()),
+            undo: std::array::from_fn(|_| SimFiles::new(faults.clone())),
+            digests: SimDigests::new(faults.clone()),
             catalogue: Arc::new(SimCatalogue::new(faults.clone())),
             faults,
         }
@@ -46,6 +54,8 @@ impl Storage {
         Self {
             image: Arc::new(self.image.fork(faults.clone())),
             files: self.files.fork(faults.clone()),
+            undo: self.undo.each_ref().map(|files| files.fork(faults.clone())),
+            digests: self.digests.fork(faults.clone()),
             catalogue: Arc::new(self.catalogue.fork(faults.clone())),
             faults,
         }
@@ -55,6 +65,14 @@ impl Storage {
     pub fn lose_power(&self, rng: &mut StdRng) {
         self.image.lose_power(rng);
         self.files.lose_power(rng);
+        self.undo.iter().for_each(|files| files.lose_power(rng));
+        self.digests.lose_power(rng);
         self.catalogue.lose_power(rng);
+    }
+
+    /// What led back from the image, and what its blocks are known by, is removed: it is written to without them from now on.
+    pub fn forget_past(&self) -> io::Result<()> {
+        self.digests.remove()?;
+        self.undo.iter().try_for_each(SimFiles::remove_all)
     }
 }
