@@ -111,6 +111,10 @@ impl<F: SegmentFiles> Standby<F> {
         image: Arc<dyn BlockDevice>,
         catalogue: Arc<dyn Catalogue>,
     ) -> Result<Self, JournalError> {
+        // A promotion that did not come about may have begun one, and the next one may have the same generation.
+        if place::load_back(place.volume, &*catalogue)?.is_some() {
+            Rollback::forget(place.volume, &*catalogue)?;
+        }
         let (journal, found) = Journal::open(files, quota_bytes, place.folded, place.committed)?;
         let (mut place, mut cut_unix_ms) = (place, None);
         if let Some(commit) = found.filter(|commit| commit.epoch >= place.committed) {

@@ -134,12 +134,16 @@ fn a_promotion_that_did_not_come_about_leaves_the_copy_and_its_points_as_they_we
     let points = world.check();
     let mut rollback = world.standby.go_back_to(target).unwrap().unwrap();
     rollback.begin(lineage().promoted(Id([9; 16]), target).current()).unwrap();
+    rollback.record(&RoaringBitmap::from_iter([0])).unwrap();
     drop(rollback);
     world.crash();
     assert_eq!(world.check(), points);
-    // Another promotion is not led back.
-    let other = lineage().promoted(Id([10; 16]), world.epoch);
-    assert_eq!(Rollback::image_bytes(VOLUME, &other, &*world.catalogue).unwrap(), None);
+    // Another promotion is not led back, not even one that has its generation: a handover that is asked for again does.
+    for id in [9, 10] {
+        let other = lineage().promoted(Id([id; 16]), world.epoch);
+        assert_eq!(Rollback::image_bytes(VOLUME, &other, &*world.catalogue).unwrap(), None);
+    }
+    assert!(world.catalogue.scan(b"standby/07070707070707070707070707070707/done").unwrap().is_empty());
     assert!(world.standby.go_back_to(world.epoch).unwrap().is_none());
     assert!(matches!(world.standby.go_back_to(world.epoch + 1), Err(PastError::NotKept(_))));
 }
