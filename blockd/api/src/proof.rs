@@ -33,8 +33,11 @@ pub struct LastVerify {
     pub blocks_compared: u64,
     /// How many of them differ, looked at twice.
     pub blocks_different: u64,
+    /// Blocks that were not compared: they were written each time that they were looked at.
+    #[serde(default)]
+    pub blocks_unsettled: u64,
     /// The epoch that both sides showed.
     pub at_epoch: u64,
-    /// Why it could not be done.
+    /// Why the last attempt could not be done; the rest is of the one before it then.
     pub error: Option<String>,
 }

@@ -102,6 +102,9 @@ pub struct Verification {
     pub blocks_compared: u64,
     /// How many of them differ.
     pub blocks_different: u64,
+    /// Blocks that were not compared: they were written each time that they were looked at.
+    #[serde(default)]
+    pub blocks_unsettled: u64,
     /// The epoch that both sides showed.
     pub at_epoch: u64,
 }

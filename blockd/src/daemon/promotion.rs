@@ -276,8 +276,12 @@ impl Daemon {
         volumes.put_part(name, part);
         volume.gate.reopen();
         // Not before this site is primary: a promotion that fails costs no point. What is left of them goes when it is a standby again.
-        if !goes_back && let Err(error) = tokio::task::block_in_place(|| volumes.forget_points(&record.id)) {
-            tracing::warn!(volume = %name, %error, "the older recovery points take room although they lead nowhere");
+        let forgotten = tokio::task::block_in_place(|| match goes_back {
+            true => volumes.forget_digests(&record.id),
+            false => volumes.forget_points(&record.id),
+        });
+        if let Err(error) = forgotten {
+            tracing::warn!(volume = %name, %error, "the older recovery points, or the image's digests, take room although they lead nowhere");
         }
         Ok(lineage.current().counter)
     }

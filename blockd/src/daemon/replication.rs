@@ -33,7 +33,6 @@ pub(super) fn replica_error(name: &VolumeName, error: &ReplicaError) -> ApiError
     let code = match error {
         ReplicaError::Disconnected => ErrorCode::PeerUnreachable,
         ReplicaError::Stopped => ErrorCode::Interrupted,
-        ReplicaError::NeverStill(_) => ErrorCode::Busy,
         ReplicaError::Disk(_) => ErrorCode::Io,
     };
     ApiError::new(code, format!("{name}: {error}"))

@@ -310,8 +310,13 @@ impl Volumes {
 
     /// Removes what leads back to older recovery points, and what the image's blocks are known by: it is written to without them from now on.
     pub fn forget_points(&self, id: &str) -> io::Result<()> {
-        if_there(std::fs::remove_file(self.state_dir.digests(id)))?;
+        self.forget_digests(id)?;
         self.state_dir.undo(id).iter().try_for_each(|level| if_there(std::fs::remove_dir_all(level)))
+    }
+
+    /// Removes what the blocks of an image are known by.
+    pub fn forget_digests(&self, id: &str) -> io::Result<()> {
+        if_there(std::fs::remove_file(self.state_dir.digests(id)))
     }
 
     /// Changes what is recorded of a volume, durably.

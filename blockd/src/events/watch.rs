@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 /// For so long a state has to last before it is told that it began, or ended.
 const LASTING: Duration = Duration::from_secs(5);
+/// A disk that is dying loses something each second: what it loses within that time is told together.
+const QUIET: Duration = Duration::from_secs(600);
 
 /// What is known of every volume.
 #[derive(Debug, Default)]
@@ -26,6 +28,8 @@ struct Seen {
     generation: u64,
     verified: Option<LastVerify>,
     found: u64,
+    /// When it was told that more was found.
+    found_told: Option<Instant>,
 }
 
 /// A state that comes and goes.
@@ -77,6 +81,7 @@ impl Seen {
             role: volume.role,
             generation: volume.generation,
             verified: volume.verified.clone(),
+            found_told: None,
             found: volume.scrub.as_ref().map_or(0, |scrub| scrub.found_blocks),
         }
     }
@@ -89,7 +94,10 @@ impl Seen {
     fn see(&mut self, volume: &VolumeStatus, now: Instant) -> Vec<(Kind, String)> {
         let mut happened = Vec::new();
         let is_primary = volume.role == Role::Primary && !matches!(volume.state, State::InitialSync | State::Fenced | State::SplitBrain);
-        if self.rpo.see(is_primary && !volume.promise_held, LASTING, now) {
+        if !is_primary {
+            // Who promises nothing keeps nothing, either.
+            self.rpo = Level::default();
+        } else if self.rpo.see(!volume.promise_held, LASTING, now) {
             happened.push(if self.rpo.told {
                 (Kind::RpoBroken, broken(volume))
             } else {
@@ -114,15 +122,25 @@ impl Seen {
             happened.push((Kind::Promoted, format!("primary here, in generation {}", volume.generation)));
         }
         (self.role, self.generation) = (volume.role, volume.generation);
-        happened.extend(self.failed_proof(volume).map(|words| (Kind::ProofFailed, words)));
+        happened.extend([self.lost(volume, now), self.differs(volume)].into_iter().flatten().map(|words| (Kind::ProofFailed, words)));
         happened
     }
 
-    fn failed_proof(&mut self, volume: &VolumeStatus) -> Option<String> {
+    fn lost(&mut self, volume: &VolumeStatus, now: Instant) -> Option<String> {
         let found = volume.scrub.as_ref().map_or(0, |scrub| scrub.found_blocks);
-        if found > std::mem::replace(&mut self.found, found) {
-            return Some("this site's disk has lost blocks of the standby's image: the primary sends them again".into());
+        if found <= self.found {
+            self.found = found;
+            return None;
         }
+        if self.found_told.is_some_and(|told| now.duration_since(told) < QUIET) {
+            return None;
+        }
+        let more = found - std::mem::replace(&mut self.found, found);
+        self.found_told = Some(now);
+        Some(format!("this site's disk has lost {more} blocks of the standby's image: the primary sends them again"))
+    }
+
+    fn differs(&mut self, volume: &VolumeStatus) -> Option<String> {
         if volume.verified == self.verified {
             return None;
         }
@@ -190,6 +208,9 @@ mod tests {
             [Kind::SplitBrain, Kind::SplitEnded, Kind::Fenced]
         );
         assert_eq!(told(times(serde_json::json!({}), 9)), [], "a start is no promotion");
+        let broken = times(serde_json::json!({"promise_held": false}), 9);
+        let fenced = times(serde_json::json!({"role": "stale", "state": "fenced", "promise_held": false}), 9);
+        assert_eq!(told([broken, fenced].concat()), [Kind::RpoBroken, Kind::Fenced], "who is fenced does not keep its promise again");
     }
 
     #[test]
@@ -205,5 +226,6 @@ mod tests {
                 "first_damaged_block": null, "found_blocks": found, "repaired_blocks": 0, "unknown_blocks": 0, "error": null}})
         };
         assert_eq!(told([scrub(2), scrub(2), scrub(3), scrub(3)]), [Kind::ProofFailed]);
+        assert_eq!(told((0..1500).map(scrub)), [Kind::ProofFailed; 3], "a disk that dies drowns nothing else");
     }
 }

@@ -115,9 +115,6 @@ pub enum ReplicaError {
     /// The replica is being stopped.
     #[error("replication is being stopped")]
     Stopped,
-    /// Some blocks are written all the time.
-    #[error("{0} blocks changed each time that they were looked at")]
-    NeverStill(u64),
     /// The disk failed.
     #[error("the image: {0}")]
     Disk(#[from] io::Error),

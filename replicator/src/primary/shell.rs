@@ -3,7 +3,7 @@
 use super::acknowledging::Acknowledging;
 use super::memory::{load_point, load_promise, remember_known};
 use super::scheduling::Scheduling;
-use super::verify::Verification;
+use super::verify::{TICKET_BIT, Verification};
 use super::{Input, OnCut, Outgoing, PrimaryStatus, Remains, ReplicaError, Session, Setup, read};
 use crate::clock::unix_ms;
 use crate::codec::Encoder;
@@ -51,6 +51,8 @@ pub(super) struct Shell {
     asked: HashMap<u64, u64>,
     snapshots: Vec<Snapshot>,
     pub(super) verification: Option<Verification>,
+    /// The next ticket of a verification: none is used again.
+    pub(super) verify_tickets: u64,
     /// When each epoch that is under way was cut, by both clocks.
     cut_times: VecDeque<(Epoch, Instant, u64)>,
     stored: Option<Known>,
@@ -84,6 +86,7 @@ impl Shell {
             asked: HashMap::new(),
             snapshots: Vec::new(),
             verification: None,
+            verify_tickets: TICKET_BIT,
             cut_times: VecDeque::new(),
             status,
             published: now,

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// Marks the tickets of a verification: the sender's count from 0.
-const TICKET_BIT: u64 = 1 << 63;
+pub(super) const TICKET_BIT: u64 = 1 << 63;
 /// Blocks that are read for one question.
 const CHUNK_BLOCKS: u32 = 1024;
 /// Runs of one question: a hole beside each run of data, or zeroes among each two of its blocks, doubles them.
@@ -27,8 +27,8 @@ const CHUNK_RUNS: usize = MAX_RUNS / 2 - CHUNK_BLOCKS as usize;
 const MAX_OPEN_QUESTIONS: usize = 4;
 /// A connection that is away for longer ends the verification.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Passes over blocks that were in doubt.
-const MAX_PASSES: u32 = 200;
+/// Passes over blocks that were in doubt. Those that are written all the time are left out then, and told.
+const MAX_PASSES: u32 = 50;
 
 /// What a verification found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub struct Verified {
     pub blocks_compared: u64,
     /// Blocks that differ.
     pub blocks_different: u64,
+    /// Blocks that were not compared: they were written each time that they were looked at.
+    pub blocks_unsettled: u64,
     /// The recovery point at its end.
     pub at_epoch: Epoch,
 }
@@ -53,6 +55,8 @@ pub(super) struct Verification {
     suspects: RoaringBitmap,
     passes: u32,
     next_ticket: u64,
+    /// Answers to questions before it are for others.
+    first_ticket: u64,
     /// By ticket, the blocks whose answer counts.
     open: HashMap<u64, RoaringBitmap>,
     compared: u64,
@@ -78,6 +82,7 @@ impl Verification {
             in_doubt: RoaringBitmap::new(),
             suspects: RoaringBitmap::new(),
             passes: 0,
+            first_ticket: TICKET_BIT,
             next_ticket: TICKET_BIT,
             open: HashMap::new(),
             compared: 0,
@@ -91,6 +96,11 @@ impl Verification {
         }
     }
 
+    /// Instead of one before it, of which answers may be under way.
+    fn after(self, tickets: u64) -> Self {
+        Self { first_ticket: tickets, next_ticket: tickets, ..self }
+    }
+
     pub(super) fn is_ticket(ticket: u64) -> bool {
         ticket & TICKET_BIT != 0
     }
@@ -98,6 +108,17 @@ impl Verification {
     /// The connection broke: what was asked is asked again.
     pub(super) fn handle_disconnected(&mut self) {
         self.in_doubt |= self.open.drain().fold(RoaringBitmap::new(), |all, (_, asked)| all | asked);
+    }
+
+    /// An answer came. One to what an earlier verification asked says nothing here.
+    fn handle_compared(&mut self, compared: &Compared) -> Result<(), &'static str> {
+        if compared.ticket < self.first_ticket {
+            return Ok(());
+        }
+        let asked = self.open.remove(&compared.ticket).ok_or("an answer to a question that was not asked")?;
+        self.handle_answer(&asked, compared);
+        (self.progress)(self.compared, u64::from(self.blocks));
+        Ok(())
     }
 
     /// The answer about `asked` came.
@@ -157,8 +178,8 @@ impl Shell {
     pub(super) fn begin_verify(&mut self, progress: OnProgress, rate: Option<u64>, reply: oneshot::Sender<Result<Verified, ReplicaError>>) {
         let is_under_way = self.verification.as_ref().is_some_and(|verification| !verification.reply.is_closed());
         if rate.is_none() || !is_under_way {
-            let size_bytes = self.setup.image.size_bytes();
-            self.verification = Some(Verification { bytes_per_second: rate, ..Verification::new(size_bytes, progress, reply) });
+            let verification = Verification::new(self.setup.image.size_bytes(), progress, reply).after(self.verify_tickets);
+            self.verification = Some(Verification { bytes_per_second: rate, ..verification });
         }
     }
 
@@ -186,17 +207,13 @@ impl Shell {
         };
         let acked = self.sender.known().map_or(0, |known| known.acked);
         let finished = verification.at >= verification.blocks && verification.open.is_empty();
-        if finished && verification.in_doubt.is_empty() {
+        if finished && (verification.in_doubt.is_empty() || verification.passes == MAX_PASSES) {
             let (blocks_compared, blocks_different) = (verification.compared, verification.different);
-            let _ = verification.reply.send(Ok(Verified { blocks_compared, blocks_different, at_epoch: acked }));
+            let blocks_unsettled = verification.in_doubt.len();
+            let _ = verification.reply.send(Ok(Verified { blocks_compared, blocks_different, blocks_unsettled, at_epoch: acked }));
             return true;
         }
         if finished {
-            if verification.passes == MAX_PASSES {
-                let left = verification.in_doubt.len();
-                verification.fail(ReplicaError::NeverStill(left));
-                return true;
-            }
             verification.passes += 1;
             verification.at = 0;
             verification.again = Some(std::mem::take(&mut verification.in_doubt));
@@ -242,6 +259,7 @@ impl Shell {
         verification.in_doubt |= doubtful;
         verification.open.insert(question.ticket, chunk);
         verification.next_ticket += 1;
+        self.verify_tickets = verification.next_ticket;
         self.send(Message::Compare(question), 0);
         Ok(true)
     }
@@ -249,16 +267,26 @@ impl Shell {
     pub(super) fn handle_verified(&mut self, compared: &Compared) -> Result<(), &'static str> {
         // A verification that nobody waits for any more is gone.
         let Some(verification) = &mut self.verification else { return Ok(()) };
-        let asked = verification.open.remove(&compared.ticket).ok_or("an answer to a question that was not asked")?;
-        verification.handle_answer(&asked, compared);
-        (verification.progress)(verification.compared, u64::from(verification.blocks));
-        Ok(())
+        verification.handle_compared(compared)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_to_a_verification_that_gave_way_says_nothing_and_breaks_nothing() {
+        let (reply, _) = oneshot::channel();
+        let mut verification = Verification::new(100 * 4096, Box::new(|_, _| {}), reply).after(TICKET_BIT + 5);
+        let answer = |ticket| Compared { ticket, different: Run::new(0, 4).into_iter().collect() };
+        verification.open.insert(TICKET_BIT + 5, RoaringBitmap::from_iter(0..9));
+        assert_eq!(verification.handle_compared(&answer(TICKET_BIT)), Ok(()));
+        assert_eq!((verification.compared, verification.suspects.len()), (0, 0));
+        assert!(verification.handle_compared(&answer(TICKET_BIT + 6)).is_err());
+        assert_eq!(verification.handle_compared(&answer(TICKET_BIT + 5)), Ok(()));
+        assert_eq!((verification.compared, verification.suspects.len()), (5, 4));
+    }
 
     /// Lesson: verify looks again before it reports (drbd#68).
     #[test]

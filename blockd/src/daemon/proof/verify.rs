@@ -9,7 +9,7 @@ use crate::daemon::settings::schedule_of;
 use blockd_api::*;
 use replicator::catalogue::{Catalogue, Persist};
 use replicator::clock::unix_ms;
-use replicator::primary::{OnProgress, ReplicaError};
+use replicator::primary::{OnProgress, ReplicaError, Verified};
 use replicator_engine::schedule::{Clock, Timetable};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -129,27 +129,44 @@ impl Daemon {
             Err(error @ (ReplicaError::Disconnected | ReplicaError::Stopped)) => return Err(replica_error(name, &error)),
             found => found,
         };
-        let error = found.as_ref().err().map(ToString::to_string);
-        let (blocks_compared, blocks_different, at_epoch) =
-            found.as_ref().map_or((0, 0, 0), |found| (found.blocks_compared, found.blocks_different, found.at_epoch));
-        self.note_verified(name, blocks_compared, blocks_different, at_epoch, error).await;
-        found.map_err(|error| replica_error(name, &error))?;
-        Ok(Verification { blocks_compared, blocks_different, at_epoch })
+        let found = found.map(|found| {
+            let Verified { blocks_compared, blocks_different, blocks_unsettled, at_epoch } = found;
+            Verification { blocks_compared, blocks_unsettled, blocks_different, at_epoch }
+        });
+        self.note_verified(name, &found).await;
+        found.map_err(|error| replica_error(name, &error))
     }
 
-    async fn note_verified(&self, name: &VolumeName, blocks_compared: u64, blocks_different: u64, at_epoch: u64, error: Option<String>) {
-        if blocks_different > 0 {
-            tracing::error!(volume = %name, blocks_compared, blocks_different, at_epoch, "the two sites differ");
-        } else {
-            tracing::info!(volume = %name, blocks_compared, at_epoch, error, "verified");
+    async fn note_verified(&self, name: &VolumeName, found: &Result<Verification, ReplicaError>) {
+        match found {
+            Ok(found) if found.blocks_different > 0 => tracing::error!(volume = %name, ?found, "the two sites differ"),
+            Ok(found) => tracing::info!(volume = %name, ?found, "verified"),
+            Err(error) => tracing::error!(volume = %name, %error, "the two sites could not be compared"),
         }
         let (since_unix_ms, volumes) = (unix_ms(), self.volumes.lock().await);
         let Some(time) = i64::try_from(since_unix_ms / 1000).ok().and_then(UtcTime::from_unix_seconds) else { return };
-        let last = Some(LastVerify { time, blocks_compared, blocks_different, at_epoch, error });
-        let recorded = Recorded { since_unix_ms, last };
-        let stored = volumes.get(name).map_err(io::Error::other).and_then(|open| store(&*volumes.catalogue, &open.record.id, &recorded));
+        let stored = volumes.get(name).map_err(io::Error::other).and_then(|open| {
+            let (catalogue, id) = (&*volumes.catalogue, &open.record.id);
+            let before = load(catalogue, id)?.and_then(|recorded| recorded.last);
+            store(catalogue, id, &Recorded { since_unix_ms, last: Some(last(before, found, time)) })
+        });
         if let Err(error) = stored {
             tracing::warn!(volume = %name, %error, "what the verify found could not be recorded");
+        }
+    }
+}
+
+/// What is known after a comparison. One that could not be done finds nothing out: what was found before stands, and when.
+fn last(before: Option<LastVerify>, found: &Result<Verification, ReplicaError>, time: UtcTime) -> LastVerify {
+    let of = |found: &Verification| {
+        let Verification { blocks_compared, blocks_unsettled, blocks_different, at_epoch } = *found;
+        LastVerify { time, blocks_compared, blocks_unsettled, blocks_different, at_epoch, error: None }
+    };
+    match found {
+        Ok(found) => of(found),
+        Err(error) => {
+            let nothing = of(&Verification { blocks_compared: 0, blocks_unsettled: 0, blocks_different: 0, at_epoch: 0 });
+            LastVerify { error: Some(error.to_string()), ..before.unwrap_or(nothing) }
         }
     }
 }
@@ -170,9 +187,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_comparison_that_could_not_be_done_hides_nothing_that_was_found_before() {
+        let time = |hour: i64| UtcTime::from_unix_seconds(1_800_000_000 + hour * 3600).unwrap();
+        let differs = last(None, &Ok(Verification { blocks_compared: 9, blocks_unsettled: 0, blocks_different: 3, at_epoch: 5 }), time(0));
+        let failed = last(Some(differs.clone()), &Err(ReplicaError::Disk(io::ErrorKind::Other.into())), time(1));
+        assert!(failed.error.is_some());
+        assert_eq!(LastVerify { error: None, ..failed }, differs);
+    }
+
+    #[test]
     fn what_is_recorded_has_the_documented_form() {
         let time = UtcTime::from_unix_seconds(1_800_000_000).unwrap();
-        let last = Some(LastVerify { time, blocks_compared: 4096, blocks_different: 0, at_epoch: 812, error: None });
+        let last = Some(LastVerify { time, blocks_compared: 4096, blocks_unsettled: 0, blocks_different: 0, at_epoch: 812, error: None });
         let json = serde_json::to_string(&Recorded { since_unix_ms: 1_800_000_000_000, last }).unwrap();
         assert!(include_str!("../../../../docs/formats.md").contains(&json), "{json}");
     }

@@ -31,9 +31,17 @@ pub fn said(scrub: &ScrubStatus) -> String {
 
 /// What the last comparison found, in words.
 pub fn verified(last: &LastVerify) -> String {
-    let LastVerify { time, blocks_compared, blocks_different, at_epoch, error } = last;
+    let LastVerify { time, blocks_compared, blocks_unsettled, blocks_different, at_epoch, error } = last;
     match error {
         Some(why) => format!("the verify at {time} could not be done: {why}"),
-        None => format!("verified at {time}: {blocks_compared} blocks compared, {blocks_different} differ, at epoch {at_epoch}"),
+        None => {
+            let unsettled = unsettled(*blocks_unsettled);
+            format!("verified at {time}: {blocks_compared} blocks compared, {blocks_different} differ, at epoch {at_epoch}{unsettled}")
+        }
     }
+}
+
+/// Of blocks that a comparison left out.
+pub fn unsettled(blocks: u64) -> String {
+    if blocks == 0 { String::new() } else { format!("; {blocks} blocks that are written all the time were not compared") }
 }

@@ -1,6 +1,6 @@
 //! `tern promote`, `points`, `demote`, `resync`, `verify`
 
-use super::Context;
+use super::{Context, proof};
 use crate::{
     cli::{DemoteArgs, PromoteArgs, ResyncArgs},
     client::decode,
@@ -86,7 +86,9 @@ pub async fn verify(context: &Context<'_>, volume: VolumeName) -> Result<Report,
     let document = context.client.follow(&path, &Done {}, |progress| context.progress.tell(&progress)).await?;
     let found: Verification = decode(document.clone())?;
     let report = Report::of(document, context.format, |found: Verification| {
-        format!("{volume}: {} blocks compared, {} differ, at epoch {}", found.blocks_compared, found.blocks_different, found.at_epoch)
+        let Verification { blocks_compared, blocks_different, blocks_unsettled, at_epoch } = found;
+        let unsettled = proof::unsettled(blocks_unsettled);
+        format!("{volume}: {blocks_compared} blocks compared, {blocks_different} differ, at epoch {at_epoch}{unsettled}")
     })?;
     Ok(match found.blocks_different {
         0 => report,
