@@ -12,6 +12,9 @@ pub struct BeginDrill {
     /// Which recovery point; without it, the newest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<u64>,
+    /// This site's own old state, in place of a recovery point.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub kept: bool,
 }
 
 /// The drills of a volume at this site, the oldest first.

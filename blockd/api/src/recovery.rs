@@ -33,6 +33,10 @@ pub struct Point {
     pub bytes: u64,
     /// Size of the volume.
     pub size_bytes: u64,
+    /// Whether it is this site's own old state, from before it became a standby: kept until the operator lets it go. Its epoch is one of the old
+    /// generation, its `bytes` are what it takes.
+    #[serde(default)]
+    pub pinned: bool,
 }
 
 /// Gives up being the primary.
@@ -76,10 +80,10 @@ pub enum PromotionKind {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Resync {
-    /// Accepts that this site's own changes are given up. Without it nothing happens.
+    /// Accepts that this site's own changes are given up: they are kept aside. Without it nothing happens.
     #[serde(default)]
     pub discard_local: bool,
-    /// Also lets go of what was kept aside.
+    /// Keeps nothing aside, and lets go of what is.
     #[serde(default)]
     pub yes: bool,
 }

@@ -107,6 +107,9 @@ pub struct VolumeStatus {
     /// What the older ones take on its disk.
     #[serde(default)]
     pub undo_bytes: u64,
+    /// What this site's old state takes that is kept since it became a standby; 0 if none is.
+    #[serde(default)]
+    pub kept_bytes: u64,
     /// How a standby's image fares; `null` elsewhere.
     #[serde(default)]
     pub scrub: Option<ScrubStatus>,

@@ -104,11 +104,11 @@ impl Daemon {
                 _ => return Err(wrong_state(format!("{name} is no standby here"), "drill at the site that has its standby")),
             }
         };
-        if !standby.status().borrow().has_point {
+        if !request.kept && !standby.status().borrow().has_point {
             let cure = "at the primary, `tern wait --for in-sync`";
             return Err(wrong_state(format!("{name} has no recovery point here: its first sync has not ended"), cure));
         }
-        let view = open(&standby, request.at).await?;
+        let view = if request.kept { standby.open_old().await.map_err(past_error)? } else { open(&standby, request.at).await? };
         let mut volumes = self.volumes.lock().await;
         let running = self.prepare(&volumes, &record, &request, view, began)?;
         volumes.serve_at(running.volume.clone(), Arc::<VolumeMetrics>::default(), &request.export).await?;

@@ -1,10 +1,10 @@
 //! The primary steps down: because its standby asks for it, or its own operator.
 
-use super::Daemon;
 use super::going_back::check_whole;
 use super::part::volume_id;
 use super::status;
 use super::volumes::{Volumes, if_there, io_error, random_id};
+use super::{Daemon, old};
 use crate::admin::Outcome;
 use crate::catalogue::{Granted, RecordedRole, VolumeRecord};
 use crate::volume::{GateState, Volume};
@@ -13,6 +13,7 @@ use replicator::catalogue::{Catalogue, Persist};
 use replicator::primary::{Remains, Replica, memory};
 use replicator::site_link::request::{Answer, lineage_of, parse_id};
 use replicator::standby::Place;
+use replicator::undo::Point;
 use replicator_engine::generation::Lineage;
 use replicator_engine::sender::Phase;
 use replicator_engine::tracker::Epoch;
@@ -162,7 +163,7 @@ impl Daemon {
         let known = remains.filter(|remains| remains.changed.is_empty()).and_then(|remains| remains.known);
         let known = known.ok_or_else(|| ApiError::new(ErrorCode::Internal, "something changed behind the gate"))?;
         let lineage = lineage_of(&record.lineage).ok_or_else(|| ApiError::new(ErrorCode::Internal, "a primary without a lineage"))?;
-        let copy = Copy { committed: known.acked, base: Base::Point, lineage };
+        let copy = Copy { committed: known.acked, base: Base::Point, lineage, old: None };
         let granted = generation.map(|generation| Granted { generation, epoch: known.acked });
         tokio::task::block_in_place(|| volume.image.sync_data()).map_err(io_error)?;
         self.volumes.lock().await.become_standby(volume, &record.name, copy, granted)?;
@@ -201,17 +202,21 @@ pub(super) struct Copy {
     pub committed: Epoch,
     pub base: Base,
     pub lineage: Lineage,
+    /// What it holds now is to be kept, beside what it will hold.
+    pub old: Option<Point>,
 }
 
 impl Volumes {
     /// Records the copy's place, then the role, then begins to receive. The image is durable as it stands.
     pub(super) fn become_standby(&mut self, volume: &Arc<Volume>, name: &VolumeName, copy: Copy, granted: Option<Granted>) -> Outcome<()> {
-        let Copy { committed, base, lineage } = copy;
+        let Copy { committed, base, lineage, old } = copy;
         check_whole(&self.get(name)?.record, volume)?;
         let id = volume_id(&self.get(name)?.record)?;
         // A journal of an earlier time as standby is all folded.
         if_there(std::fs::remove_dir_all(self.state_dir.journal(&id.to_string()))).map_err(io_error)?;
         self.forget_points(&id.to_string()).map_err(io_error)?;
+        // Before the role: a standby overwrites nothing that is not kept.
+        old.map_or(Ok(()), |point| old::begin(&self.state_dir.old(&id.to_string()), lineage.current(), point)).map_err(io_error)?;
         let size_bytes = volume.size_bytes();
         let place = Place { volume: id, replica: random_id()?, lineage, size_bytes, committed, folded: committed, base };
         memory::forget_promises(&*self.catalogue, id).map_err(io_error)?;

@@ -15,6 +15,7 @@ mod handover;
 mod incoming;
 mod lease;
 mod mode;
+mod old;
 mod overtaken;
 mod part;
 mod points;

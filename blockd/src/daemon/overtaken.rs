@@ -9,10 +9,12 @@ use super::volumes::{io_error, remember_changed};
 use crate::admin::Outcome;
 use crate::catalogue::{Parted, RecordedRole, VolumeRecord};
 use crate::volume::{GateState, Volume};
-use blockd_api::*;
+use blockd_api::{ApiError, ErrorCode, Resync, Resynced, VolumeName};
+use replicator::clock::unix_ms;
 use replicator::intake::extent_blocks;
 use replicator::primary::memory;
 use replicator::site_link::request::{lineage_of, lineage_records};
+use replicator::undo::Point;
 use replicator_engine::block::{BLOCK_BYTES, block_count};
 use replicator_engine::generation::{Lineage, Relation};
 use replicator_engine::wire::Base;
@@ -78,6 +80,9 @@ impl Daemon {
 
     pub(super) async fn discard_and_follow(&self, name: &VolumeName, request: &Resync) -> Outcome<Resynced> {
         let (record, _operation) = self.begin(name).await?;
+        if record.role == RecordedRole::Standby && request.discard_local {
+            return self.let_old_go(name, request.yes).await;
+        }
         if !matches!(record.role, RecordedRole::Stale | RecordedRole::SplitBrain) {
             return Err(wrong_state(format!("{name} is not stale here"), "only an old primary that another site overtook is resynced"));
         }
@@ -93,35 +98,26 @@ impl Daemon {
         let id = volume_id(&record)?;
         let changed = divergence::changed_alone(&*catalogue, id, &volume).map_err(io_error)?.blocks;
         let (blocks, bytes) = (changed.len(), changed.len() * BLOCK_BYTES as u64);
-        if !request.yes {
-            let went_back = divergence::went_back(&record, &*catalogue).map_err(io_error)?;
-            let message = match went_back {
-                // Nobody counted what the new primary had of it, and gave up.
-                Some(point) => {
-                    format!("the new primary went back to recovery point {point}: all that changed here since then is only here")
-                }
-                None => format!("{blocks} blocks ({}) changed here and are not at the new primary", human_bytes(bytes)),
-            };
-            return Err(ApiError::new(ErrorCode::WouldLoseData, message).with_hint("--yes gives them up"));
-        }
         let (mine, theirs) = (lineage_of(&record.lineage), lineage_of(&record.successor));
         let (Some(mine), Some(theirs)) = (mine, theirs) else {
             return Err(ApiError::new(ErrorCode::Internal, "catalogue: a stale volume without its lineages"));
         };
+        let (epoch, size_bytes) = (volume.intake.tracker().open_epoch(), volume.size_bytes());
+        let keep = (!request.yes).then(|| Point { epoch, size_bytes, cut_unix_ms: unix_ms() });
         // A request that waits would be carried out on the other site's content: whoever made it has to begin anew.
         let emptied = async {
             front_ends.end_all(name).await;
             volume.gate.drained().await;
         };
         let done = match tokio::time::timeout(DRAIN_DEADLINE, emptied).await {
-            Ok(()) => self.follow(&record, &volume, changed, &mine, theirs).await,
+            Ok(()) => self.follow(&record, &volume, changed, &mine, theirs, keep).await,
             Err(_) => {
                 let error = ApiError::new(ErrorCode::Timeout, format!("{name}: requests of clients do not complete"));
                 Err(error.with_hint("the disk does not answer: see the kernel's log"))
             }
         };
         self.volumes.lock().await.serve_all(name).await;
-        done.map(|()| Resynced { blocks, bytes, kept: false })
+        done.map(|()| Resynced { blocks, bytes, kept: keep.is_some() })
     }
 
     /// Becomes the standby of the site with lineage `theirs`.
@@ -132,6 +128,7 @@ impl Daemon {
         changed: RoaringBitmap,
         mine: &Lineage,
         theirs: Lineage,
+        old: Option<Point>,
     ) -> Outcome<()> {
         let id = volume_id(record)?;
         let catalogue = self.volumes.lock().await.catalogue.clone();
@@ -143,9 +140,9 @@ impl Daemon {
             // And of one that never committed, or whose copy could not be used, nothing is known here.
             Relation::TheirsAhead(branch) if known.is_some_and(|known| known.acked <= branch) => {
                 let changed = coarse(changed, block_count(volume.size_bytes()) as u32);
-                Copy { committed: branch, base: Base::PointBut(changed), lineage: mine.clone() }
+                Copy { committed: branch, base: Base::PointBut(changed), lineage: mine.clone(), old }
             }
-            _ => Copy { committed: 0, base: Base::Unfinished, lineage: theirs },
+            _ => Copy { committed: 0, base: Base::Unfinished, lineage: theirs, old },
         };
         // A primary that finds it after a crash would take it for all that changed.
         memory::take_changed(&*catalogue, id).map_err(io_error)?;

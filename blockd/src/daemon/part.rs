@@ -1,6 +1,7 @@
 //! This site's part in a volume, alive: what runs for it.
 
 use super::lease::Keeper;
+use super::old;
 use super::settings::{Teller, record_of, schedule_of};
 use super::volumes::{Volumes, io_error};
 use crate::catalogue::{PeerRecord, VolumeRecord};
@@ -176,12 +177,15 @@ impl Volumes {
         let (catalogue, image) = (self.catalogue.clone(), volume.image.clone());
         let (dir, quota_bytes) = (self.state_dir.journal(&record.id), self.journal_quota_bytes);
         let (undo, keep, digests) = (self.state_dir.undo(&record.id), self.keep, self.state_dir.digests(&record.id));
+        let old_dir = self.state_dir.old(&record.id);
         let open = move || {
             let catalogue: Arc<dyn Catalogue> = catalogue.clone();
             let missing = || std::io::Error::new(std::io::ErrorKind::NotFound, "the catalogue does not say where the copy stands");
             let place = Place::load(id, &*catalogue)?.ok_or_else(missing)?;
             let disk = undo_disk(&image, &undo[0]);
-            let mut standby = Standby::open(place, SegmentDir::open(&dir)?, quota_bytes, Arc::new(image.clone()), catalogue)?;
+            let (device, kept) = old::open(&old_dir, place.lineage.current(), &image)?;
+            let mut standby = Standby::open(place, SegmentDir::open(&dir)?, quota_bytes, device, catalogue)?;
+            standby.set_old_state(kept);
             standby.check_digests(Box::new(DigestsOnDisk::open(&digests)?))?;
             let [all, fewer, fewest] = &undo;
             standby.keep_points([SegmentDir::open(all)?, SegmentDir::open(fewer)?, SegmentDir::open(fewest)?], keep)?;

@@ -2,6 +2,7 @@
 
 use super::Daemon;
 use super::handover::wrong_state;
+use super::old;
 use super::part::Part;
 use super::volumes::io_error;
 use crate::admin::Outcome;
@@ -17,13 +18,14 @@ impl Daemon {
             _ => return Err(wrong_state(format!("{name} is no standby here"), "ask at the site that has its standby")),
         };
         let points = standby.points().await.map_err(io_error)?;
-        Ok(PointList { points: points.iter().map(listed).collect() })
+        let kept = standby.status().borrow().kept_old;
+        Ok(PointList { points: kept.map(old::listed).into_iter().chain(points.iter().map(listed)).collect() })
     }
 }
 
 fn listed(kept: &Kept) -> Point {
     let time = point_time(kept.point);
-    Point { epoch: kept.point.epoch, time, bytes: kept.changed_bytes, size_bytes: kept.point.size_bytes }
+    Point { epoch: kept.point.epoch, time, bytes: kept.changed_bytes, size_bytes: kept.point.size_bytes, pinned: false }
 }
 
 /// When it was cut.

@@ -9,13 +9,13 @@
 //!
 //! Whatever is answered was recorded before. A grant that was lost on its way is given again to whoever asks with the same generation.
 
-use super::Daemon;
 use super::going_back::lead_back;
 use super::handover::{HANDOVER_DEADLINE, wrong_state};
 use super::lease::Inherited;
 use super::part::{Part, PrimaryStart, peer_site, volume_id};
 use super::points::{check_point, past_error};
 use super::volumes::{io_error, random_id};
+use super::{Daemon, old};
 use crate::admin::{Outcome, ProgressSink};
 use crate::catalogue::{Parted, RecordedRole, VolumeRecord};
 use crate::volume::GateState;
@@ -58,6 +58,7 @@ impl Daemon {
             }
         }
         let standby = self.standby(name).await?;
+        old::check_promotion(name, &standby, force)?;
         if !standby.status().borrow().has_point {
             let error = wrong_state(
                 format!("{name} has no recovery point here: its first sync has not ended"),

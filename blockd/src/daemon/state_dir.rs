@@ -10,6 +10,7 @@
 //! | `journals/` | epochs on their way into standby images |
 //! | `undo/` | what those images held before |
 //! | `digests/` | what their blocks are known by |
+//! | `old/` | what they held as primaries, until the operator lets it go |
 
 use replicator::undo::LEVELS;
 use rustix::fs::{FlockOperation, Mode};
@@ -65,7 +66,7 @@ impl StateDir {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(StateDirError::Locked(path.into())),
             Err(error) => return Err(failed(error.into())),
         }
-        for part in ["catalogue", "images", "spill", "journals", "undo", "digests"] {
+        for part in ["catalogue", "images", "spill", "journals", "undo", "digests", "old"] {
             make_private_dir(&path.join(part)).map_err(failed)?;
         }
         Ok(Self { path: path.into(), _lock: lock })
@@ -99,6 +100,11 @@ impl StateDir {
     /// Where the digests of the volume with this id go.
     pub fn digests(&self, id: &str) -> PathBuf {
         self.path.join("digests").join(id)
+    }
+
+    /// Where what is overwritten of the volume's old state goes.
+    pub fn old(&self, id: &str) -> PathBuf {
+        self.path.join("old").join(id)
     }
 
     /// Where kept content is spilled to.

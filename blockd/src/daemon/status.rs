@@ -94,6 +94,7 @@ fn recorded_status(record: &VolumeRecord) -> VolumeStatus {
         lease: None,
         points: 0,
         undo_bytes: 0,
+        kept_bytes: 0,
         scrub: None,
         verified: None,
         diverged: None,
@@ -254,6 +255,7 @@ fn of_standby(status: &mut VolumeStatus, seen: &StandbyStatus) {
     status.last_error = seen.error.clone().or_else(|| seen.points_lost.clone());
     status.points = seen.points as u64;
     status.undo_bytes = seen.undo_bytes;
+    status.kept_bytes = seen.kept_old.map_or(0, |kept| kept.used_bytes);
     proof::of_standby(status, seen);
 }
 

@@ -311,6 +311,7 @@ impl Volumes {
     /// Removes what leads back to older recovery points, and what the image's blocks are known by: it is written to without them from now on.
     pub fn forget_points(&self, id: &str) -> io::Result<()> {
         self.forget_digests(id)?;
+        if_there(std::fs::remove_dir_all(self.state_dir.old(id)))?;
         self.state_dir.undo(id).iter().try_for_each(|level| if_there(std::fs::remove_dir_all(level)))
     }
 

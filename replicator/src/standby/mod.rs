@@ -11,6 +11,7 @@ mod checked;
 mod compare;
 pub mod connection;
 mod fold;
+mod old_state;
 mod past;
 mod place;
 mod rollback;
@@ -25,6 +26,7 @@ mod views;
 
 pub use checked::{DIGEST_BYTES, DigestsOnDisk, Health};
 pub use fold::UndoDisk;
+pub use old_state::{KeptOld, OldState};
 pub use past::PastError;
 pub use place::Place;
 pub use rollback::Rollback;
@@ -69,6 +71,8 @@ pub struct Standby<F> {
     image: Arc<dyn BlockDevice>,
     /// The same, if its blocks are known by their digests.
     checked: Option<Arc<Checked>>,
+    /// The same below that, if it keeps an old primary's last state.
+    old: Option<Arc<OldState<F>>>,
     catalogue: Arc<dyn Catalogue>,
     decoder: Decoder,
 }
@@ -126,8 +130,19 @@ impl<F: SegmentFiles> Standby<F> {
         let receiver = place.receiver(unconfirmed);
         let fold = Fold::new(place.load_point(&*catalogue)?);
         let cut_unix_ms = cut_unix_ms.or(fold.shown().filter(|point| point.epoch == place.committed).map(|point| point.cut_unix_ms));
-        let mut standby =
-            Self { receiver, place, cut_unix_ms, journal, fold, staged: None, image, checked: None, catalogue, decoder: Decoder::new()? };
+        let mut standby = Self {
+            receiver,
+            place,
+            cut_unix_ms,
+            journal,
+            fold,
+            staged: None,
+            image,
+            checked: None,
+            old: None,
+            catalogue,
+            decoder: Decoder::new()?,
+        };
         // A grown image may not have been grown yet when the power went.
         standby.grow(standby.place.size_bytes)?;
         standby.begin_fold()?;

@@ -127,4 +127,4 @@ impl<F: SegmentFiles> Standby<F> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -2,7 +2,7 @@
 
 use super::scrubbing::{Asked, Scrub, ScrubPace};
 use super::trouble::{Trouble, Work};
-use super::views::{Ask, OpenView, Views};
+use super::views::{Ask, Views};
 use super::{Health, PastError, Place, Rollback, Settled, Standby, StandbyError, StandbyStatus};
 use crate::clock::unix_ms;
 use crate::disk::SegmentFiles;
@@ -42,6 +42,7 @@ pub(super) enum Input {
     SettleAt(Epoch, oneshot::Sender<Result<(Settled, Option<Rollback>), PastError>>),
     Points(oneshot::Sender<io::Result<Vec<Kept>>>),
     View(Ask),
+    ForgetOld(oneshot::Sender<io::Result<()>>),
     Scrub(Asked),
     Resume,
     Stop,
@@ -91,14 +92,6 @@ impl StandbyService {
         let (reply, answer) = oneshot::channel();
         self.tell(Input::Points(reply));
         answer.await.unwrap_or_else(|_| Err(is_stopping()))
-    }
-
-    /// The volume at a point, or at the newest; it stays that, whatever is folded meanwhile.
-    pub async fn open_view(&self, at: Option<Epoch>) -> Result<OpenView, PastError> {
-        let (reply, answer) = oneshot::channel();
-        self.tell(Input::View(Ask::Open(at, reply)));
-        let (id, point) = answer.await.unwrap_or_else(|_| Err(is_stopping().into()))?;
-        Ok(OpenView::new(id, point, self.inbox.clone()))
     }
 
     /// Looks through the whole image and the undo, at the pace that was set; how it fares then.
@@ -218,6 +211,7 @@ impl<F: SegmentFiles + 'static> Shell<F> {
                 Input::SettleAt(epoch, reply) => drop(reply.send(self.settle_at(epoch))),
                 Input::Points(reply) => drop(reply.send(self.points())),
                 Input::View(ask) => self.show(ask),
+                Input::ForgetOld(reply) => drop(reply.send(self.forget_old())),
                 Input::Scrub(asked) => self.scrub_now(asked),
                 Input::Disconnected(_) | Input::Frame(..) => {}
             }
@@ -391,6 +385,11 @@ impl<F: SegmentFiles + 'static> Shell<F> {
         Settled { epoch, lineage, base, size_bytes, damaged: standby.damaged() }
     }
 
+    fn forget_old(&mut self) -> io::Result<()> {
+        self.reopen().map_err(io::Error::other)?;
+        self.standby.as_mut().map_or(Ok(()), Standby::forget_old)
+    }
+
     fn points(&mut self) -> io::Result<Vec<Kept>> {
         self.reopen().map_err(io::Error::other)?;
         self.standby.as_mut().map_or(Ok(Vec::new()), Standby::points)
@@ -426,6 +425,7 @@ impl<F: SegmentFiles + 'static> Shell<F> {
             status.undo_bytes = standby.undo_bytes();
             status.points_lost = standby.lost_points().map(str::to_owned);
             status.cut_unix_ms = standby.cut_unix_ms();
+            status.kept_old = standby.kept_old();
             status.health = standby.health();
             status.scrubbing = self.scrub.is_under_way();
         }

@@ -1,6 +1,6 @@
 //! What the rest of the daemon sees of a standby.
 
-use super::Health;
+use super::{Health, KeptOld};
 use replicator_engine::generation::Lineage;
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::Base;
@@ -33,6 +33,8 @@ pub struct StandbyStatus {
     pub points_lost: Option<String>,
     /// Size at the newest recovery point.
     pub size_bytes: u64,
+    /// What is kept of an old primary's last state.
+    pub kept_old: Option<KeptOld>,
     /// How the image fares; `None` where nobody checks it.
     pub health: Option<Health>,
     /// Whether it is being looked through.

@@ -1,12 +1,12 @@
 //! Views of recovery points that others read while the standby goes on.
 
-use super::service::{Input, is_stopping};
+use super::service::{Input, StandbyService, is_stopping};
 use super::{PastError, Standby};
 use crate::disk::{Pages, SegmentFiles};
 use crate::undo::{Point, View};
 use replicator_engine::block::Run;
 use replicator_engine::tracker::Epoch;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::mpsc;
 use tokio::sync::oneshot;
@@ -19,6 +19,7 @@ type ViewId = u64;
 /// What is asked of the thread that owns the standby.
 pub(super) enum Ask {
     Open(Option<Epoch>, oneshot::Sender<Result<(ViewId, Point), PastError>>),
+    OpenOld(oneshot::Sender<Result<(ViewId, Point), PastError>>),
     Read(ViewId, Run, mpsc::SyncSender<Result<Pages, PastError>>),
     Close(ViewId),
 }
@@ -29,7 +30,7 @@ impl Ask {
         let refused = || PastError::Disk(io::Error::other(error.to_string()));
         // Whoever asked may be gone.
         match self {
-            Self::Open(_, reply) => drop(reply.send(Err(refused()))),
+            Self::Open(_, reply) | Self::OpenOld(reply) => drop(reply.send(Err(refused()))),
             Self::Read(_, _, reply) => drop(reply.send(Err(refused()))),
             Self::Close(_) => {}
         }
@@ -68,10 +69,37 @@ impl Drop for OpenView {
     }
 }
 
+impl StandbyService {
+    /// The volume at a point, or at the newest; it stays that, whatever is folded meanwhile.
+    pub async fn open_view(&self, at: Option<Epoch>) -> Result<OpenView, PastError> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Input::View(Ask::Open(at, reply)));
+        let (id, point) = answer.await.unwrap_or_else(|_| Err(is_stopping().into()))?;
+        Ok(OpenView::new(id, point, self.inbox.clone()))
+    }
+
+    /// The old primary's last state that is kept here.
+    pub async fn open_old(&self) -> Result<OpenView, PastError> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Input::View(Ask::OpenOld(reply)));
+        let (id, point) = answer.await.unwrap_or_else(|_| Err(is_stopping().into()))?;
+        Ok(OpenView::new(id, point, self.inbox.clone()))
+    }
+
+    /// Lets that go, for good.
+    pub async fn forget_old(&self) -> io::Result<()> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Input::ForgetOld(reply));
+        answer.await.unwrap_or_else(|_| Err(is_stopping()))
+    }
+}
+
 /// Those that are open. One whose point is gone stays, and gives errors.
 #[derive(Default)]
 pub(super) struct Views {
     open: BTreeMap<ViewId, (Epoch, Option<View>)>,
+    /// Those of an old primary's last state.
+    old: BTreeSet<ViewId>,
     last_id: ViewId,
 }
 
@@ -83,7 +111,17 @@ impl Views {
                     self.close(standby, id);
                 }
             }
+            Ask::OpenOld(reply) => {
+                let kept = standby.kept_old().ok_or_else(|| PastError::Disk(io::Error::other("no old state is kept here")));
+                self.last_id += 1;
+                let (id, is_kept) = (self.last_id, kept.is_ok());
+                if reply.send(kept.map(|kept| (id, kept.point))).is_ok() && is_kept {
+                    self.old.insert(id);
+                }
+            }
+            Ask::Read(id, run, reply) if self.old.contains(&id) => drop(reply.send(standby.read_old(run))),
             Ask::Read(id, run, reply) => drop(reply.send(self.read(standby, id, run))),
+            Ask::Close(id) if self.old.remove(&id) => {}
             Ask::Close(id) => self.close(standby, id),
         }
     }

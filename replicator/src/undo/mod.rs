@@ -13,12 +13,14 @@
 //! - Batches follow each other without a gap, up to the state of the image: undo that does not is thrown away when it is opened.
 //! - A batch that was merged into the next level is durable there before it goes; found in both, the merged one counts.
 
+mod aside;
 mod check;
 mod keep;
 mod level;
 mod merge;
 mod view;
 
+pub use aside::Aside;
 pub use check::PiecePlace;
 pub use keep::{Keep, LEVELS, Thin};
 pub use view::View;

@@ -14,7 +14,7 @@ use replicator_engine::wire::{Attach, Commit, Envelope, EpochDigest, Message};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-mod disks;
+pub(in crate::standby) mod disks;
 mod going_back;
 mod rot;
 use disks::{Digests, Disk, Files, Image};

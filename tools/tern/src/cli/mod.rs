@@ -6,7 +6,7 @@ mod site;
 mod values;
 mod volume;
 
-pub use recovery::{DemoteArgs, DrillArgs, PromoteArgs, ResyncArgs};
+pub use recovery::{DemoteArgs, DrillArgs, DrillAt, PromoteArgs, ResyncArgs};
 pub use replication::{ModeArgs, ReplicateArgs, SnapshotArgs, WaitArgs};
 pub use site::{PeerVerb, StatusArgs};
 pub use volume::{CreateArgs, ExportArgs, ShowArgs, VolumeVerb};

@@ -4,6 +4,7 @@ use super::values;
 use blockd_api::{NbdAddress, SocketPath, VolumeName};
 use clap::{ArgGroup, Args};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// Makes this site the primary.
 #[derive(Debug, Args)]
@@ -57,13 +58,33 @@ pub struct DrillArgs {
     /// Serve the copy over vhost-user-blk on this socket
     #[arg(long, value_name = "PATH", value_parser = values::socket_path)]
     pub vhost_user: Option<SocketPath>,
-    /// Which recovery point [default: the newest]
-    #[arg(long, value_name = "POINT")]
-    pub at: Option<u64>,
+    /// Which recovery point, or `kept`: this site's own state from before it became a standby [default: the newest]
+    #[arg(long, value_name = "POINT|kept")]
+    pub at: Option<DrillAt>,
     /// End it and forget the copy
     #[arg(long, conflicts_with_all = ["nbd", "vhost_user", "at"])]
     pub end: bool,
     /// Tell of every drill: when, of which point, how long until the first read; as JSON into FILE, if one is named
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     pub report: Option<Option<PathBuf>>,
+}
+
+/// Of what a drill is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DrillAt {
+    /// A recovery point.
+    Point(u64),
+    /// The old state that is kept.
+    Kept,
+}
+
+impl FromStr for DrillAt {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "kept" => Ok(Self::Kept),
+            number => number.parse().map(Self::Point).map_err(|_| "neither a number of `tern points` nor \"kept\"".into()),
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::Context;
 use crate::{
-    cli::DrillArgs,
+    cli::{DrillArgs, DrillAt},
     report::Report,
     table::{Align, Table},
 };
@@ -17,9 +17,11 @@ pub async fn drill(context: &Context<'_>, arguments: DrillArgs) -> Result<Report
     let access = ExportAccess::ReadWrite;
     let nbd = nbd.map(|address| Export::Nbd { address, access });
     let export = nbd.or(vhost_user.map(|path| Export::VhostUser { path, access }));
+    let point = if let Some(DrillAt::Point(epoch)) = at { Some(epoch) } else { None };
     let mut done = None;
     if let Some(export) = export {
-        let document = context.client.post(&VolumeOp::Drill.path(&volume), &BeginDrill { export, at }).await?;
+        let document =
+            context.client.post(&VolumeOp::Drill.path(&volume), &BeginDrill { export, at: point, kept: at == Some(DrillAt::Kept) }).await?;
         done = Some(Report::of(document, context.format, begun)?);
     } else if end {
         let document = context.client.post(&VolumeOp::EndDrill.path(&volume), &Done {}).await?;

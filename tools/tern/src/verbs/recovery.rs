@@ -50,7 +50,8 @@ pub async fn points(context: &Context<'_>, volume: VolumeName) -> Result<Report,
         let mut table = Table::new(&columns);
         for point in list.points {
             let time = point.time.map_or_else(|| "-".to_owned(), |time| time.to_string());
-            table.row([point.epoch.to_string(), time, human_bytes(point.bytes), human_bytes(point.size_bytes)]);
+            let name = if point.pinned { "kept".to_owned() } else { point.epoch.to_string() };
+            table.row([name, time, human_bytes(point.bytes), human_bytes(point.size_bytes)]);
         }
         table.render()
     })
@@ -71,10 +72,10 @@ pub async fn resync(context: &Context<'_>, arguments: ResyncArgs) -> Result<Repo
     let request = Resync { discard_local, yes };
     let document = context.client.follow(&path, &request, |progress| context.progress.tell(&progress)).await?;
     Report::of(document, context.format, |gone: Resynced| {
-        let kept = match (gone.kept, gone.blocks) {
-            (_, 0) => String::new(),
-            (true, _) => format!("; they are kept aside until `tern resync {volume} --discard-local --yes`"),
-            (false, _) => "; they are gone".to_owned(),
+        let kept = if gone.kept {
+            format!("; as it was, it is kept until `tern resync {volume} --discard-local --yes`: `tern drill {volume} --at kept` shows it")
+        } else {
+            "; what was kept aside is gone".to_owned()
         };
         format!("{volume}: follows the new primary, gave up {} blocks ({}){kept}", gone.blocks, human_bytes(gone.bytes))
     })

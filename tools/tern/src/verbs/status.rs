@@ -41,6 +41,9 @@ fn table(status: &Status) -> String {
         if let Some(scrub) = volume.scrub.as_ref().filter(|scrub| scrub.last.is_some() || scrub.found_blocks > 0 || scrub.error.is_some()) {
             text.push_str(&format!("{}: image {}\n", volume.name, proof::said(scrub)));
         }
+        if volume.kept_bytes > 0 {
+            text.push_str(&format!("{}: keeps its old state, in {}\n", volume.name, human_bytes(volume.kept_bytes)));
+        }
         if let Some(verified) = &volume.verified {
             text.push_str(&format!("{}: {}\n", volume.name, proof::verified(verified)));
         }
