@@ -78,7 +78,8 @@ fn verify_counts_the_blocks_that_differ_holes_included() {
     client.write(0, &[1; 8192]).unwrap();
     pair.a.tern(&["snapshot", "vm1"]);
     pair.a.verify();
-    let backing = pair.b.tern(&["volume", "list"])["volumes"][0]["backing"].as_str().unwrap().to_owned();
+    // The primary's: a standby finds out by itself what its disk has lost, and has it mended between two looks.
+    let backing = pair.a.tern(&["volume", "list"])["volumes"][0]["backing"].as_str().unwrap().to_owned();
     let image = std::fs::File::options().write(true).open(backing).unwrap();
     // One block of data, and every second one of a stretch that had none or nearly none.
     image.write_all_at(&[2; 100], 4096).unwrap();
