@@ -66,7 +66,14 @@ fn messages(epoch: Epoch, content: &[u8]) -> std::io::Result<Vec<Message>> {
     let blocks = pieces.map(|(piece, start)| encoder.encode(&[Run { start, len: blocks_a_frame }], piece));
     let mut messages: Vec<_> = blocks.inspect(|blocks| digest.add(blocks)).map(Message::Blocks).collect();
     let (blocks, digest) = digest.value();
-    messages.push(Message::Commit(Commit { epoch, blocks, digest, size_bytes: EPOCH_BYTES as u64, cut_unix_ms: 1000 + epoch }));
+    messages.push(Message::Commit(Commit {
+        epoch,
+        blocks,
+        digest,
+        size_bytes: EPOCH_BYTES as u64,
+        cut_unix_ms: 1000 + epoch,
+        group: None,
+    }));
     Ok(messages)
 }
 

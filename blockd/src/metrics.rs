@@ -7,6 +7,7 @@
 //! OpenMetrics.
 
 mod collect;
+mod groups;
 mod histogram;
 mod http;
 
@@ -96,18 +97,31 @@ impl VolumeMetrics {
 pub struct Metrics {
     volumes: Mutex<BTreeMap<VolumeName, Arc<VolumeMetrics>>>,
     teller: Arc<Teller>,
+    /// For how long each group's writes were held for a cut.
+    groups: Mutex<BTreeMap<VolumeName, Arc<Histogram>>>,
 }
 
 impl Metrics {
     /// Those of a daemon whose events this one tells.
     pub fn new(teller: Arc<Teller>) -> Self {
-        Self { volumes: Mutex::default(), teller }
+        Self { volumes: Mutex::default(), groups: Mutex::default(), teller }
     }
 
     /// The handles of a volume, made at the first call. To be kept, not asked for per request.
     pub fn volume(&self, name: &VolumeName) -> Arc<VolumeMetrics> {
         let mut volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(volumes.entry(name.clone()).or_default())
+    }
+
+    /// For how long a group's writes are held for a cut, made at the first call.
+    pub fn group(&self, name: &VolumeName) -> Arc<Histogram> {
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(groups.entry(name.clone()).or_default())
+    }
+
+    /// Forgets a group that has ended.
+    pub fn remove_group(&self, name: &VolumeName) {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
     /// Forgets a deleted volume.
@@ -118,6 +132,7 @@ impl Metrics {
     /// The page that Prometheus reads.
     pub fn encode(&self, status: Status, peers: PeerList) -> Result<String, std::fmt::Error> {
         let durations = self.volumes.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        collect::encode(collect::Scrape { status, peers, durations, events: self.teller.counts().collect() })
+        let holds = self.groups.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        collect::encode(collect::Scrape { status, peers, durations, events: self.teller.counts().collect(), holds })
     }
 }

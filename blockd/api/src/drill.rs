@@ -51,6 +51,9 @@ pub struct Drill {
     pub ended: Option<UtcTime>,
     /// What clients changed in the copy.
     pub changed_bytes: u64,
+    /// Of a drill of a group, begun or ended just now: that of each volume.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<Drill>,
 }
 
 /// Where a drill stands.

@@ -16,6 +16,12 @@ pub const VOLUME_OP: &str = "/v1/volumes/{volume}/{op}";
 pub const POINTS: &str = "/v1/volumes/{volume}/points";
 /// GET → [`crate::DrillList`].
 pub const DRILLS: &str = "/v1/volumes/{volume}/drills";
+/// GET → [`crate::GroupList`]; POST [`crate::CreateGroup`] → [`crate::GroupStatus`].
+pub const GROUPS: &str = "/v1/groups";
+/// GET → [`crate::GroupStatus`]; DELETE → [`crate::Done`].
+pub const GROUP: &str = "/v1/groups/{group}";
+/// POST [`crate::ChangeGroup`] → [`crate::GroupStatus`].
+pub const GROUP_MEMBERS: &str = "/v1/groups/{group}/members";
 /// GET → [`crate::PeerList`].
 pub const PEERS: &str = "/v1/peers";
 /// POST [`crate::InvitePeer`] → [`crate::Invite`].
@@ -25,7 +31,7 @@ pub const PEER_JOIN: &str = "/v1/peers/join";
 /// POST → [`crate::Done`]: forgets a peer.
 pub const PEER_REMOVE: &str = "/v1/peers/{site}/remove";
 
-/// Operations on one volume.
+/// Operations on one volume. `snapshot`, `promote`, `points`, `drill` and `drills` take a group's name, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VolumeOp {
     /// [`crate::ResizeVolume`] → [`crate::VolumeInfo`].
@@ -115,6 +121,16 @@ impl VolumeOp {
 /// The path of a volume.
 pub fn volume(name: &VolumeName) -> String {
     format!("{VOLUMES}/{name}")
+}
+
+/// The path of a group.
+pub fn group(name: &VolumeName) -> String {
+    format!("{GROUPS}/{name}")
+}
+
+/// The path of a group's members.
+pub fn group_members(name: &VolumeName) -> String {
+    format!("{GROUPS}/{name}/members")
 }
 
 /// The path of a volume's recovery points.

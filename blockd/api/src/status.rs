@@ -3,7 +3,7 @@
 //! The scalar fields of a volume describe the replica that is furthest behind its promise; `replicas` has each. Counters are totals
 //! since the volume was made.
 
-use crate::{Divergence, LastVerify, ScrubStatus, SiteName, UtcTime, VolumeName};
+use crate::{Divergence, GroupStatus, LastVerify, ScrubStatus, SiteName, UtcTime, VolumeName};
 use serde::{Deserialize, Serialize};
 
 /// The whole document.
@@ -15,6 +15,9 @@ pub struct Status {
     pub id: String,
     /// Its volumes by name, or the one that was asked for.
     pub volumes: Vec<VolumeStatus>,
+    /// Its consistency groups by name, or the one that was asked for.
+    #[serde(default)]
+    pub groups: Vec<GroupStatus>,
     /// Space for epochs on their way into this site's standby images.
     #[serde(default)]
     pub journal: Usage,

@@ -5,9 +5,10 @@
 
 use super::progress::ProgressSink;
 use blockd_api::{
-    ApiError, BeginDrill, Condition, CreateVolume, DeleteVolume, Demote, Done, Drill, DrillList, Export, Invite, InvitePeer, JoinPeer,
-    Peer, PeerList, PointList, Promote, Promotion, Replicate, ResizeVolume, Resync, Resynced, ScrubStatus, SetMode, SiteName, Snapshot,
-    Status, StopReplication, Unexport, Verification, VolumeInfo, VolumeList, VolumeName, VolumeStatus,
+    ApiError, BeginDrill, ChangeGroup, Condition, CreateGroup, CreateVolume, DeleteVolume, Demote, Done, Drill, DrillList, Export,
+    GroupList, GroupStatus, Invite, InvitePeer, JoinPeer, Peer, PeerList, PointList, Promote, Promotion, Replicate, ResizeVolume, Resync,
+    Resynced, ScrubStatus, SetMode, SiteName, Snapshot, Status, StopReplication, Unexport, Verification, VolumeInfo, VolumeList,
+    VolumeName, VolumeStatus,
 };
 
 /// What an operation comes to.
@@ -42,6 +43,15 @@ pub trait Control: Send + Sync + 'static {
     fn list_peers(&self) -> impl Future<Output = Outcome<PeerList>> + Send;
     /// Forgets a peer.
     fn remove_peer(&self, site: SiteName) -> impl Future<Output = Outcome<Done>> + Send;
+
+    /// Makes a consistency group.
+    fn create_group(&self, request: CreateGroup) -> impl Future<Output = Outcome<GroupStatus>> + Send;
+    /// Changes its members.
+    fn change_group(&self, group: VolumeName, request: ChangeGroup) -> impl Future<Output = Outcome<GroupStatus>> + Send;
+    /// Its members are replicated by themselves again.
+    fn delete_group(&self, group: VolumeName) -> impl Future<Output = Outcome<Done>> + Send;
+    /// All groups, or one.
+    fn list_groups(&self, group: Option<VolumeName>) -> impl Future<Output = Outcome<GroupList>> + Send;
 
     /// Begins replication or replaces its settings.
     fn replicate(&self, volume: VolumeName, request: Replicate) -> impl Future<Output = Outcome<VolumeStatus>> + Send;

@@ -14,9 +14,9 @@ use axum::{
     routing::{get, post},
 };
 use blockd_api::{
-    ApiError, BeginDrill, CreateVolume, DeleteVolume, Demote, Done, Drill, DrillList, ErrorCode, Export, Invite, InvitePeer, JoinPeer,
-    Peer, PeerList, PointList, Promote, Replicate, ResizeVolume, Resync, SetMode, SiteName, Status, StopReplication, Unexport, VolumeInfo,
-    VolumeList, VolumeName, VolumeStatus, Wait,
+    ApiError, BeginDrill, ChangeGroup, CreateGroup, CreateVolume, DeleteVolume, Demote, Done, Drill, DrillList, ErrorCode, Export,
+    GroupList, GroupStatus, Invite, InvitePeer, JoinPeer, Peer, PeerList, PointList, Promote, Replicate, ResizeVolume, Resync, SetMode,
+    SiteName, Status, StopReplication, Unexport, VolumeInfo, VolumeList, VolumeName, VolumeStatus, Wait,
     routes::{self, VolumeOp},
 };
 use serde::Deserialize;
@@ -46,6 +46,9 @@ pub fn router<C: Control>(control: Arc<C>) -> Router {
         .route(&op(VolumeOp::Resync), post(resync::<C>))
         .route(&op(VolumeOp::Verify), post(verify::<C>))
         .route(&op(VolumeOp::Scrub), post(scrub::<C>))
+        .route(routes::GROUPS, get(list_groups::<C>).post(create_group::<C>))
+        .route(routes::GROUP, get(show_group::<C>).delete(delete_group::<C>))
+        .route(routes::GROUP_MEMBERS, post(change_group::<C>))
         .route(routes::PEERS, get(list_peers::<C>))
         .route(routes::PEER_INVITE, post(invite_peer::<C>))
         .route(routes::PEER_JOIN, post(join_peer::<C>))
@@ -158,6 +161,34 @@ async fn list_peers<C: Control>(State(control): Daemon<C>) -> Reply<PeerList> {
 
 async fn remove_peer<C: Control>(State(control): Daemon<C>, Named(site): Named<SiteName>, _: Nothing) -> Reply<Done> {
     change("peer remove", async move { control.remove_peer(site).await }).await
+}
+
+async fn list_groups<C: Control>(State(control): Daemon<C>) -> Reply<GroupList> {
+    read(async move { control.list_groups(None).await }).await
+}
+
+async fn show_group<C: Control>(State(control): Daemon<C>, Named(group): Volume) -> Reply<GroupStatus> {
+    let one = async move {
+        let list = control.list_groups(Some(group.clone())).await?;
+        list.groups.into_iter().next().ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("there is no group {group} here")))
+    };
+    read(one).await
+}
+
+async fn create_group<C: Control>(State(control): Daemon<C>, Document(request): Document<CreateGroup>) -> Reply<GroupStatus> {
+    change("group create", async move { control.create_group(request).await }).await
+}
+
+async fn delete_group<C: Control>(State(control): Daemon<C>, Named(group): Volume) -> Reply<Done> {
+    change("group delete", async move { control.delete_group(group).await }).await
+}
+
+async fn change_group<C: Control>(
+    State(control): Daemon<C>,
+    Named(group): Volume,
+    Document(request): Document<ChangeGroup>,
+) -> Reply<GroupStatus> {
+    change("group", async move { control.change_group(group, request).await }).await
 }
 
 async fn replicate<C: Control>(

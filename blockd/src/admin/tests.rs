@@ -3,10 +3,10 @@
 use super::*;
 use crate::unix_socket::SocketAccess;
 use blockd_api::{
-    ApiError, BeginDrill, Condition, CreateVolume, DeleteVolume, Demote, Done, Drill, DrillList, ErrorCode, ErrorDocument, Event, Export,
-    Invite, InvitePeer, JoinPeer, MAX_REQUEST_BYTES, Peer, PeerList, PointList, Progress, Promote, Promotion, PromotionKind, Replicate,
-    ResizeVolume, Resync, Resynced, ScrubStatus, SetMode, SiteName, Snapshot, Status, StopReplication, Unexport, Verification, VolumeInfo,
-    VolumeList, VolumeName, VolumeStatus,
+    ApiError, BeginDrill, ChangeGroup, Condition, CreateGroup, CreateVolume, DeleteVolume, Demote, Done, Drill, DrillList, ErrorCode,
+    ErrorDocument, Event, Export, GroupList, GroupStatus, Invite, InvitePeer, JoinPeer, MAX_REQUEST_BYTES, Peer, PeerList, PointList,
+    Progress, Promote, Promotion, PromotionKind, Replicate, ResizeVolume, Resync, Resynced, ScrubStatus, SetMode, SiteName, Snapshot,
+    Status, StopReplication, Unexport, Verification, VolumeInfo, VolumeList, VolumeName, VolumeStatus,
 };
 use serde_json::Value;
 use std::{path::PathBuf, time::Duration};
@@ -49,6 +49,7 @@ impl Control for Fake {
                 site: "osaka".parse().unwrap(),
                 id: "5f".to_owned(),
                 volumes: vec![],
+                groups: vec![],
                 journal: blockd_api::Usage::default(),
                 spill: blockd_api::Usage::default(),
             }),
@@ -86,6 +87,18 @@ impl Control for Fake {
     }
     async fn remove_peer(&self, _: SiteName) -> Outcome<Done> {
         Ok(Done {})
+    }
+    async fn create_group(&self, _: CreateGroup) -> Outcome<GroupStatus> {
+        refused()
+    }
+    async fn change_group(&self, _: VolumeName, _: ChangeGroup) -> Outcome<GroupStatus> {
+        refused()
+    }
+    async fn delete_group(&self, _: VolumeName) -> Outcome<Done> {
+        refused()
+    }
+    async fn list_groups(&self, _: Option<VolumeName>) -> Outcome<GroupList> {
+        Ok(GroupList::default())
     }
     async fn replicate(&self, _: VolumeName, _: Replicate) -> Outcome<VolumeStatus> {
         refused()

@@ -2,6 +2,7 @@
 
 use super::Daemon;
 use super::create;
+use super::groups::statuses;
 use super::part::Part;
 use super::proof;
 use super::status::{info, status, unopened_info, unopened_status};
@@ -52,7 +53,12 @@ impl Control for Daemon {
     async fn status(&self, volume: Option<VolumeName>) -> Outcome<Status> {
         let asked = self.ask_parted(volume.as_ref()).await;
         let volumes = self.volumes.lock().await;
+        let groups = statuses(&volumes, volume.as_ref());
+        let of_group = volume.as_ref().and_then(|name| volumes.groups.get(name));
         let mut chosen = match volume {
+            _ if of_group.is_some() => {
+                of_group.map_or(Ok(Vec::new()), |group| volumes.members(&group.record))?.into_iter().map(status).collect()
+            }
             Some(name) => match volumes.unopened.get(&name) {
                 Some(unopened) => vec![unopened_status(unopened)],
                 None => vec![status(volumes.get(&name)?)],
@@ -73,7 +79,7 @@ impl Control for Daemon {
         };
         let journal_quota = volumes.journal_quota_bytes.saturating_mul(count);
         let journal = Usage { used_bytes: journal_bytes(&volumes), quota_bytes: journal_quota };
-        Ok(Status { site: self.site.clone(), id: self.id.clone(), volumes: chosen, journal, spill })
+        Ok(Status { site: self.site.clone(), id: self.id.clone(), volumes: chosen, groups, journal, spill })
     }
 
     async fn create_volume(&self, request: CreateVolume, progress: ProgressSink) -> Outcome<VolumeInfo> {
@@ -117,6 +123,7 @@ impl Control for Daemon {
             let error = ApiError::new(ErrorCode::WouldLoseData, format!("deleting {volume} loses {}", human_bytes(held)));
             return Err(error.with_hint("--yes accepts that"));
         }
+        self.check_alone(&record, "deleted").await?;
         self.end_any_drill(&volume).await;
         disk.gate.set(GateState::Shut);
         front_ends.end_all(&volume).await;
@@ -170,6 +177,22 @@ impl Control for Daemon {
         self.sites.remove(peer.id).await.map(|()| Done {})
     }
 
+    async fn create_group(&self, request: CreateGroup) -> Outcome<GroupStatus> {
+        self.make_group(request).await
+    }
+
+    async fn change_group(&self, group: VolumeName, request: ChangeGroup) -> Outcome<GroupStatus> {
+        self.change_members(group, request).await
+    }
+
+    async fn delete_group(&self, group: VolumeName) -> Outcome<Done> {
+        self.end_group(&group).await
+    }
+
+    async fn list_groups(&self, group: Option<VolumeName>) -> Outcome<GroupList> {
+        Ok(GroupList { groups: statuses(&*self.volumes.lock().await, group.as_ref()) })
+    }
+
     async fn replicate(&self, volume: VolumeName, request: Replicate) -> Outcome<VolumeStatus> {
         self.begin_replication(&volume, &request).await
     }
@@ -187,27 +210,45 @@ impl Control for Daemon {
     }
 
     async fn snapshot(&self, volume: VolumeName, progress: ProgressSink) -> Outcome<Snapshot> {
-        self.cut_now(&volume, progress).await
+        match self.group_named(&volume).await {
+            Some(group) => self.cut_group(&group, progress).await,
+            None => self.cut_now(&volume, progress).await,
+        }
     }
 
     async fn promote(&self, volume: VolumeName, request: Promote, progress: ProgressSink) -> Outcome<Promotion> {
-        self.take_over(&volume, &request, &progress).await
+        match self.group_named(&volume).await {
+            Some(group) => self.promote_group(&group, &request, &progress).await,
+            None => self.take_over(&volume, &request, &progress).await,
+        }
     }
 
     async fn points(&self, volume: VolumeName) -> Outcome<PointList> {
-        self.list_points(&volume).await
+        match self.group_named(&volume).await {
+            Some(group) => self.list_group_points(&group).await,
+            None => self.list_points(&volume).await,
+        }
     }
 
     async fn begin_drill(&self, volume: VolumeName, request: BeginDrill) -> Outcome<Drill> {
-        Self::begin_drill(self, &volume, request).await
+        match self.group_named(&volume).await {
+            Some(group) => self.begin_group_drill(&group, request).await,
+            None => Self::begin_drill(self, &volume, request).await,
+        }
     }
 
     async fn end_drill(&self, volume: VolumeName) -> Outcome<Drill> {
-        Self::end_drill(self, &volume).await
+        match self.group_named(&volume).await {
+            Some(group) => self.end_group_drill(&group).await,
+            None => Self::end_drill(self, &volume).await,
+        }
     }
 
     async fn drills(&self, volume: VolumeName) -> Outcome<DrillList> {
-        self.list_drills(&volume).await
+        match self.group_named(&volume).await {
+            Some(group) => self.list_group_drills(&group).await,
+            None => self.list_drills(&volume).await,
+        }
     }
 
     async fn demote(&self, volume: VolumeName, request: Demote, _progress: ProgressSink) -> Outcome<VolumeStatus> {

@@ -152,6 +152,7 @@ impl Daemon {
             state: DrillState::Running,
             ended: None,
             changed_bytes: 0,
+            members: Vec::new(),
         };
         let catalogue = volumes.catalogue.clone();
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -39,6 +39,7 @@ pub(super) fn wrong_state(message: String, hint: &str) -> ApiError {
 impl Daemon {
     pub(super) async fn give_up(&self, name: &VolumeName, force: bool) -> Outcome<VolumeStatus> {
         let (record, _operation) = self.begin(name).await?;
+        self.check_alone(&record, "demoted").await?;
         self.step_down(record, force, None).await?;
         self.volumes.lock().await.get(name).map(status::status)
     }
@@ -59,6 +60,7 @@ impl Daemon {
                 Err(wrong_state(format!("{name} is fenced there already, for a promotion by force"), "--force goes on with that"))
             }
             RecordedRole::Primary => {
+                self.check_clients_of_group(&record, force).await?;
                 let epoch = self.step_down(record, force, Some(generation)).await?;
                 Ok(Answer::Granted { epoch })
             }
@@ -172,7 +174,7 @@ impl Daemon {
     }
 }
 
-fn client_active(name: &VolumeName, attached: &[&str]) -> ApiError {
+pub(super) fn client_active(name: &VolumeName, attached: &[&str]) -> ApiError {
     let message = format!("a client is active at {name} by {}", attached.join(" and "));
     ApiError::new(ErrorCode::ClientActive, message).with_hint("stop it, or cut it off with --force")
 }

@@ -126,6 +126,7 @@ impl Daemon {
             Ok(Question::Settings { volume, settings }) => {
                 answer_of(self.note_settings(&from.to_string(), &volume, settings).await.map(|()| Answer::Done))
             }
+            Ok(Question::Groups { groups }) => answer_of(self.note_groups(from, groups).await.map(|()| Answer::Done)),
             Ok(Question::Alone { volume }) => answer_of(self.tell_alone(&from.to_string(), &volume).await),
             Ok(Question::Fence { volume }) => answer_of(self.stand_still(&from.to_string(), &volume).await),
             Ok(Question::Lease(asked)) => answer_or_why(self.grant(&from.to_string(), &asked).await),

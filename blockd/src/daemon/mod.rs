@@ -11,6 +11,7 @@ mod drills;
 mod events;
 mod exports;
 mod going_back;
+mod groups;
 mod handover;
 mod incoming;
 mod lease;
@@ -40,6 +41,7 @@ use crate::vhost_user::{VhostUserOptions, VhostUserService};
 use anyhow::{Context, Result};
 use blockd_api::SiteName;
 use exports::FrontEnds;
+use groups::{GroupRecord, Groups};
 use lease::{Duty, Grants};
 use replicator::identity::Identity;
 use sites::Sites;
@@ -50,7 +52,7 @@ use std::process::ChildStdin;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, Notify, mpsc, watch};
 use volumes::Volumes;
 
 /// Threads that serve NBD connections.
@@ -65,6 +67,10 @@ pub struct Daemon {
     sites: Arc<Sites>,
     volumes: Arc<Mutex<Volumes>>,
     grants: Arc<Grants>,
+    /// Held by whoever makes or changes groups here.
+    group_operation: Mutex<()>,
+    /// Other sites are to hear of that.
+    regrouped: Notify,
     /// Closed when the daemon stops.
     stopped: watch::Receiver<()>,
 }
@@ -92,6 +98,8 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots, runner: Opt
     let grants = Arc::new(Grants::open(catalogue.clone(), duty).context("catalogue: the leases cannot be read")?);
     let (overtaken, news) = mpsc::unbounded_channel();
     let front_ends = Arc::new(FrontEnds { nbd, vhost_user });
+    let recorded = GroupRecord::load_all(&catalogue).context("catalogue: the groups cannot be read")?;
+    let groups = Groups::open(recorded, &registry)?;
     let volumes = Arc::new(Mutex::new(Volumes {
         state_dir,
         roots,
@@ -110,10 +118,20 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots, runner: Opt
         drills: BTreeMap::new(),
         unopened: BTreeMap::new(),
         reserved: BTreeSet::new(),
+        groups,
     }));
     let (stop, stopped) = watch::channel(());
     let (site, stopping) = (config.site.clone(), stopped.clone());
-    let daemon = Arc::new(Daemon { site, id: id.clone(), sites: sites.clone(), volumes: volumes.clone(), grants, stopped: stopping });
+    let daemon = Arc::new(Daemon {
+        site,
+        id: id.clone(),
+        sites: sites.clone(),
+        volumes: volumes.clone(),
+        grants,
+        group_operation: Mutex::default(),
+        regrouped: Notify::new(),
+        stopped: stopping,
+    });
 
     let socket = match inherited.admin {
         Some(listener) => AdminSocket::inherited(listener).context("socket activation: admin")?,
@@ -129,6 +147,7 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots, runner: Opt
     let incoming = tokio::spawn(daemon.clone().take_streams(streams, news));
     let events = tokio::spawn(daemon.clone().watch_events(teller));
     let verifies = tokio::spawn(daemon.clone().verify_in_time(config.proof.clone()));
+    let teller = tokio::spawn(daemon.clone().tell_groups());
     let standbys = tokio::spawn(daemon.watch_standbys());
 
     tracing::info!(site = %config.site, %id, admin = %config.admin.display(), "ready");
@@ -146,6 +165,7 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots, runner: Opt
     verifies.abort();
     events.abort();
     standbys.abort();
+    teller.abort();
     volumes.lock().await.stop().await;
     sites.stop().await;
     Ok(())

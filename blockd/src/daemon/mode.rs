@@ -27,6 +27,7 @@ impl Daemon {
         }
         let wanted = Replicate { mode: Some(request.mode), schedule: request.schedule.clone(), ..nothing_for(peer.name.clone()) };
         let peer = asked(&wanted, peer)?;
+        self.check_settings_in_group(name, &peer).await?;
         self.volumes.lock().await.change(name, |record| record.peer = Some(peer.clone()))?;
         self.obey(name, &peer, rules(&peer)).await?;
         self.settings_heard(name).await;

@@ -103,7 +103,7 @@ impl Daemon {
             return Err(ApiError::new(ErrorCode::Internal, "catalogue: a stale volume without its lineages"));
         };
         let (epoch, size_bytes) = (volume.intake.tracker().open_epoch(), volume.size_bytes());
-        let keep = (!request.yes).then(|| Point { epoch, size_bytes, cut_unix_ms: unix_ms() });
+        let keep = (!request.yes).then(|| Point { epoch, size_bytes, cut_unix_ms: unix_ms(), group: None });
         // A request that waits would be carried out on the other site's content: whoever made it has to begin anew.
         let emptied = async {
             front_ends.end_all(name).await;

@@ -14,7 +14,7 @@ use replicator::primary::connection::Route;
 use replicator::primary::memory::{self, EpochNumbers};
 use replicator::primary::{OnStanding, Orders, Replica, Setup, Told};
 use replicator::site_link::request::{SettingsRecord, lineage_of, parse_id};
-use replicator::standby::{DigestsOnDisk, Place, SegmentDir, Standby, StandbyService, UndoDisk};
+use replicator::standby::{DigestsOnDisk, GroupPlace, Place, SegmentDir, Standby, StandbyService, UndoDisk};
 use replicator_engine::acknowledgement::{OnDisconnect, Promise, Rules, Standing};
 use replicator_engine::generation::{Id, Lineage};
 use replicator_engine::sender::{Cuts, Known, Settings};
@@ -160,6 +160,7 @@ impl Volumes {
             on_standing: suspends(volume.clone()),
         };
         let replica = Arc::new(Replica::start(setup).map_err(io_error)?);
+        replica.join(self.groups.place_of(&record.id).map(|(group, member)| (&group.cutter, member)));
         let (bandwidth, limit) = watch::channel(peer.bandwidth_bits_per_second);
         let route = Route { links: self.sites.links.clone(), site, volume: id, bandwidth: limit, counters: volume.counters.clone() };
         let ((settings, teller_settings), (hear, heard)) = (watch::channel(record_of(peer)), watch::channel(None));
@@ -178,6 +179,7 @@ impl Volumes {
         let (dir, quota_bytes) = (self.state_dir.journal(&record.id), self.journal_quota_bytes);
         let (undo, keep, digests) = (self.state_dir.undo(&record.id), self.keep, self.state_dir.digests(&record.id));
         let old_dir = self.state_dir.old(&record.id);
+        let of_group = GroupPlace::new(self.groups.place_of(&record.id).map(|(group, member)| (group.board.clone(), member)));
         let open = move || {
             let catalogue: Arc<dyn Catalogue> = catalogue.clone();
             let missing = || std::io::Error::new(std::io::ErrorKind::NotFound, "the catalogue does not say where the copy stands");
@@ -187,12 +189,14 @@ impl Volumes {
             let mut standby = Standby::open(place, SegmentDir::open(&dir)?, quota_bytes, device, catalogue)?;
             standby.set_old_state(kept);
             standby.check_digests(Box::new(DigestsOnDisk::open(&digests)?))?;
+            standby.set_group_place(of_group.clone());
             let [all, fewer, fewest] = &undo;
             standby.keep_points([SegmentDir::open(all)?, SegmentDir::open(fewer)?, SegmentDir::open(fewest)?], keep)?;
             standby.set_undo_disk(disk);
             Ok(standby)
         };
-        let service = StandbyService::start(Box::new(open), self.scrub).map_err(|error| ApiError::new(ErrorCode::Io, error.to_string()))?;
+        let service = StandbyService::start(Box::new(open), self.scrub);
+        let service = service.map_err(|error| ApiError::new(ErrorCode::Io, error.to_string()))?;
         Ok(Part::Standby(Arc::new(service)))
     }
 }

@@ -44,7 +44,7 @@ impl Daemon {
         let (began, force) = (Instant::now(), request.force);
         let (record, _operation) = self.begin(name).await?;
         match record.role {
-            RecordedRole::Standby => {}
+            RecordedRole::Standby => self.check_alone(&record, "promoted").await?,
             _ if request.at.is_some() => {
                 return Err(wrong_state(format!("{name} is no standby here"), "a standby keeps recovery points: promote it there"));
             }
@@ -150,7 +150,7 @@ impl Daemon {
     }
 
     /// Asks the primary to step down. The epoch at which it did; `None` if nobody answers and that is accepted.
-    async fn ask_for_handover(&self, record: &VolumeRecord, standby: &StandbyService, force: bool) -> Outcome<Option<Epoch>> {
+    pub(super) async fn ask_for_handover(&self, record: &VolumeRecord, standby: &StandbyService, force: bool) -> Outcome<Option<Epoch>> {
         let name = &record.name;
         let Some(peer) = &record.peer else { return Ok(None) };
         let unreachable = |why: String| {
@@ -203,7 +203,7 @@ impl Daemon {
     }
 
     /// Has the primary stop, if it can be reached.
-    async fn fence_primary(&self, record: &VolumeRecord) -> Outcome<()> {
+    pub(super) async fn fence_primary(&self, record: &VolumeRecord) -> Outcome<()> {
         let Some(peer) = &record.peer else { return Ok(()) };
         let (links, site) = (&self.sites.links, peer_site(peer)?);
         let Some(link) = links.get(&site) else { return Ok(()) };

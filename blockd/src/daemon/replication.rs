@@ -47,6 +47,7 @@ impl Daemon {
         let at_first = || PeerRecord::new(site.id.to_string(), request.to.clone(), DEFAULT_RPO.duration().as_millis() as u64);
         let peer = settings::asked(request, recorded.unwrap_or_else(at_first))?;
         let peer = PeerRecord { lease: self.lease_terms(&fencing, &peer)?, ..peer };
+        self.check_settings_in_group(name, &peer).await?;
         let goes_on = match (record.role, &record.peer) {
             (RecordedRole::Standalone, _) => false,
             (RecordedRole::Primary, Some(old)) if old.site == peer.site => true,
@@ -161,7 +162,10 @@ impl Daemon {
                 Err(ApiError::new(ErrorCode::AlreadyExists, format!("a volume {name} exists there already")))
             };
         }
-        if volumes.records().any(|record| record.name == name || record.id == volume) || volumes.reserved.contains(&name) {
+        if volumes.records().any(|record| record.name == name || record.id == volume)
+            || volumes.reserved.contains(&name)
+            || volumes.groups.get(&name).is_some()
+        {
             return Err(ApiError::new(ErrorCode::AlreadyExists, "the volume exists there, under another name or not opened"));
         }
         if volumes.records().count() >= MAX_VOLUMES {
@@ -180,6 +184,7 @@ impl Daemon {
         let Some(peer) = record.peer.as_ref().filter(|_| record.role == RecordedRole::Primary) else {
             return Err(ApiError::new(ErrorCode::WrongState, format!("{name} is not replicated from here")));
         };
+        self.check_alone(&record, "stopped").await?;
         self.end_automatic(&record, None, force).await?;
         self.promise_nothing(name, peer).await?;
         let part = self.volumes.lock().await.take_part(name);

@@ -2,6 +2,7 @@
 
 use super::drills::{self, RunningDrill};
 use super::exports::FrontEnds;
+use super::groups::Groups;
 use super::lease::Grants;
 use super::part::{Overtaken, Part, PrimaryStart, volume_id};
 use super::proof;
@@ -58,6 +59,8 @@ pub(super) struct Volumes {
     pub unopened: BTreeMap<VolumeName, Unopened>,
     /// Names of volumes that are being made or deleted.
     pub reserved: BTreeSet<VolumeName>,
+    /// Volumes that are cut together.
+    pub groups: Groups,
 }
 
 /// A volume that could not be opened: nothing of it is touched until the operator has mended it or deletes it.
@@ -115,6 +118,9 @@ impl Volumes {
 
     /// Takes a name, until [`Self::release`]: no other volume gets it.
     pub fn reserve(&mut self, name: &VolumeName) -> Result<(), ApiError> {
+        if self.groups.get(name).is_some() {
+            return Err(ApiError::new(ErrorCode::AlreadyExists, format!("a group {name} exists already")));
+        }
         if self.open.contains_key(name) || self.unopened.contains_key(name) || !self.reserved.insert(name.clone()) {
             return Err(ApiError::new(ErrorCode::AlreadyExists, format!("a volume {name} exists already")));
         }

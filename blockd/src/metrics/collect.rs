@@ -22,6 +22,8 @@ pub struct Scrape {
     pub durations: BTreeMap<VolumeName, Arc<VolumeMetrics>>,
     /// What happened how often.
     pub events: Vec<(Kind, u64)>,
+    /// For how long groups were held.
+    pub holds: BTreeMap<VolumeName, Arc<Histogram>>,
 }
 
 /// The page.
@@ -103,6 +105,7 @@ impl Collector for Scrape {
         self.words(encoder, "mode", Mode::ALL, Mode::as_str, |volume, mode| volume.mode == mode)?;
         self.words(encoder, "attached", FrontEnd::ALL, FrontEnd::as_str, |volume, front_end| volume.attached.contains(&front_end))?;
         self.encode_replicas(encoder)?;
+        self.encode_groups(encoder)?;
         self.encode_site(encoder)?;
         self.encode_links(encoder)?;
         self.encode_durations(encoder)

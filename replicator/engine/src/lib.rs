@@ -13,6 +13,7 @@
 //! - [`block`]: block numbers and runs of blocks.
 //! - [`tracker`]: the epoch word, writes in flight and the dirty maps that the request path touches.
 //! - [`generation`]: who may be primary; lineage, staleness and split brain.
+//! - [`group`]: one cut for several volumes.
 //! - [`wire`]: the messages between two sites and their encoding.
 //! - [`sender`]: the primary's side of one replica.
 //! - [`receiver`]: the standby's side.
@@ -25,6 +26,7 @@
 pub mod acknowledgement;
 pub mod block;
 pub mod generation;
+pub mod group;
 pub mod lease;
 pub mod receiver;
 pub mod schedule;

@@ -295,7 +295,7 @@ mod tests {
         let mut digest = EpochDigest::default();
         sent.iter().for_each(|blocks| digest.add(blocks));
         let (blocks, digest) = digest.value();
-        Message::Commit(Commit { epoch, blocks, digest, size_bytes: 1 << 20, cut_unix_ms: 0 })
+        Message::Commit(Commit { epoch, blocks, digest, size_bytes: 1 << 20, cut_unix_ms: 0, group: None })
     }
 
     #[test]

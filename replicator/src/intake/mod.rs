@@ -14,12 +14,14 @@ mod behind;
 mod held;
 mod kept;
 mod lease;
+mod together;
 
 pub use activity_log::{ActivityLog, EXTENT_BLOCKS, blocks as extent_blocks};
 pub use behind::{AskBehind, Behind};
 pub use held::{DRAIN_LIMIT, Held, Nudge, Owner, Release};
 pub use kept::{KeptBlocks, KeptLimits};
 pub use lease::{Lease, boot_ms};
+pub use together::PreparedCut;
 
 use crate::disk::{BlockDevice, Pages};
 use replicator_engine::block::{BLOCK_BYTES, Run};
@@ -147,7 +149,7 @@ impl Intake {
     /// Joins the open epoch.
     pub fn admit(&self, run: Run) -> Intaken {
         let logged = !self.replicated.load(SeqCst);
-        match self.tracker.begin_write(run) {
+        match self.begin_write(run) {
             Begun::Clear(write) if logged || self.log.covers(run) => Intaken::Ready(write),
             Begun::Clear(write) => Intaken::Parked(Parked { write, over_frozen: false }),
             Begun::Frozen(write) => Intaken::Parked(Parked { write, over_frozen: true }),

@@ -64,7 +64,7 @@ fn blocks(start: u32) -> Message {
 }
 
 fn commit(epoch: Epoch) -> Message {
-    Message::Commit(Commit { epoch, blocks: 1, digest: [0; 32], size_bytes: 4096, cut_unix_ms: 0 })
+    Message::Commit(Commit { epoch, blocks: 1, digest: [0; 32], size_bytes: 4096, cut_unix_ms: 0, group: None })
 }
 
 fn open(files: Memory) -> (Journal<Memory>, Option<Epoch>) {

@@ -64,8 +64,8 @@ impl Shell {
         let mut view = View {
             now_ms,
             attached,
-            converged: attached && self.sender.safe().is_some() && self.sender.is_converged(tracker, now_ms),
-            safe: self.sender.safe(),
+            converged: attached && self.is_converged(now_ms),
+            safe: self.safe(),
             open: tracker.open_epoch(),
             waiting_since_ms: waiting.since.map(|since| now_ms.saturating_sub(since.elapsed().as_millis() as u64)),
         };

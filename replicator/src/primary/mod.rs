@@ -13,6 +13,8 @@
 
 mod acknowledging;
 pub mod connection;
+pub mod group;
+mod grouping;
 pub mod memory;
 pub mod read;
 mod scheduling;
@@ -151,6 +153,9 @@ enum Input {
     Behind(Run, mpsc::SyncSender<RoaringBitmap>),
     Resized(u64),
     Orders(Orders),
+    Seat(Option<group::Seat>),
+    /// Another member of the group is to be cut.
+    CutWanted,
     /// Requests wait.
     Held,
     Stop,
@@ -170,6 +175,7 @@ pub struct Replica {
     status: watch::Receiver<PrimaryStatus>,
     sessions: AtomicU64,
     thread: Mutex<Option<JoinHandle<Remains>>>,
+    intake: Arc<Intake>,
 }
 
 impl Replica {
@@ -181,7 +187,7 @@ impl Replica {
         let shell = shell::Shell::new(setup, publish)?;
         let nudge = inbox.clone();
         intake.held().open(shell.in_force(), Box::new(move || drop(nudge.send(Input::Held))));
-        let closes = ClosesHeld(intake.clone(), on_standing);
+        let (closes, own) = (ClosesHeld(intake.clone(), on_standing), intake.clone());
         let run = move || {
             let _closes = closes;
             shell.run(&inputs)
@@ -189,7 +195,7 @@ impl Replica {
         let thread = std::thread::Builder::new().name("tern-primary".into()).spawn(run)?;
         // Nobody waits for an answer from a thread that is gone: with its inbox the question is dropped.
         intake.behind().set(Box::new(move |run, reply| drop(asked.send(Input::Behind(run, reply)))));
-        Ok(Self { inbox, status, sessions: AtomicU64::new(1), thread: Mutex::new(Some(thread)) })
+        Ok(Self { inbox, status, sessions: AtomicU64::new(1), thread: Mutex::new(Some(thread)), intake: own })
     }
 
     /// How it goes; follows every change.
@@ -211,6 +217,11 @@ impl Replica {
         let (reply, answer) = oneshot::channel();
         self.tell(Input::Verify(progress, bytes_per_second, reply));
         answer.await.unwrap_or(Err(ReplicaError::Stopped))
+    }
+
+    /// The volume is cut with its group from now on; `None`: by itself.
+    pub fn join(&self, group: Option<(&Arc<group::Cutter>, usize)>) {
+        self.tell(Input::Seat(group.map(|(cutter, member)| cutter.seat(member, self.intake.clone(), self.inbox.clone()))));
     }
 
     /// The volume grew.

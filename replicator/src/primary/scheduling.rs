@@ -1,5 +1,6 @@
 //! Cuts by the clock, in mode `snapshot`: asks the sender for each that is due, and sees when the standby has it.
 
+use super::group::Seat;
 use super::memory::store_point;
 use super::shell::Shell;
 use crate::catalogue::Persist;
@@ -39,7 +40,8 @@ impl Scheduling {
 impl Shell {
     /// Asks for the cut that is due now.
     pub(super) fn keep_time(&mut self, clock: Clock) {
-        if self.scheduling.timetable.as_mut().is_some_and(|timetable| timetable.take_due(clock)) {
+        let is_due = self.scheduling.timetable.as_mut().is_some_and(|timetable| timetable.take_due(clock));
+        if is_due && self.seat.as_ref().is_none_or(Seat::keeps_time) {
             self.scheduling.dues.handle_due();
             self.sender.request_cut();
         }

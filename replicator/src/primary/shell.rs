@@ -1,6 +1,7 @@
 //! The thread that owns a sender: takes inputs, asks it what to do, does that.
 
 use super::acknowledging::Acknowledging;
+use super::group::{Made, Seat};
 use super::memory::{load_point, load_promise, remember_known};
 use super::scheduling::Scheduling;
 use super::verify::{TICKET_BIT, Verification};
@@ -32,10 +33,10 @@ const PUBLISH_INTERVAL: Duration = Duration::from_millis(20);
 const COOL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Somebody who waits until what is written now is at the standby.
-struct Snapshot {
+pub(super) struct Snapshot {
     /// The epoch that has it; `None` until it is cut.
-    epoch: Option<Epoch>,
-    on_cut: OnCut,
+    pub(super) epoch: Option<Epoch>,
+    pub(super) on_cut: OnCut,
     reply: oneshot::Sender<Result<Epoch, ReplicaError>>,
 }
 
@@ -49,12 +50,16 @@ pub(super) struct Shell {
     connection: Option<(Session, mpsc::UnboundedSender<Outgoing>)>,
     /// Blocks that were asked about, by ticket.
     asked: HashMap<u64, u64>,
-    snapshots: Vec<Snapshot>,
+    pub(super) snapshots: Vec<Snapshot>,
     pub(super) verification: Option<Verification>,
     /// The next ticket of a verification: none is used again.
     pub(super) verify_tickets: u64,
     /// When each epoch that is under way was cut, by both clocks.
-    cut_times: VecDeque<(Epoch, Instant, u64)>,
+    pub(super) cut_times: VecDeque<(Epoch, Instant, u64)>,
+    /// Its place in a group.
+    pub(super) seat: Option<Seat>,
+    /// A cut that was made with the group, and that the sender has not heard of.
+    pub(super) made: Option<Made>,
     stored: Option<Known>,
     status: watch::Sender<PrimaryStatus>,
     published: Instant,
@@ -88,6 +93,8 @@ impl Shell {
             verification: None,
             verify_tickets: TICKET_BIT,
             cut_times: VecDeque::new(),
+            seat: None,
+            made: None,
             status,
             published: now,
             cooled: now,
@@ -160,6 +167,8 @@ impl Shell {
                 self.scheduling.set(orders.schedule.clone(), Clock { now_ms, unix_ms: unix_ms() });
                 self.setup.orders = orders;
             }
+            Input::Seat(seat) => self.sit(seat),
+            Input::CutWanted => self.sender.request_cut(),
             Input::Held | Input::Disconnected(_) | Input::Frame(..) | Input::Written(..) | Input::Stop => {}
         }
     }
@@ -172,6 +181,7 @@ impl Shell {
     fn disconnect(&mut self) {
         if self.connection.take().is_some() {
             self.sender.handle_disconnected(self.setup.intake.tracker());
+            self.seat.iter().for_each(Seat::handle_broken);
             self.asked.clear();
             if let Some(verification) = &mut self.verification {
                 verification.handle_disconnected();
@@ -210,6 +220,7 @@ impl Shell {
             return self.failed(&error);
         }
         let Some(acked) = known.map(|known| known.acked) else { return };
+        self.seat.iter().for_each(|seat| seat.handle_acked(acked));
         while let Some((epoch, cut, cut_unix_ms)) = self.cut_times.pop_front_if(|(epoch, ..)| *epoch <= acked) {
             if epoch == acked {
                 (self.setup.on_commit)(cut.elapsed());
@@ -238,6 +249,7 @@ impl Shell {
         let now_ms = self.now_ms();
         if self.setup.intake.kept().overflowed() {
             self.sender.handle_overflow(self.setup.intake.tracker());
+            self.seat.iter().for_each(Seat::handle_broken);
             self.setup.intake.thaw();
             self.cut_again();
         }
@@ -248,6 +260,13 @@ impl Shell {
         self.acknowledge(now_ms);
         self.keep_time(Clock { now_ms, unix_ms: unix_ms() });
         let action = self.sender.poll(self.setup.intake.tracker(), now_ms);
+        let action = match self.in_step(action) {
+            Ok(action) => action,
+            Err(error) => {
+                self.failed(&error);
+                return Duration::ZERO;
+            }
+        };
         if let Action::Wait(until_ms) = action {
             let nap = if self.verify_some() { Duration::ZERO } else { TICK.min(Duration::from_millis(until_ms.saturating_sub(now_ms))) };
             self.publish();
@@ -296,19 +315,7 @@ impl Shell {
                 self.asked.insert(ticket, runs.iter().map(|run| u64::from(run.len)).sum());
                 self.send(Message::Compare(question), 0);
             }
-            Action::Cut => {
-                self.setup.epochs.cover(self.setup.intake.tracker().open_epoch() + 1)?;
-                let epoch = self.setup.intake.cut();
-                // Looked at after the cut: the volume was at least so large for every write before it.
-                self.sender.handle_resized(image.size_bytes());
-                self.cut_times.push_back((epoch, Instant::now(), unix_ms()));
-                self.scheduling.dues.handle_cut(epoch);
-                for snapshot in self.snapshots.iter_mut().filter(|snapshot| snapshot.epoch.is_none()) {
-                    snapshot.epoch = Some(epoch);
-                    (snapshot.on_cut)(epoch);
-                }
-                self.sender.handle_cut(epoch, now_ms);
-            }
+            Action::Cut => self.cut(now_ms)?,
             Action::Freeze => {
                 if let Some(changed) = self.setup.intake.try_freeze() {
                     self.sender.handle_frozen(self.setup.intake.tracker(), changed, unix_ms());

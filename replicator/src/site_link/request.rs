@@ -76,6 +76,17 @@ pub struct SettingsRecord {
     pub schedule: Option<String>,
 }
 
+/// A consistency group, as its primary tells of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupTold {
+    /// Its name.
+    pub name: String,
+    /// Its id with these members, in hexadecimal.
+    pub id: String,
+    /// Its members' ids, in hexadecimal: their order counts.
+    pub members: Vec<String>,
+}
+
 /// A question.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "ask")]
@@ -113,6 +124,11 @@ pub enum Question {
     Alone {
         /// The volume's id, in hexadecimal.
         volume: String,
+    },
+    /// These are the groups whose members you are the standby of: there are no others.
+    Groups {
+        /// All of them.
+        groups: Vec<GroupTold>,
     },
     /// I go on from an older point of this volume, without you: acknowledge nothing more.
     Fence {
@@ -285,6 +301,9 @@ pub(super) mod tests {
         check(&Question::Settings { volume: volume.clone(), settings });
         check(&Question::Alone { volume: volume.clone() });
         check(&Question::Fence { volume: volume.clone() });
+        let group =
+            GroupTold { name: "shop".into(), id: Id([0x99; 16]).to_string(), members: vec![volume.clone(), Id([0x78; 16]).to_string()] };
+        check(&Question::Groups { groups: vec![group] });
         check(&Question::Detach { volume });
         check(&Answer::Done);
         check(&Answer::Granted { epoch: 17 });

@@ -6,7 +6,7 @@
 //!
 //! All of it may be repeated after a crash: what is sealed is not saved again, because the image may have been overwritten since.
 
-use super::{Standby, payload_to_io};
+use super::{GroupPlace, Standby, payload_to_io};
 use crate::disk::SegmentFiles;
 use crate::undo::{Point, Undo};
 use replicator_engine::block::{Run, runs};
@@ -34,6 +34,8 @@ pub(super) struct Fold<F> {
     /// `None` while its disk fails.
     pub(super) undo: Option<Undo<F>>,
     pub(super) undo_disk: UndoDisk,
+    /// With whom points belong together.
+    pub(super) place: GroupPlace,
     /// Committed epochs that are not in the image yet, and their blocks.
     waiting: VecDeque<(Point, RoaringBitmap)>,
     batch: Option<Batch>,
@@ -61,8 +63,18 @@ struct Batch {
 
 impl<F> Fold<F> {
     pub fn new(durable: Option<Point>) -> Self {
-        let (undo_disk, waiting) = (UndoDisk::default(), VecDeque::new());
-        Self { undo: None, undo_disk, waiting, batch: None, shown: durable, durable, unsure_until: 0, is_void: false, lost: None }
+        Self {
+            undo: None,
+            undo_disk: UndoDisk::default(),
+            place: GroupPlace::default(),
+            waiting: VecDeque::new(),
+            batch: None,
+            shown: durable,
+            durable,
+            unsure_until: 0,
+            is_void: false,
+            lost: None,
+        }
     }
 
     /// What the image holds.
@@ -89,8 +101,7 @@ impl<F> Fold<F> {
 impl<F: SegmentFiles> Fold<F> {
     /// An epoch was committed.
     pub fn add(&mut self, point: Point, blocks: &RoaringBitmap) {
-        let blocks = if self.undo.as_ref().is_some_and(Undo::is_wanted) { blocks.clone() } else { RoaringBitmap::new() };
-        self.waiting.push_back((point, blocks));
+        self.waiting.push_back((point, blocks.clone()));
     }
 
     /// The epoch whose state the image holds where no undo says otherwise; `None` while it is a mix that no undo leads out of.
@@ -115,11 +126,23 @@ impl<F: SegmentFiles> Fold<F> {
         for (next, blocks) in &self.waiting {
             until = next.epoch;
             to_save |= blocks;
-            if undo.is_apart(point, *next) {
+            if undo.is_apart(point, *next) || undo.is_held(*next) {
                 break;
             }
         }
         Some(Batch { point: Some(point), until, to_save: Some(to_save - saved) })
+    }
+
+    /// What is folded next, if it is part of a cut of the group whose other parts are still to come.
+    pub fn awaits_group(&self) -> Option<Epoch> {
+        self.waiting.front().filter(|(point, _)| self.place.awaits(point.group)).map(|(point, _)| point.epoch)
+    }
+
+    /// Tells the other members of the group what there is.
+    pub fn tell_group(&self) {
+        let older = self.undo.iter().flat_map(Undo::points).map(|kept| kept.point);
+        let points: Vec<_> = older.chain(self.shown).chain(self.waiting.iter().map(|(point, _)| *point)).collect();
+        self.place.has(points.into_iter());
     }
 
     /// Whether the image is still to become what it is said to hold, after a crash or a failed sync.
@@ -155,6 +178,11 @@ impl<F: SegmentFiles> Fold<F> {
     /// A point is not read any more. What was kept for it alone goes.
     pub fn unpin(&mut self, epoch: Epoch) {
         self.undo.iter_mut().for_each(|undo| undo.unpin(epoch));
+        self.drop_unwanted();
+    }
+
+    /// Forgets older points that nobody wants.
+    pub fn drop_unwanted(&mut self) {
         if self.undo.as_ref().is_some_and(|undo| !undo.is_wanted()) {
             self.clear_undo();
         }

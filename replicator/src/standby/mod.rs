@@ -11,6 +11,7 @@ mod checked;
 mod compare;
 pub mod connection;
 mod fold;
+mod grouped;
 mod old_state;
 mod past;
 mod place;
@@ -26,6 +27,7 @@ mod views;
 
 pub use checked::{DIGEST_BYTES, DigestsOnDisk, Health};
 pub use fold::UndoDisk;
+pub use grouped::{Board, GroupPlace};
 pub use old_state::{KeptOld, OldState};
 pub use past::PastError;
 pub use place::Place;
@@ -265,6 +267,7 @@ impl<F: SegmentFiles> Standby<F> {
             self.journal.seal().inspect_err(|error| _ = self.fold.make_room(error))?;
             self.fold.add(Point::of(commit), self.receiver.staged());
         }
+        self.fold.place.committed(Point::of(commit));
         self.receiver.handle_committed(commit);
         self.staged = None;
         self.place.committed = commit.epoch;

@@ -1,12 +1,13 @@
 //! Older recovery points: kept and shown.
 
-use super::{Standby, UndoDisk};
+use super::{Board, GroupPlace, Standby, UndoDisk};
 use crate::disk::SegmentFiles;
 use crate::undo::{Keep, Kept, LEVELS, Undo, View};
 use replicator_engine::block::Run;
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::Base;
 use std::io;
+use std::sync::Arc;
 
 /// Why a point cannot be shown or gone back to.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +24,8 @@ impl<F: SegmentFiles> Standby<F> {
     /// Keeps older recovery points, in a directory for each level, from here on; none if they are to be kept for no time.
     pub fn keep_points(&mut self, files: [F; LEVELS], keep: Keep) -> io::Result<()> {
         let is_void = self.place.load_void(&*self.catalogue)?;
-        let undo = match Undo::open(files, keep, self.place.lineage.current(), self.place.folded, self.place.committed) {
+        let generation = self.place.lineage.current();
+        let undo = match Undo::open(files, keep, self.fold.place.clone(), generation, self.place.folded, self.place.committed) {
             Ok(undo) => undo,
             Err(error) => {
                 self.fold.give_up(&error);
@@ -39,6 +41,33 @@ impl<F: SegmentFiles> Standby<F> {
             self.place.forget_void(&*self.catalogue)?;
         }
         Ok(())
+    }
+
+    /// Says with whom points belong together; before [`Self::keep_points`].
+    pub fn set_group_place(&mut self, place: GroupPlace) {
+        self.fold.place = place;
+    }
+
+    /// With whom points belong together; it may change.
+    pub fn group_place(&self) -> GroupPlace {
+        self.fold.place.clone()
+    }
+
+    /// Points belong together with others, or not any more.
+    pub fn regroup(&mut self, place: Option<(Arc<Board>, usize)>) {
+        self.fold.place.set(place);
+        self.fold.drop_unwanted();
+        self.fold.tell_group();
+    }
+
+    /// Tells the other members of the group what there is here.
+    pub fn tell_group(&self) {
+        self.fold.tell_group();
+    }
+
+    /// The epoch whose folding had better wait for other members of the group.
+    pub fn awaits_group(&self) -> Option<Epoch> {
+        self.fold.awaits_group()
     }
 
     /// Says where the directories of [`Self::keep_points`] are; with the image, unless told otherwise.

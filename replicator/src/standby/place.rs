@@ -113,8 +113,8 @@ impl Place {
 }
 
 fn commit_of(point: Point) -> Message {
-    let Point { epoch, size_bytes, cut_unix_ms } = point;
-    Message::Commit(Commit { epoch, blocks: 0, digest: [0; 32], size_bytes, cut_unix_ms })
+    let Point { epoch, size_bytes, cut_unix_ms, group } = point;
+    Message::Commit(Commit { epoch, blocks: 0, digest: [0; 32], size_bytes, cut_unix_ms, group })
 }
 
 /// A point, and the generation in whose name it was written down.

@@ -9,7 +9,7 @@
 //! come about leaves the image as it was.
 
 use super::place::{Place, back_key, done_prefix, load_back};
-use super::{PastError, SegmentDir, Standby};
+use super::{GroupPlace, PastError, SegmentDir, Standby};
 use crate::catalogue::{Catalogue, Change, Persist};
 use crate::disk::SegmentFiles;
 use crate::undo::{Keep, LEVELS, Point, Undo, View};
@@ -85,8 +85,8 @@ impl Rollback {
 
     /// Records that the image is led back for this generation, which is about to be recorded, too. Durable on return.
     pub fn begin(&mut self, generation: Generation) -> io::Result<()> {
-        let Point { epoch, size_bytes, cut_unix_ms } = self.point;
-        let point = Message::Commit(Commit { epoch, blocks: 0, digest: [0; 32], size_bytes, cut_unix_ms });
+        let Point { epoch, size_bytes, cut_unix_ms, group } = self.point;
+        let point = Message::Commit(Commit { epoch, blocks: 0, digest: [0; 32], size_bytes, cut_unix_ms, group });
         let begun = Envelope { generation, message: point }.encode().to_vec();
         let mut changes = all_done(self.volume, &*self.catalogue)?;
         changes.push((back_key(self.volume), Some(begun)));
@@ -113,7 +113,7 @@ impl Rollback {
         catalogue: Arc<dyn Catalogue>,
     ) -> Result<Self, PastError> {
         let place = Place::load(volume, &*catalogue)?.ok_or(PastError::NotKept(point.epoch))?;
-        let undo = Undo::open(files, Keep::default(), place.lineage.current(), place.folded, place.committed)?;
+        let undo = Undo::open(files, Keep::default(), GroupPlace::default(), place.lineage.current(), place.folded, place.committed)?;
         let mut rollback = Self::of(undo, point.epoch, &place, catalogue)?;
         for (key, blocks) in rollback.catalogue.scan(&done_prefix(volume))? {
             rollback.done |= RoaringBitmap::deserialize_from(&*blocks)?;

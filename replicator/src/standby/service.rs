@@ -1,9 +1,10 @@
 //! The thread that owns a standby: frames in, answers out, folding in between.
 
+use super::grouped::Patience;
 use super::scrubbing::{Asked, Scrub, ScrubPace};
 use super::trouble::{Trouble, Work};
 use super::views::{Ask, Views};
-use super::{Health, PastError, Place, Rollback, Settled, Standby, StandbyError, StandbyStatus};
+use super::{Board, GroupPlace, Health, PastError, Place, Rollback, Settled, Standby, StandbyError, StandbyStatus};
 use crate::clock::unix_ms;
 use crate::disk::SegmentFiles;
 use crate::journal::JournalError;
@@ -14,8 +15,8 @@ use replicator_engine::generation::Lineage;
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::{Base, Envelope, Message, Refusal, Refused};
 use std::io;
-use std::sync::Mutex;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::error::TrySendError;
@@ -23,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc as tokio_mpsc, oneshot, watch};
 
 /// Committed content that waits to be folded, in bytes of journal: beyond it, folding goes before taking in more. What waits is what a
 /// promotion has to fold first.
-const MAX_UNFOLDED_BYTES: u64 = 16 << 20;
+pub(super) const MAX_UNFOLDED_BYTES: u64 = 16 << 20;
 
 /// Why a standby that takes nothing more is of use all the same.
 const UNFOLDABLE: &str = "the recovery point cannot be folded into the image; it stays in the journal";
@@ -44,6 +45,7 @@ pub(super) enum Input {
     View(Ask),
     ForgetOld(oneshot::Sender<io::Result<()>>),
     Scrub(Asked),
+    Regroup(Option<(Arc<Board>, usize)>),
     Resume,
     Stop,
 }
@@ -142,6 +144,8 @@ pub(super) struct Shell<F> {
     /// `None` after its disk failed, until it is opened again.
     pub(super) standby: Option<Standby<F>>,
     open: Open<F>,
+    /// What it is opened with.
+    pub(super) place: GroupPlace,
     connection: Option<(Session, tokio_mpsc::Sender<Bytes>)>,
     /// What has come of the connection.
     pub(super) progress: Progress,
@@ -151,6 +155,7 @@ pub(super) struct Shell<F> {
     trouble: Trouble,
     /// After folding failed: when it is tried again.
     fold_not_before: Option<Instant>,
+    pub(super) patience: Patience,
     log_limit: LogLimit,
     views: Views,
     pub(super) scrub: Scrub,
@@ -160,8 +165,10 @@ impl<F: SegmentFiles + 'static> Shell<F> {
     fn open(open: Open<F>, pace: ScrubPace) -> Result<(Self, watch::Receiver<StandbyStatus>), JournalError> {
         let (standby, mut scrub) = (open()?, Scrub::new(pace));
         scrub.handle_opened(&standby);
+        standby.tell_group();
         let (publish, status) = watch::channel(StandbyStatus::default());
         let mut shell = Self {
+            place: standby.group_place(),
             standby: Some(standby),
             open,
             connection: None,
@@ -170,6 +177,7 @@ impl<F: SegmentFiles + 'static> Shell<F> {
             settled: false,
             trouble: Trouble::default(),
             fold_not_before: None,
+            patience: Patience::default(),
             log_limit: LogLimit::new(),
             views: Views::default(),
             scrub,
@@ -183,12 +191,13 @@ impl<F: SegmentFiles + 'static> Shell<F> {
             let input = match inputs.try_recv() {
                 Ok(input) => input,
                 Err(TryRecvError::Disconnected) => return,
-                Err(TryRecvError::Empty) if self.fold() || self.tidy() => continue,
+                Err(TryRecvError::Empty) if !self.awaits_group() && self.fold() || self.tidy() => continue,
                 Err(TryRecvError::Empty) => {
                     self.scrub();
                     self.publish();
                     let wait = self.fold_not_before.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
                     let wait = wait.min(self.scrub.wait());
+                    let wait = wait.min(self.group_wait());
                     match inputs.recv_timeout(wait) {
                         Ok(input) => input,
                         Err(RecvTimeoutError::Timeout) => continue,
@@ -213,6 +222,7 @@ impl<F: SegmentFiles + 'static> Shell<F> {
                 Input::View(ask) => self.show(ask),
                 Input::ForgetOld(reply) => drop(reply.send(self.forget_old())),
                 Input::Scrub(asked) => self.scrub_now(asked),
+                Input::Regroup(place) => self.regroup(place),
                 Input::Disconnected(_) | Input::Frame(..) => {}
             }
             while self.unfolded_bytes() > MAX_UNFOLDED_BYTES && self.fold() {}
@@ -326,7 +336,7 @@ impl<F: SegmentFiles + 'static> Shell<F> {
         self.standby.as_ref().map(|standby| standby.place().lineage.clone()).or_else(|| self.status.borrow().lineage.clone())
     }
 
-    fn unfolded_bytes(&self) -> u64 {
+    pub(super) fn unfolded_bytes(&self) -> u64 {
         self.standby.as_ref().filter(|standby| !standby.journal().is_folded()).map_or(0, |standby| standby.journal().used_bytes().0)
     }
 

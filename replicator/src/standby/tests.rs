@@ -96,7 +96,14 @@ impl Primary {
         digest.add(&blocks);
         self.epoch += 1;
         let (count, digest) = digest.value();
-        let commit = Commit { epoch: self.epoch, blocks: count, digest, size_bytes: self.blocks * BLOCK, cut_unix_ms: 1000 + self.epoch };
+        let commit = Commit {
+            epoch: self.epoch,
+            blocks: count,
+            digest,
+            size_bytes: self.blocks * BLOCK,
+            cut_unix_ms: 1000 + self.epoch,
+            group: None,
+        };
         [Self::frame(Message::Blocks(blocks)), Self::frame(Message::Commit(commit))]
     }
 

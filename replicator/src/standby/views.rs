@@ -128,6 +128,7 @@ impl Views {
 
     /// The standby was opened again: what was read of the one before is void.
     pub fn reopen<F: SegmentFiles>(&mut self, standby: &mut Standby<F>) {
+        standby.tell_group();
         for (epoch, view) in self.open.values_mut().filter(|(_, view)| view.is_some()) {
             let reopened = standby.open_view(*epoch);
             *view = reopened.inspect_err(|error| tracing::warn!(epoch, %error, "a recovery point that is in use is lost")).ok();

@@ -17,8 +17,8 @@ pub struct Keep {
     pub max_bytes: u64,
     /// For each level but the first: from which age on points are thinned to it, and to one in how long.
     pub thin: [Thin; LEVELS - 1],
-    /// So many points that are not thinned yet keep a new one a millisecond away from the one before: closer ones are one, the earlier. At
-    /// 100, an hour has no more than 19,000, however often a mode commits; with a point a second the distance stays below 40 ms.
+    /// So many points that are not thinned yet make one in a millisecond of those to come, the first; twice as many, one in two, and so on. At
+    /// 100, an hour has no more than 19,000, however often a mode commits; with a point a second the span stays at 64 ms.
     pub crowd: u64,
 }
 
@@ -47,9 +47,12 @@ impl Default for Keep {
 }
 
 impl Keep {
-    /// Whether a cut is a point of its own after an earlier one, with so many before it. A clock that was set back makes none disappear.
+    /// Whether a cut is a point of its own after an earlier one, with so many before it. A clock that was set back makes none disappear. The
+    /// time is divided in the same way whatever was kept before: members of a group, which are cut at the same times, keep the same cuts.
     pub fn is_apart(&self, earlier_ms: u64, later_ms: u64, points: usize) -> bool {
-        later_ms < earlier_ms || later_ms - earlier_ms >= points as u64 / self.crowd.max(1)
+        let least_ms = points as u64 / self.crowd.max(1);
+        let span_ms = least_ms.next_power_of_two();
+        later_ms < earlier_ms || least_ms == 0 || earlier_ms / span_ms != later_ms / span_ms
     }
 
     /// Whether a point cut then goes when the newest is cut at `newest_ms`.
@@ -82,7 +85,7 @@ mod tests {
     fn the_more_points_there_are_the_farther_apart_are_new_ones() {
         let keep = Keep::default();
         assert!(keep.is_apart(7, 7, 99));
-        assert!(!keep.is_apart(7, 7 + 99, 10_000) && keep.is_apart(7, 7 + 100, 10_000));
+        assert!(!keep.is_apart(7, 127, 10_000) && keep.is_apart(7, 128, 10_000) && keep.is_apart(127, 128, 10_000));
     }
 
     #[test]

@@ -114,8 +114,8 @@ impl<F: SegmentFiles> Level<F> {
         let at = self.log.append(&frame(generation, Message::Committed(since)))?;
         self.log.append(&frame(generation, Message::Committed(until)))?;
         let (blocks, digest) = self.open.digest.value();
-        let Point { epoch, size_bytes, cut_unix_ms } = point;
-        self.log.commit(&frame(generation, Message::Commit(Commit { epoch, blocks, digest, size_bytes, cut_unix_ms })))?;
+        let Point { epoch, size_bytes, cut_unix_ms, group } = point;
+        self.log.commit(&frame(generation, Message::Commit(Commit { epoch, blocks, digest, size_bytes, cut_unix_ms, group })))?;
         let open = std::mem::take(&mut self.open);
         let batch = Batch { point, until, pieces: open.pieces, start: open.start.unwrap_or(at) };
         let added_bytes = batch.index_bytes();
@@ -224,8 +224,7 @@ impl Outline {
             Some(Message::Commit(commit)) => {
                 let read = std::mem::take(self);
                 self.batches = read.batches;
-                let Commit { epoch, size_bytes, cut_unix_ms, blocks, .. } = *commit;
-                let point = Point { epoch, size_bytes, cut_unix_ms };
+                let (point, blocks) = (Point::of(commit), commit.blocks);
                 // The first may have lost its beginning, together with its segment.
                 let is_whole = read.pieces.iter().map(Piece::blocks).sum::<u64>() == blocks;
                 if let (true, Some(since), Some(until)) = (is_whole, read.since, read.until) {

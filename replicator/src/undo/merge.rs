@@ -57,7 +57,7 @@ impl<F: SegmentFiles> Undo<F> {
         let batches = &self.levels[level].batches;
         let first = batches.front()?;
         let span = self.keep.thin[level].span_of(first.point.cut_unix_ms, newest_ms)?;
-        let joins = |batch: &&Batch| span.contains(&batch.point.cut_unix_ms) && !self.pins.contains_key(&batch.point.epoch);
+        let joins = |batch: &&Batch| span.contains(&batch.point.cut_unix_ms) && !self.is_held(batch.point);
         let count = 1 + batches.iter().skip(1).take_while(joins).count();
         // The last one still gets longer.
         let count = if count == batches.len() && level == 0 { count - 1 } else { count };

@@ -28,10 +28,12 @@ pub use view::View;
 use crate::codec::{Decoder, Encoder};
 use crate::disk::SegmentFiles;
 use crate::journal::SEGMENT_BYTES;
+use crate::standby::GroupPlace;
 use level::{Batch, Level};
 use merge::Merge;
 use replicator_engine::block::Run;
 use replicator_engine::generation::Generation;
+use replicator_engine::group::GroupCut;
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::Commit;
 use roaring::RoaringBitmap;
@@ -42,6 +44,8 @@ use std::io;
 const MAX_INDEX_BYTES: u64 = 256 << 20;
 /// A quota has about so many segments: what is deleted at once.
 const SEGMENTS: u64 = 16;
+/// For so long points are kept in a group, whatever the policy says.
+const GROUP_SPAN_MS: u64 = 10 * 60_000;
 const MIN_SEGMENT_BYTES: u64 = 1 << 20;
 
 /// A recovery point.
@@ -53,12 +57,14 @@ pub struct Point {
     pub size_bytes: u64,
     /// When it was cut, by the primary's clock, in milliseconds since 1970.
     pub cut_unix_ms: u64,
+    /// The cut of a whole group that it is a part of.
+    pub group: Option<GroupCut>,
 }
 
 impl Point {
     /// The point that a commit makes.
     pub fn of(commit: &Commit) -> Self {
-        Self { epoch: commit.epoch, size_bytes: commit.size_bytes, cut_unix_ms: commit.cut_unix_ms }
+        Self { epoch: commit.epoch, size_bytes: commit.size_bytes, cut_unix_ms: commit.cut_unix_ms, group: commit.group }
     }
 }
 
@@ -80,6 +86,8 @@ pub struct Undo<F> {
     decoder: Decoder,
     /// How often each point is held by somebody who reads it.
     pins: BTreeMap<Epoch, usize>,
+    /// With whom points belong together.
+    place: GroupPlace,
     merge: Option<Merge>,
     /// Counts what makes a view's references void: content that went elsewhere.
     version: u64,
@@ -87,11 +95,18 @@ pub struct Undo<F> {
 
 impl<F: SegmentFiles> Undo<F> {
     /// Opens the undo of an image that holds epoch `folded`, and parts of later ones up to `committed`. `files` has a directory for each level.
-    pub fn open(files: [F; LEVELS], keep: Keep, generation: Generation, folded: Epoch, committed: Epoch) -> io::Result<Self> {
+    pub fn open(
+        files: [F; LEVELS],
+        keep: Keep,
+        place: GroupPlace,
+        generation: Generation,
+        folded: Epoch,
+        committed: Epoch,
+    ) -> io::Result<Self> {
         let segment_bytes = (keep.max_bytes / SEGMENTS).clamp(MIN_SEGMENT_BYTES, SEGMENT_BYTES);
         let levels = files.into_iter().map(|files| Level::open(files, segment_bytes)).collect::<io::Result<Vec<_>>>()?;
         let (encoder, decoder) = (Encoder::new()?, Decoder::new()?);
-        let mut undo = Self { levels, keep, generation, encoder, decoder, pins: BTreeMap::new(), merge: None, version: 0 };
+        let mut undo = Self { levels, keep, generation, encoder, decoder, pins: BTreeMap::new(), place, merge: None, version: 0 };
         undo.join_levels()?;
         if undo.sealed().is_some_and(|sealed| !(folded..=committed).contains(&sealed)) {
             tracing::warn!(folded, committed, "the older recovery points do not lead to the image: they are given up");
@@ -116,7 +131,12 @@ impl<F: SegmentFiles> Undo<F> {
 
     /// Whether what is overwritten has to be saved: for points that are kept, or for one that is read.
     pub fn is_wanted(&self) -> bool {
-        self.keep.span_ms > 0 || !self.pins.is_empty()
+        self.keep.span_ms > 0 || !self.pins.is_empty() || self.place.is_set()
+    }
+
+    /// Whether a point has to stay, but for want of room: it is read, or its group has no newer one yet.
+    pub fn is_held(&self, point: Point) -> bool {
+        self.pins.contains_key(&point.epoch) || self.place.holds(point.group)
     }
 
     /// The epoch up to which the image may be overwritten; `None` if nothing is kept.
@@ -146,7 +166,7 @@ impl<F: SegmentFiles> Undo<F> {
     /// The point to which the state at `shown` belongs that is about to be overwritten, and the blocks that have undo since.
     pub fn point_of(&self, shown: Point) -> (Point, RoaringBitmap) {
         match self.levels[0].batches.back() {
-            Some(last) if self.is_apart(last.point, shown) || self.pins.contains_key(&shown.epoch) => (shown, RoaringBitmap::new()),
+            Some(last) if self.is_apart(last.point, shown) || self.is_held(shown) => (shown, RoaringBitmap::new()),
             Some(last) => (last.point, last.blocks()),
             None => (shown, RoaringBitmap::new()),
         }
@@ -175,8 +195,8 @@ impl<F: SegmentFiles> Undo<F> {
 
     /// Whether the oldest points have to go. One that is read stays while there is twice the room.
     fn is_too_large(&self) -> bool {
-        let oldest = self.batches().next().map(|(_, batch)| batch.point.epoch);
-        let factor = if oldest.is_some_and(|epoch| self.pins.contains_key(&epoch)) { 2 } else { 1 };
+        let oldest = self.batches().next().map(|(_, batch)| batch.point);
+        let factor = if oldest.is_some_and(|point| self.is_held(point)) { 2 } else { 1 };
         let index_bytes: u64 = self.levels.iter().map(Level::index_bytes).sum();
         self.used_bytes() > self.keep.max_bytes.saturating_mul(factor) || index_bytes > MAX_INDEX_BYTES * factor
     }
@@ -231,8 +251,7 @@ impl<F: SegmentFiles> Undo<F> {
     /// Does a little of what the policy asks for, now that it is `newest_ms`; says whether there is more.
     pub fn tidy_one(&mut self, newest_ms: u64) -> io::Result<bool> {
         let oldest = self.batches().next().map(|(_, batch)| batch.point);
-        let is_over =
-            oldest.is_some_and(|oldest| !self.pins.contains_key(&oldest.epoch) && self.keep.is_over(oldest.cut_unix_ms, newest_ms));
+        let is_over = oldest.is_some_and(|oldest| !self.is_held(oldest) && self.is_over(oldest, newest_ms));
         if is_over || oldest.is_some() && self.is_too_large() {
             return self.drop_oldest();
         }
@@ -241,6 +260,12 @@ impl<F: SegmentFiles> Undo<F> {
             self.abandon_merge()?;
         }
         done
+    }
+
+    /// Whether the point is too old to be kept. In a group there is always some undo: without, a crash would leave no older point to go back to.
+    fn is_over(&self, point: Point, newest_ms: u64) -> bool {
+        let least_ms = if self.place.is_set() { GROUP_SPAN_MS } else { 0 };
+        Keep { span_ms: self.keep.span_ms.max(least_ms), ..self.keep }.is_over(point.cut_unix_ms, newest_ms)
     }
 
     fn newest(&self) -> Option<&Batch> {

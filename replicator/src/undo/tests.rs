@@ -12,11 +12,11 @@ fn generation() -> Generation {
 
 fn open(dir: &Path, folded: Epoch) -> Undo<SegmentDir> {
     let files = [0, 1, 2].map(|level| SegmentDir::open(&dir.join(level.to_string())).unwrap());
-    Undo::open(files, Keep::default(), generation(), folded, folded).unwrap()
+    Undo::open(files, Keep::default(), GroupPlace::default(), generation(), folded, folded).unwrap()
 }
 
 fn point(epoch: Epoch) -> Point {
-    Point { epoch, size_bytes: 8 * BLOCK_BYTES as u64, cut_unix_ms: epoch * 1000 }
+    Point { epoch, size_bytes: 8 * BLOCK_BYTES as u64, cut_unix_ms: epoch * 1000, group: None }
 }
 
 fn save(undo: &mut Undo<SegmentDir>, block: u32, byte: u8, from: Epoch, until: Epoch) {

@@ -167,7 +167,7 @@ impl Writer {
         }
         self.epoch += 1;
         let epoch = number(bytes, self.epoch);
-        Message::Commit(Commit { epoch, blocks, digest, size_bytes: size, cut_unix_ms: bytes.u64() })
+        Message::Commit(Commit { epoch, blocks, digest, size_bytes: size, cut_unix_ms: bytes.u64(), group: None })
     }
 }
 

@@ -53,7 +53,7 @@ fn epoch_frames(epoch: Epoch) -> Vec<Bytes> {
         })
         .into();
     let (blocks, digest) = digest.value();
-    frames.push(frame(Message::Commit(Commit { epoch, blocks, digest, size_bytes: SIZE_BYTES, cut_unix_ms: epoch })));
+    frames.push(frame(Message::Commit(Commit { epoch, blocks, digest, size_bytes: SIZE_BYTES, cut_unix_ms: epoch, group: None })));
     frames
 }
 

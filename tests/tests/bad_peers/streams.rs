@@ -37,7 +37,7 @@ fn commit(epoch: u64, sent: &[Blocks]) -> Message {
     let mut digest = EpochDigest::default();
     sent.iter().for_each(|blocks| digest.add(blocks));
     let (blocks, digest) = digest.value();
-    Message::Commit(Commit { epoch, blocks, digest, size_bytes: SIZE_BYTES, cut_unix_ms: 0 })
+    Message::Commit(Commit { epoch, blocks, digest, size_bytes: SIZE_BYTES, cut_unix_ms: 0, group: None })
 }
 
 /// A link, and a standby at the other side.

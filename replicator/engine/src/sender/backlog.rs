@@ -1,6 +1,8 @@
 //! Epochs between their cut and their acknowledgement.
 
+use super::Sender;
 use crate::block::{Run, runs};
+use crate::group::GroupCut;
 use crate::tracker::Epoch;
 use roaring::RoaringBitmap;
 
@@ -13,6 +15,7 @@ pub(super) struct Frozen {
     pub unsent: RoaringBitmap,
     pub oldest_ms: Option<u64>,
     pub cut_unix_ms: u64,
+    pub group: Option<GroupCut>,
     pub size_bytes: u64,
 }
 
@@ -54,6 +57,14 @@ impl Holes {
     /// The epoch that they belong to is given up.
     pub fn send_again(&mut self) {
         self.sent = 0;
+    }
+}
+
+impl Sender {
+    /// [`Self::handle_cut`] for a cut of the whole group, at this time.
+    pub fn handle_group_cut(&mut self, epoch: Epoch, now_ms: u64, cut: GroupCut, unix_ms: u64) {
+        self.handle_cut(epoch, now_ms);
+        self.cut_with = Some((cut, unix_ms));
     }
 }
 

@@ -27,6 +27,7 @@ pub use poll::Action;
 
 use crate::block::{BlockNumber, MAX_BLOCKS, block_count};
 use crate::generation::{Id, Lineage, Relation};
+use crate::group::GroupCut;
 use crate::tracker::{Epoch, Tracker};
 use crate::wire::{Attach, Attached, Base, Blocks, Compared, EpochDigest, Message, Refusal, Refused};
 use backlog::{Frozen, Holes};
@@ -59,6 +60,8 @@ pub struct Sender {
     cursor: BlockNumber,
     pace: Pace,
     cut_requested: bool,
+    /// The group's cut, and its time, that the epoch being cut is a part of.
+    cut_with: Option<(GroupCut, u64)>,
     /// Size in the last commit of this stream. A stream begins with an epoch, if only an empty one: the standby knows from it the size, and
     /// that nothing older is left to come.
     told_bytes: Option<u64>,
@@ -145,6 +148,7 @@ impl Sender {
             cursor: 0,
             pace: Pace::default(),
             cut_requested: false,
+            cut_with: None,
             told_bytes: None,
             has_point: false,
             of_unknown_age: false,
@@ -378,7 +382,7 @@ impl Sender {
     /// The cut that was asked for is done.
     pub fn handle_cut(&mut self, epoch: Epoch, now_ms: u64) {
         self.cut = Cut::Closing(epoch);
-        self.cut_requested = false;
+        (self.cut_requested, self.cut_with) = (false, None);
         self.pace.handle_cut(now_ms);
     }
 
@@ -387,7 +391,8 @@ impl Sender {
         let Cut::Closing(epoch) = self.cut else { return };
         let all = std::mem::take(&mut self.early) | &changed;
         let (size_bytes, oldest_ms) = (self.size_bytes, tracker.frozen_oldest_ms());
-        self.cut = Cut::Frozen(Frozen { epoch, unsent: changed, changed: all, oldest_ms, cut_unix_ms: unix_ms, size_bytes });
+        let (group, cut_unix_ms) = self.cut_with.take().map_or((None, unix_ms), |(cut, unix_ms)| (Some(cut), unix_ms));
+        self.cut = Cut::Frozen(Frozen { epoch, unsent: changed, changed: all, oldest_ms, cut_unix_ms, group, size_bytes });
         if self.phase != Phase::Online {
             self.abandon(tracker);
         }

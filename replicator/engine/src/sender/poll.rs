@@ -71,8 +71,8 @@ impl Sender {
             return Action::ShipFrozen(next);
         }
         let (blocks, digest) = std::mem::take(&mut self.digest).value();
-        let (size_bytes, cut_unix_ms) = (frozen.size_bytes, frozen.cut_unix_ms);
-        let commit = Commit { epoch: frozen.epoch, blocks, digest, size_bytes, cut_unix_ms };
+        let (size_bytes, cut_unix_ms, group) = (frozen.size_bytes, frozen.cut_unix_ms, frozen.group);
+        let commit = Commit { epoch: frozen.epoch, blocks, digest, size_bytes, cut_unix_ms, group };
         self.told_bytes = Some(size_bytes);
         self.holes = Holes::default();
         let changed = std::mem::take(&mut frozen.changed);

@@ -21,7 +21,7 @@ pub use dirty_map::DirtyMap;
 
 use crate::block::{Run, runs};
 use roaring::RoaringBitmap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 /// Number of an epoch within a volume; never used twice.
 pub type Epoch = u64;
@@ -62,6 +62,8 @@ pub enum Begun {
 /// See the module's documentation.
 pub struct Tracker {
     open: AtomicU64,
+    /// Nobody joins an epoch while other volumes of the group are cut at the same instant.
+    held: AtomicBool,
     writers: [AtomicU64; 2],
     maps: [DirtyMap; 2],
     /// Time of the first write of the epoch, 0 if it has none; by parity.
@@ -79,6 +81,7 @@ impl Tracker {
     pub fn new(first: Epoch) -> Self {
         Self {
             open: AtomicU64::new(first),
+            held: AtomicBool::new(false),
             writers: Default::default(),
             maps: Default::default(),
             oldest_ms: Default::default(),
@@ -105,9 +108,19 @@ impl Tracker {
         self.open.load(SeqCst)
     }
 
-    /// Joins the open epoch and marks the blocks.
+    /// Joins the open epoch and marks the blocks. Waits for a [hold](Self::hold) to end.
     pub fn begin_write(&self, run: Run) -> Begun {
-        let epoch = self.enter();
+        loop {
+            match self.try_begin_write(run) {
+                Some(begun) => return begun,
+                None => std::hint::spin_loop(),
+            }
+        }
+    }
+
+    /// Joins the open epoch and marks the blocks; `None` while the epoch is [held](Self::hold).
+    pub fn try_begin_write(&self, run: Run) -> Option<Begun> {
+        let epoch = self.enter()?;
         for slot in slots(run) {
             self.regions[slot].fetch_add(1, SeqCst);
         }
@@ -117,7 +130,7 @@ impl Tracker {
         }
         self.maps[parity(epoch)].set(run);
         let write = Write { epoch, run };
-        if self.maps[parity(epoch + 1)].intersects(run) { Begun::Frozen(write) } else { Begun::Clear(write) }
+        Some(if self.maps[parity(epoch + 1)].intersects(run) { Begun::Frozen(write) } else { Begun::Clear(write) })
     }
 
     /// The write is on the disk, or failed: both leave its blocks marked.
@@ -129,15 +142,29 @@ impl Tracker {
     }
 
     /// Counts the caller into the open epoch: load, count, load again, move if it changed.
-    fn enter(&self) -> Epoch {
+    fn enter(&self) -> Option<Epoch> {
         loop {
             let epoch = self.open.load(SeqCst);
             self.writers[parity(epoch)].fetch_add(1, SeqCst);
-            if self.open.load(SeqCst) == epoch {
-                return epoch;
+            let (held, open) = (self.held.load(SeqCst), self.open.load(SeqCst));
+            if open == epoch && !held {
+                return Some(epoch);
             }
             self.writers[parity(epoch)].fetch_sub(1, SeqCst);
+            if held {
+                return None;
+            }
         }
+    }
+
+    /// Owner of a group's cut: no write joins an epoch from now on, until [`Self::release`].
+    pub fn hold(&self) {
+        self.held.store(true, SeqCst);
+    }
+
+    /// Ends a [`Self::hold`].
+    pub fn release(&self) {
+        self.held.store(false, SeqCst);
     }
 
     /// Owner: closes the open epoch to new writes and returns it.

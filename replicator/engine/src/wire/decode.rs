@@ -7,6 +7,7 @@ use super::{
 };
 use crate::block::{BLOCK_BYTES, Run};
 use crate::generation::{Generation, Id, Lineage, MAX_NUMBER};
+use crate::group::GroupCut;
 use crate::tracker::Epoch;
 use bytes::{Buf, Bytes};
 use roaring::RoaringBitmap;
@@ -46,6 +47,7 @@ impl Envelope {
                 digest: input.array()?,
                 size_bytes: input.u64()?,
                 cut_unix_ms: input.u64()?,
+                group: input.group_cut()?,
             }),
             5 => Message::Abandon,
             129 => Message::Attached(Attached { replica: input.id()?, committed: input.epoch()?, base: input.base()? }),
@@ -98,6 +100,11 @@ impl Input {
     fn epoch(&mut self) -> Result<Epoch> {
         let epoch = self.u64()?;
         if epoch > MAX_NUMBER { Err(DecodeError::OutOfRange("epoch")) } else { Ok(epoch) }
+    }
+
+    /// At the end of a message: it is there, or it is not.
+    fn group_cut(&mut self) -> Result<Option<GroupCut>> {
+        if self.0.has_remaining() { Ok(Some(GroupCut { group: self.id()?, number: self.epoch()? })) } else { Ok(None) }
     }
 
     fn lineage(&mut self) -> Result<Lineage> {

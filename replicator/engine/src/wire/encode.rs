@@ -65,6 +65,10 @@ impl Message {
                 out.put_slice(&commit.digest);
                 out.put_u64_le(commit.size_bytes);
                 out.put_u64_le(commit.cut_unix_ms);
+                if let Some(cut) = &commit.group {
+                    out.put_slice(&cut.group.0);
+                    out.put_u64_le(cut.number);
+                }
             }
             Self::Abandon => {}
             Self::Attached(attached) => {

@@ -3,6 +3,7 @@
 use super::documented::{PROTOCOL, check_limit, example};
 use super::*;
 use crate::generation::{MAX_LINEAGE, MAX_NUMBER};
+use crate::group::GroupCut;
 
 fn run(start: u32, len: u32) -> Run {
     Run::new(start, len).unwrap()
@@ -31,14 +32,14 @@ fn commit() -> Commit {
     let mut digest = EpochDigest::default();
     digest.add(&blocks());
     let (blocks, digest) = digest.value();
-    Commit { epoch: 18, blocks, digest, size_bytes: 1 << 30, cut_unix_ms: 1_800_000_000_000 }
+    Commit { epoch: 18, blocks, digest, size_bytes: 1 << 30, cut_unix_ms: 1_800_000_000_000, group: None }
 }
 
 fn attached(base: Base) -> Message {
     Message::Attached(Attached { replica: Id([0x88; 16]), committed: 17, base })
 }
 
-fn messages() -> [(&'static str, Message); 11] {
+fn messages() -> [(&'static str, Message); 12] {
     let mut compare = Compare::new(7, Against::Epoch);
     compare.add(9, fingerprint(&content()));
     compare.add_zeroes(run(20, 900));
@@ -48,6 +49,7 @@ fn messages() -> [(&'static str, Message); 11] {
         ("blocks", Message::Blocks(blocks())),
         ("compare", Message::Compare(compare)),
         ("commit", Message::Commit(commit())),
+        ("commit-of-a-group", Message::Commit(Commit { group: Some(GroupCut { group: Id([0x99; 16]), number: 21 }), ..commit() })),
         ("abandon", Message::Abandon),
         ("attached", attached(Base::Point)),
         ("attached-but", attached(Base::PointBut(RoaringBitmap::from_iter([3, 4, 70_000])))),

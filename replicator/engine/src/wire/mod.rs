@@ -11,6 +11,7 @@ pub use decode::DecodeError;
 
 use crate::block::{BlockNumber, Run};
 use crate::generation::{Generation, Id, Lineage};
+use crate::group::GroupCut;
 use crate::tracker::Epoch;
 use bytes::Bytes;
 use roaring::RoaringBitmap;
@@ -212,6 +213,8 @@ pub struct Commit {
     pub size_bytes: u64,
     /// When it was cut, by the primary's clock, in milliseconds since 1970.
     pub cut_unix_ms: u64,
+    /// The cut of a whole group that it is a part of.
+    pub group: Option<GroupCut>,
 }
 
 impl Compare {

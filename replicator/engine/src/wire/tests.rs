@@ -24,7 +24,7 @@ fn messages() -> Vec<Message> {
             runs: vec![(run(8, 2), Content::Data), (run(20, 9), Content::Zero)],
             fingerprints: vec![[1; 16], [2; 16]],
         }),
-        Message::Commit(Commit { epoch: 8, blocks: 3, digest: [1; 32], size_bytes: 4096, cut_unix_ms: 77 }),
+        Message::Commit(Commit { epoch: 8, blocks: 3, digest: [1; 32], size_bytes: 4096, cut_unix_ms: 77, group: None }),
         Message::Abandon,
         Message::Attached(Attached { replica: Id([3; 16]), committed: 9, base: Base::PointBut((5..700).collect()) }),
         Message::Attached(Attached { replica: Id([3; 16]), committed: 0, base: Base::Blank }),
@@ -86,7 +86,7 @@ fn limits_are_limits() {
 fn numbers_that_cannot_be_counted_on_from_are_refused() {
     let decode = |generation, message| Envelope::decode(Envelope { generation, message }.encode());
     let sound = lineage().current();
-    let commit = Commit { epoch: MAX_NUMBER + 1, blocks: 0, digest: [0; 32], size_bytes: 4096, cut_unix_ms: 0 };
+    let commit = Commit { epoch: MAX_NUMBER + 1, blocks: 0, digest: [0; 32], size_bytes: 4096, cut_unix_ms: 0, group: None };
     let attached = Attached { replica: Id([3; 16]), committed: u64::MAX, base: Base::Point };
     for message in [Message::Commit(commit), Message::Attached(attached), Message::Committed(u64::MAX)] {
         assert_eq!(decode(sound, message), Err(DecodeError::OutOfRange("epoch")));

@@ -27,7 +27,7 @@ fn run(seed: u64) {
     }
     image.sync().unwrap();
     let before = image.blocks();
-    let point = Point { epoch: 7, size_bytes: u64::from(BLOCKS) * BLOCK_BYTES as u64, cut_unix_ms: 1 };
+    let point = Point { epoch: 7, size_bytes: u64::from(BLOCKS) * BLOCK_BYTES as u64, cut_unix_ms: 1, group: None };
     Aside::begin(files.clone(), Lineage::first(Id([1; 16])).current(), point).unwrap();
     let mut old = open(&files, &image);
     for _ in 0..200 {

@@ -93,7 +93,7 @@ impl World {
         self.clock_ms += later_ms;
         let (blocks, digest) = digest.value();
         let size_bytes = self.now.len() as u64 * BLOCK;
-        let commit = Commit { epoch: self.epoch, blocks, digest, size_bytes, cut_unix_ms: self.clock_ms };
+        let commit = Commit { epoch: self.epoch, blocks, digest, size_bytes, cut_unix_ms: self.clock_ms, group: None };
         assert_eq!(self.standby.handle_frame(frame(Message::Commit(commit))).unwrap(), Some(Message::Committed(self.epoch)));
         self.cuts.insert(self.epoch, (self.now.clone(), self.clock_ms));
     }
@@ -129,7 +129,10 @@ impl World {
             }
             let (blocks, cut_ms) = self.cuts[&kept.point.epoch].clone();
             let mut view = self.standby.open_view(kept.point.epoch).unwrap();
-            assert_eq!(view.point, Point { epoch: kept.point.epoch, size_bytes: blocks.len() as u64 * BLOCK, cut_unix_ms: cut_ms });
+            assert_eq!(
+                view.point,
+                Point { epoch: kept.point.epoch, size_bytes: blocks.len() as u64 * BLOCK, cut_unix_ms: cut_ms, group: None }
+            );
             assert_eq!(self.shown_at(&mut view), blocks, "point {}", kept.point.epoch);
             self.standby.close_view(&view);
         }

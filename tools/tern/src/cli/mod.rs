@@ -1,11 +1,13 @@
 //! The command line: every verb and flag, from which help, completions and man pages are made too.
 
+mod group;
 mod recovery;
 mod replication;
 mod site;
 mod values;
 mod volume;
 
+pub use group::GroupVerb;
 pub use recovery::{DemoteArgs, DrillArgs, DrillAt, PromoteArgs, ResyncArgs};
 pub use replication::{ModeArgs, ReplicateArgs, SnapshotArgs, WaitArgs};
 pub use site::{PeerVerb, StatusArgs};
@@ -41,6 +43,9 @@ pub enum Verb {
     /// Make, serve and delete volumes
     #[command(subcommand)]
     Volume(VolumeVerb),
+    /// Have several volumes cut at one instant
+    #[command(subcommand)]
+    Group(GroupVerb),
     /// Keep a standby of a volume at another site
     Replicate(ReplicateArgs),
     /// Change how a volume is replicated while it is in use

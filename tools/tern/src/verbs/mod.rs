@@ -1,6 +1,7 @@
 //! Verbs: arguments into a request, the answer into a report.
 
 mod drill;
+mod group;
 mod later;
 mod peer;
 mod proof;
@@ -31,6 +32,7 @@ pub async fn run(verb: Verb, client: &Client, format: Format, progress: &Progres
     match verb {
         Verb::Peer(verb) => peer::run(context, verb).await,
         Verb::Volume(verb) => volume::run(context, verb).await,
+        Verb::Group(verb) => group::run(context, verb).await,
         Verb::Replicate(arguments) => replication::replicate(context, arguments).await,
         Verb::Mode(arguments) => replication::mode(context, arguments).await,
         Verb::Wait(arguments) => replication::wait(context, arguments).await,

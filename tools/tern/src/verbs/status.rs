@@ -1,6 +1,6 @@
 //! `tern status`
 
-use super::{Context, proof};
+use super::{Context, group, proof};
 use crate::{
     cli::StatusArgs,
     report::Report,
@@ -34,6 +34,9 @@ fn table(status: &Status) -> String {
         table.row(row(volume));
     }
     let mut text = table.render();
+    if !status.groups.is_empty() {
+        text.push_str(&format!("\n{}\n", group::table(&status.groups)));
+    }
     for volume in &status.volumes {
         if let Some(said) = cuts(volume) {
             text.push_str(&format!("{}: {said}\n", volume.name));

@@ -20,7 +20,7 @@ impl World {
         (self.epoch, self.clock_ms) = (self.epoch + 1, self.clock_ms + 1500);
         let (blocks, digest) = digest.value();
         let size_bytes = self.now.len() as u64 * BLOCK;
-        let commit = Commit { epoch: self.epoch, blocks, digest, size_bytes, cut_unix_ms: self.clock_ms };
+        let commit = Commit { epoch: self.epoch, blocks, digest, size_bytes, cut_unix_ms: self.clock_ms, group: None };
         self.standby.handle_frame(frame(Message::Commit(commit))).unwrap();
         self.cuts.insert(self.epoch, (self.now.clone(), self.clock_ms));
     }

@@ -1,0 +1,235 @@
+//! Changing the primary of a group: all of its members, or none that cannot be gone on with.
+//!
+//! ```text
+//!   every member: handed over? ──yes, all──► recorded: each goes on from its newest point ──► every member: primary
+//!        └── one was not, and that is accepted ──► all stand still ──► recorded: the newest cut that all have ──┘
+//! ```
+//!
+//! No member becomes primary before it is recorded where all of them go. Whatever fails behind that is gone on with by asking again: the members
+//! that are left go where the others went.
+
+use super::super::Daemon;
+use super::super::handover::wrong_state;
+use super::super::points::past_error;
+use super::super::volumes::io_error;
+use super::points::{GroupPoint, group_points, no_points, not_kept};
+use super::record::Promoting;
+use super::{GroupRecord, no_group};
+use crate::admin::{Outcome, ProgressSink};
+use crate::catalogue::{RecordedRole, VolumeRecord};
+use blockd_api::*;
+use replicator::site_link::request::{lineage_of, parse_id};
+use replicator::standby::{PastError, StandbyService};
+use replicator_engine::tracker::Epoch;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::OwnedMutexGuard;
+
+/// A member that is to become primary.
+struct Left {
+    record: VolumeRecord,
+    standby: Arc<StandbyService>,
+}
+
+/// What has become of those that are.
+#[derive(Default)]
+struct Gone {
+    names: Vec<VolumeName>,
+    epoch: Epoch,
+    generation: u64,
+    damaged_blocks: u64,
+}
+
+impl Daemon {
+    pub(in crate::daemon) async fn promote_group(
+        &self,
+        group: &GroupRecord,
+        request: &Promote,
+        progress: &ProgressSink,
+    ) -> Outcome<Promotion> {
+        let began = Instant::now();
+        let (left, mut gone, _operations) = self.hold_members(group, request, progress).await?;
+        // Somebody else may have begun one, or ended it, before the members were held.
+        let group = &self.group_named(&group.name).await.ok_or_else(|| no_group(&group.name))?;
+        if left.is_empty() && group.promoting.is_none() {
+            return Err(wrong_state(format!("{} is primary here", group.name), "promote it at its standby"));
+        }
+        progress.report(Progress { phase: "handover".into(), done: 0, total: Some(2), unit: Unit::Steps });
+        let promoting = match group.promoting.filter(|_| !gone.names.is_empty()) {
+            Some(Promoting::To(number)) if !request.force => {
+                let message = format!("a promotion of {} to recovery point {number} has begun, with {}", group.name, joined(&gone.names));
+                return Err(ApiError::new(ErrorCode::WouldLoseData, message).with_hint("--force goes on with it"));
+            }
+            Some(promoting) => promoting,
+            None => {
+                let decided = self.decide(group, &left, request).await;
+                if decided.is_err() {
+                    left.iter().for_each(|member| member.standby.resume());
+                }
+                decided?
+            }
+        };
+        self.volumes.lock().await.change_group(&group.name, |record| record.promoting = Some(promoting))?;
+        progress.report(Progress { phase: "handover".into(), done: 1, total: Some(2), unit: Unit::Steps });
+        for member in &left {
+            let name = &member.record.name;
+            gone.damaged_blocks += member.standby.status().borrow().health.as_ref().map_or(0, |health| health.damaged);
+            let (epoch, generation) =
+                self.promote_member(group, member, promoting).await.map_err(|error| half_way(group, name, &gone, error))?;
+            gone.names.push(name.clone());
+            (gone.epoch, gone.generation) = (gone.epoch.max(epoch), gone.generation.max(generation));
+        }
+        self.volumes.lock().await.change_group(&group.name, |record| record.promoting = None)?;
+        self.regrouped.notify_one();
+        let (kind, epoch, lost_bytes) = match promoting {
+            Promoting::HandedOver => (PromotionKind::Handover, gone.epoch, Some(0)),
+            Promoting::To(number) => (PromotionKind::Failover, number, None),
+        };
+        tracing::info!(group = %group.name, ?kind, epoch, "promoted");
+        let seconds = began.elapsed().as_secs_f64();
+        Ok(Promotion { kind, epoch, generation: gone.generation, seconds, lost_bytes, damaged_blocks: gone.damaged_blocks })
+    }
+
+    /// Has every member to itself; which of them are left. Members that both sites took for theirs are decided one by one.
+    async fn hold_members(
+        &self,
+        group: &GroupRecord,
+        request: &Promote,
+        progress: &ProgressSink,
+    ) -> Outcome<(Vec<Left>, Gone, Vec<OwnedMutexGuard<()>>)> {
+        let mut names = self.member_names(group).await?;
+        // In the same order, whoever holds several.
+        names.sort();
+        let (mut left, mut gone, mut operations) = (Vec::new(), Gone::default(), Vec::new());
+        for name in names {
+            let (record, operation) = self.begin(&name).await?;
+            match record.role {
+                RecordedRole::Standby => {
+                    let standby = self.standby(&name).await?;
+                    if !standby.status().borrow().has_point {
+                        let message = format!("{name} has no recovery point here: its first sync has not ended");
+                        return Err(wrong_state(message, "at the primary, `tern wait --for in-sync`"));
+                    }
+                    left.push(Left { record, standby });
+                    operations.push(operation);
+                }
+                RecordedRole::Primary if !record.fenced => {
+                    let lineage = lineage_of(&record.lineage);
+                    gone.generation = gone.generation.max(lineage.map_or(0, |lineage| lineage.current().counter));
+                    gone.names.push(name);
+                    operations.push(operation);
+                }
+                RecordedRole::Primary | RecordedRole::SplitBrain if request.force && request.at.is_none() => {
+                    drop(operation);
+                    self.take_over(&name, request, progress).await?;
+                    gone.names.push(name);
+                }
+                _ => {
+                    let role = format!("{name} is {} here", if record.fenced { "fenced" } else { "stale" });
+                    return Err(wrong_state(role, "--force goes on with what is fenced; `tern resync` makes a standby of what is stale"));
+                }
+            }
+        }
+        if !gone.names.is_empty() && !left.is_empty() && group.promoting.is_none() {
+            let message = format!("{} is primary here, and {} is not", gone.names[0], left[0].record.name);
+            let hint =
+                format!("hand {} back at the other site, or `tern group delete {}` and promote each by itself", gone.names[0], group.name);
+            return Err(wrong_state(message, &hint));
+        }
+        Ok((left, gone, operations))
+    }
+
+    /// Where all of the members go. Nobody has become primary yet.
+    async fn decide(&self, group: &GroupRecord, left: &[Left], request: &Promote) -> Outcome<Promoting> {
+        if let Some(at) = request.at {
+            let points = self.points_left(group, left).await?;
+            let place = points.iter().position(|point| point.number == at).ok_or_else(|| not_kept(&group.name, at))?;
+            if !request.force {
+                let newer = points.len() - 1 - place;
+                let message = format!(
+                    "recovery point {at} instead of {} as it is now: {newer} newer ones, and what the primary has since, are given up",
+                    group.name
+                );
+                return Err(ApiError::new(ErrorCode::WouldLoseData, message).with_hint("--force accepts that"));
+            }
+        } else if self.is_handed_over(group, left, request.force).await? {
+            return Ok(Promoting::HandedOver);
+        }
+        for member in left {
+            self.fence_primary(&member.record).await?;
+        }
+        // From here on nothing is committed any more.
+        for member in left {
+            member.standby.settle().await.map_err(io_error)?;
+        }
+        let points = self.points_left(group, left).await?;
+        match request.at {
+            Some(at) if points.iter().any(|point| point.number == at) => Ok(Promoting::To(at)),
+            Some(at) => Err(not_kept(&group.name, at)),
+            None => points.last().map(|point| Promoting::To(point.number)).ok_or_else(|| no_points(&group.name)),
+        }
+    }
+
+    /// Asks the primary to step down from every member; whether it did from all. If not, and that is accepted, some are handed over for nothing.
+    async fn is_handed_over(&self, group: &GroupRecord, left: &[Left], force: bool) -> Outcome<bool> {
+        let mut done = Vec::new();
+        for member in left {
+            let name = &member.record.name;
+            let granted = match self.ask_for_handover(&member.record, &member.standby, force).await {
+                Ok(granted) => granted,
+                Err(error) if done.is_empty() => return Err(error),
+                Err(error) => {
+                    let message =
+                        format!("{} handed over, but not {name}: {}; none of them is primary here yet", joined(&done), error.message);
+                    let hint = error.hint.clone().unwrap_or_default();
+                    let hint = format!("{hint}{}`tern promote {}` again goes on", if hint.is_empty() { "" } else { "; then " }, group.name);
+                    return Err(ApiError { message, ..error }.with_hint(hint));
+                }
+            };
+            let Some(epoch) = granted else { return Ok(false) };
+            let mine = member.standby.status().borrow().committed;
+            if epoch != mine {
+                let message = format!("{name} was handed over at recovery point {epoch}, but this copy stands at {mine}");
+                let error = ApiError::new(ErrorCode::WouldLoseData, message).with_hint("--force accepts that");
+                return if force { Ok(false) } else { Err(error) };
+            }
+            done.push(name.clone());
+        }
+        Ok(true)
+    }
+
+    async fn points_left(&self, group: &GroupRecord, left: &[Left]) -> Outcome<Vec<GroupPoint>> {
+        let id = parse_id(&group.id).ok_or_else(|| no_group(&group.name))?;
+        let members: Vec<_> = left.iter().map(|member| (member.record.name.clone(), member.standby.clone())).collect();
+        group_points(id, &members).await
+    }
+
+    async fn promote_member(&self, group: &GroupRecord, member: &Left, promoting: Promoting) -> Outcome<(Epoch, u64)> {
+        let (name, standby) = (&member.record.name, &member.standby);
+        let (older, how) = match promoting {
+            Promoting::HandedOver => (None, PromotionKind::Handover),
+            Promoting::To(number) => {
+                // Those that went before have no points any more.
+                let points = self.points_left(group, std::slice::from_ref(member)).await?;
+                let of_cut = points.iter().find(|point| point.number == number);
+                let part = of_cut.and_then(|point| point.parts.first()).ok_or_else(|| past_error(PastError::NotKept(number)))?;
+                (Some(part.point.epoch), PromotionKind::Failover)
+            }
+        };
+        let promoted = self.settle_or_restore(name, standby, older, None, how).await?;
+        if how == PromotionKind::Failover {
+            self.note_parted(name, None).await;
+        }
+        Ok(promoted)
+    }
+}
+
+fn joined(names: &[VolumeName]) -> String {
+    names.iter().map(VolumeName::as_str).collect::<Vec<_>>().join(", ")
+}
+
+fn half_way(group: &GroupRecord, name: &VolumeName, gone: &Gone, error: ApiError) -> ApiError {
+    let done = if gone.names.is_empty() { "no member".to_owned() } else { joined(&gone.names) };
+    let message = format!("{done} of {} is primary here, {name} is not: {}", group.name, error.message);
+    ApiError { message, ..error }.with_hint("the same command again goes on with the members that are left")
+}
