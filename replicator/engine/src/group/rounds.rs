@@ -14,6 +14,8 @@ enum Seat {
     Able,
     /// It waits for the others.
     Ready,
+    /// It was cut by itself, because another one lags: until that one has come, nobody waits.
+    Apart,
 }
 
 /// What a member that is ready does.
@@ -48,14 +50,26 @@ impl Rounds {
 
     /// It can be cut with the others, but not now.
     pub fn set_able(&mut self, member: usize) {
-        self.seats[member] = Seat::Able;
+        match self.seats[member] {
+            Seat::Apart => {}
+            Seat::Able | Seat::Ready => self.seats[member] = Seat::Able,
+            Seat::Away => {
+                self.begin_anew();
+                self.seats[member] = Seat::Able;
+            }
+        }
+    }
+
+    /// One that lagged is there: the others have to come once more.
+    fn begin_anew(&mut self) {
+        self.wanted_since_ms = None;
+        self.seats.iter_mut().filter(|seat| **seat == Seat::Apart).for_each(|seat| *seat = Seat::Able);
     }
 
     /// It is ready to be cut.
     pub fn ask(&mut self, member: usize, now_ms: u64) -> Turn {
         if self.lags(member, now_ms) {
-            // The others have to come once more.
-            self.wanted_since_ms = None;
+            self.begin_anew();
         }
         self.seats[member] = Seat::Ready;
         self.wanted_since_ms.get_or_insert(now_ms);
@@ -63,7 +77,7 @@ impl Rounds {
             return Turn::Together;
         }
         if (0..self.seats.len()).any(|other| self.lags(other, now_ms)) {
-            self.seats[member] = Seat::Able;
+            self.seats[member] = Seat::Apart;
             return Turn::Alone;
         }
         Turn::Wait
@@ -90,7 +104,7 @@ impl Rounds {
         match self.seats[member] {
             Seat::Away => true,
             Seat::Able => self.wanted_since_ms.is_some_and(|since| now_ms.saturating_sub(since) >= PATIENCE_MS),
-            Seat::Ready => false,
+            Seat::Ready | Seat::Apart => false,
         }
     }
 }

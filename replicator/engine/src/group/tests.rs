@@ -44,6 +44,22 @@ fn a_member_that_is_busy_is_waited_for_for_a_while_and_is_cut_with_the_others_ag
 }
 
 #[test]
+fn once_a_member_lags_no_cut_of_another_one_waits_for_it() {
+    let mut rounds = Rounds::new(3);
+    (0..3).for_each(|member| rounds.set_able(member));
+    assert_eq!((rounds.ask(0, 0), rounds.ask(1, 10)), (Turn::Wait, Turn::Wait));
+    for now_ms in [2_000, 2_100, 9_000] {
+        assert_eq!((rounds.ask(0, now_ms), rounds.ask(1, now_ms)), (Turn::Alone, Turn::Alone), "at {now_ms}");
+        rounds.set_able(1);
+        assert_eq!([0, 1, 2].map(|member| rounds.lags(member, now_ms)), [false, false, true]);
+    }
+    rounds.set_away(2);
+    assert_eq!(rounds.ask(0, 9_100), Turn::Alone);
+    rounds.set_able(2);
+    assert_eq!((rounds.ask(0, 9_200), rounds.ask(1, 9_200), rounds.ask(2, 9_300)), (Turn::Wait, Turn::Wait, Turn::Together));
+}
+
+#[test]
 fn a_cut_that_a_broken_stream_may_have_lost_is_not_counted_and_the_next_one_is() {
     let mut ledger = Ledger::default();
     let made = |number: u64| Complete { number, unix_ms: number, epochs: vec![number - 1, number] };
