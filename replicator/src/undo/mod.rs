@@ -264,6 +264,9 @@ impl<F: SegmentFiles> Undo<F> {
 
     /// Whether the point is too old to be kept. In a group there is always some undo: without, a crash would leave no older point to go back to.
     fn is_over(&self, point: Point, newest_ms: u64) -> bool {
+        if self.place.is_set() && self.count() == 1 {
+            return false;
+        }
         let least_ms = if self.place.is_set() { GROUP_SPAN_MS } else { 0 };
         Keep { span_ms: self.keep.span_ms.max(least_ms), ..self.keep }.is_over(point.cut_unix_ms, newest_ms)
     }

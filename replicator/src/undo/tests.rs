@@ -1,10 +1,11 @@
 //! Cut anywhere, undo opens with the batches that are whole.
 
 use super::*;
-use crate::standby::SegmentDir;
+use crate::standby::{Board, SegmentDir};
 use replicator_engine::block::BLOCK_BYTES;
 use replicator_engine::generation::{Id, Lineage};
 use std::path::Path;
+use std::sync::Arc;
 
 fn generation() -> Generation {
     Lineage::first(Id([1; 16])).current()
@@ -64,6 +65,22 @@ fn cut_anywhere_it_opens_with_the_batches_that_are_whole() {
             assert_eq!(epochs(&open(here.path(), sealed + 1)).len(), count + 1, "cut at {len}, then written again");
         }
     }
+}
+
+/// What is folded after a crash is not saved unless undo says from where on: an idle night must not take the last of it.
+#[test]
+fn in_a_group_some_undo_is_left_however_old_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut undo = open(dir.path(), 0);
+    undo.keep.span_ms = 0;
+    undo.place = GroupPlace::new(Some((Arc::new(Board::new(Id([1; 16]), 2)), 0)));
+    save(&mut undo, 3, 1, 1, 2);
+    let night_ms = 12 * 3_600_000;
+    while undo.tidy_one(night_ms).unwrap() {}
+    assert_eq!(undo.sealed(), Some(2));
+    save(&mut undo, 3, 2, 2, 3);
+    while undo.tidy_one(night_ms).unwrap() {}
+    assert_eq!((epochs(&undo), undo.sealed()), (vec![2], Some(3)));
 }
 
 #[test]
