@@ -60,16 +60,14 @@ impl Daemon {
                 let message = format!("a promotion of {} to recovery point {number} has begun, with {}", group.name, joined(&gone.names));
                 return Err(ApiError::new(ErrorCode::WouldLoseData, message).with_hint("--force goes on with it"));
             }
-            Some(promoting) => promoting,
-            None => {
-                let decided = self.decide(group, &left, request).await;
-                if decided.is_err() {
+            begun => {
+                let decided = self.decide_and_record(group, &left, request, begun).await;
+                if decided.is_err() && gone.names.is_empty() {
                     left.iter().for_each(|member| member.standby.resume());
                 }
                 decided?
             }
         };
-        self.volumes.lock().await.change_group(&group.name, |record| record.promoting = Some(promoting))?;
         progress.report(Progress { phase: "handover".into(), done: 1, total: Some(2), unit: Unit::Steps });
         for member in &left {
             let name = &member.record.name;
@@ -139,6 +137,37 @@ impl Daemon {
         Ok((left, gone, operations))
     }
 
+    /// Where all of the members go: where those went that are gone already, if there are any. Durable on return.
+    async fn decide_and_record(
+        &self,
+        group: &GroupRecord,
+        left: &[Left],
+        request: &Promote,
+        begun: Option<Promoting>,
+    ) -> Outcome<Promoting> {
+        let promoting = match begun {
+            None => self.decide(group, left, request).await?,
+            Some(Promoting::HandedOver) => Promoting::HandedOver,
+            Some(to) => {
+                self.stop_members(left).await?;
+                to
+            }
+        };
+        self.volumes.lock().await.change_group(&group.name, |record| record.promoting = Some(promoting))?;
+        Ok(promoting)
+    }
+
+    /// Has the primary stop, if it can be reached, and the standbys stand still: from here on nothing is committed any more.
+    async fn stop_members(&self, left: &[Left]) -> Outcome<()> {
+        for member in left {
+            self.fence_primary(&member.record).await?;
+        }
+        for member in left {
+            member.standby.settle().await.map_err(io_error)?;
+        }
+        Ok(())
+    }
+
     /// Where all of the members go. Nobody has become primary yet.
     async fn decide(&self, group: &GroupRecord, left: &[Left], request: &Promote) -> Outcome<Promoting> {
         if let Some(at) = request.at {
@@ -155,13 +184,7 @@ impl Daemon {
         } else if self.is_handed_over(group, left, request.force).await? {
             return Ok(Promoting::HandedOver);
         }
-        for member in left {
-            self.fence_primary(&member.record).await?;
-        }
-        // From here on nothing is committed any more.
-        for member in left {
-            member.standby.settle().await.map_err(io_error)?;
-        }
+        self.stop_members(left).await?;
         let points = self.points_left(group, left).await?;
         match request.at {
             Some(at) if points.iter().any(|point| point.number == at) => Ok(Promoting::To(at)),
