@@ -118,6 +118,7 @@ impl Daemon {
             Err(why) => Err(why),
         };
         if let Err(why) = emptied {
+            self.volumes.lock().await.seat_again(name);
             if yields {
                 self.fence(name, &volume, why).await;
             } else {
@@ -129,6 +130,7 @@ impl Daemon {
         let attached = volume.clients.attached();
         if !attached.is_empty() && !force {
             // It came meanwhile.
+            self.volumes.lock().await.seat_again(name);
             volume.gate.reopen();
             return Err(client_active(name, &attached));
         }
@@ -195,6 +197,8 @@ async fn catch_up(replica: &Replica) -> Result<(), &'static str> {
 /// Waits until no client's request is inside the gate and everything is at the standby.
 async fn empty(volume: &Volume, replica: &Replica) -> Result<(), &'static str> {
     tokio::time::timeout(DRAIN_DEADLINE, volume.gate.drained()).await.map_err(|_| "requests of clients do not complete")?;
+    // Its last epoch is the one that is granted: no cut of its group comes behind that.
+    replica.join(None);
     let last = tokio::time::timeout(LAST_EPOCH_DEADLINE, replica.snapshot(Box::new(|_| {}))).await;
     last.map_err(|_| "the last changes do not get to the standby in time")?.map(drop).map_err(|_| "the connection broke")
 }

@@ -44,6 +44,9 @@ pub struct CutterStatus {
     pub void: VecDeque<u64>,
 }
 
+/// Which member of which group, and its inbox: its thread takes the seat by itself, so that it never loses a cut that was just made for it.
+pub(super) type Place = (Arc<Cutter>, usize, mpsc::Sender<Input>);
+
 /// What a member's thread is to do.
 pub(super) enum Asked {
     /// It cuts by itself.

@@ -1,6 +1,6 @@
 //! A volume that is cut by itself, or with its group.
 
-use super::group::{Asked, Made, Seat};
+use super::group::{Asked, Made, Place, Seat};
 use super::shell::Shell;
 use crate::clock::unix_ms;
 use replicator_engine::sender::{Action, Phase};
@@ -10,8 +10,8 @@ use std::time::Instant;
 
 impl Shell {
     /// The volume's place in a group from now on, if it has one.
-    pub(super) fn sit(&mut self, seat: Option<Seat>) {
-        self.seat = seat;
+    pub(super) fn sit(&mut self, place: Option<Place>) {
+        self.seat = place.map(|(cutter, member, inbox)| cutter.seat(member, self.setup.intake.clone(), inbox));
         self.sender.request_cut();
     }
 

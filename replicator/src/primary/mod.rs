@@ -153,7 +153,7 @@ enum Input {
     Behind(Run, mpsc::SyncSender<RoaringBitmap>),
     Resized(u64),
     Orders(Orders),
-    Seat(Option<group::Seat>),
+    Seat(Option<group::Place>),
     /// Another member of the group is to be cut.
     CutWanted,
     /// Requests wait.
@@ -175,7 +175,6 @@ pub struct Replica {
     status: watch::Receiver<PrimaryStatus>,
     sessions: AtomicU64,
     thread: Mutex<Option<JoinHandle<Remains>>>,
-    intake: Arc<Intake>,
 }
 
 impl Replica {
@@ -187,7 +186,7 @@ impl Replica {
         let shell = shell::Shell::new(setup, publish)?;
         let nudge = inbox.clone();
         intake.held().open(shell.in_force(), Box::new(move || drop(nudge.send(Input::Held))));
-        let (closes, own) = (ClosesHeld(intake.clone(), on_standing), intake.clone());
+        let closes = ClosesHeld(intake.clone(), on_standing);
         let run = move || {
             let _closes = closes;
             shell.run(&inputs)
@@ -195,7 +194,7 @@ impl Replica {
         let thread = std::thread::Builder::new().name("tern-primary".into()).spawn(run)?;
         // Nobody waits for an answer from a thread that is gone: with its inbox the question is dropped.
         intake.behind().set(Box::new(move |run, reply| drop(asked.send(Input::Behind(run, reply)))));
-        Ok(Self { inbox, status, sessions: AtomicU64::new(1), thread: Mutex::new(Some(thread)), intake: own })
+        Ok(Self { inbox, status, sessions: AtomicU64::new(1), thread: Mutex::new(Some(thread)) })
     }
 
     /// How it goes; follows every change.
@@ -221,7 +220,7 @@ impl Replica {
 
     /// The volume is cut with its group from now on; `None`: by itself.
     pub fn join(&self, group: Option<(&Arc<group::Cutter>, usize)>) {
-        self.tell(Input::Seat(group.map(|(cutter, member)| cutter.seat(member, self.intake.clone(), self.inbox.clone()))));
+        self.tell(Input::Seat(group.map(|(cutter, member)| (cutter.clone(), member, self.inbox.clone()))));
     }
 
     /// The volume grew.

@@ -107,6 +107,11 @@ impl Volumes {
         }
     }
 
+    /// Gives a volume its place again that it left to be handed over.
+    pub fn seat_again(&self, name: &VolumeName) {
+        self.get(name).into_iter().for_each(|open| self.seat(open));
+    }
+
     /// Records a group, in place of one of that name, and gives its members their places.
     fn put_group(&mut self, record: GroupRecord) -> Outcome<()> {
         record.store(&self.catalogue).map_err(io_error)?;
