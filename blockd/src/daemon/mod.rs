@@ -41,7 +41,7 @@ use crate::vhost_user::{VhostUserOptions, VhostUserService};
 use anyhow::{Context, Result};
 use blockd_api::SiteName;
 use exports::FrontEnds;
-use groups::{GroupRecord, Groups};
+use groups::{GroupRecord, Groups, Told};
 use lease::{Duty, Grants};
 use replicator::identity::Identity;
 use sites::Sites;
@@ -67,8 +67,8 @@ pub struct Daemon {
     sites: Arc<Sites>,
     volumes: Arc<Mutex<Volumes>>,
     grants: Arc<Grants>,
-    /// Held by whoever makes or changes groups here.
-    group_operation: Mutex<()>,
+    /// Held by whoever makes or changes groups here, or tells other sites of them.
+    group_operation: Mutex<Told>,
     /// Other sites are to hear of that.
     regrouped: Notify,
     /// Closed when the daemon stops.

@@ -5,6 +5,7 @@ use super::super::handover::wrong_state;
 use super::super::part::Part;
 use super::super::volumes::random_id;
 use super::status::status_of;
+use super::telling::Told;
 use super::{GroupRecord, MAX_GROUPS, no_group};
 use crate::admin::Outcome;
 use crate::catalogue::{PeerRecord, RecordedRole};
@@ -14,7 +15,7 @@ use std::collections::BTreeSet;
 
 impl Daemon {
     pub(in crate::daemon) async fn make_group(&self, request: CreateGroup) -> Outcome<GroupStatus> {
-        let _one_at_a_time = self.group_operation.lock().await;
+        let mut told = self.group_operation.lock().await;
         let CreateGroup { name, volumes } = request;
         {
             let mut here = self.volumes.lock().await;
@@ -27,13 +28,13 @@ impl Daemon {
             // Groups and volumes are named by the same words of a command line.
             here.reserve(&name)?;
         }
-        let made = self.configure(&name, &volumes).await;
+        let made = self.configure(&name, &volumes, &mut told).await;
         self.volumes.lock().await.release(&name);
         made
     }
 
     pub(in crate::daemon) async fn change_members(&self, name: VolumeName, request: ChangeGroup) -> Outcome<GroupStatus> {
-        let _one_at_a_time = self.group_operation.lock().await;
+        let mut told = self.group_operation.lock().await;
         let mut volumes: Vec<VolumeName> = {
             let here = self.volumes.lock().await;
             let group = here.groups.get(&name).ok_or_else(|| no_group(&name))?;
@@ -44,13 +45,13 @@ impl Daemon {
         }
         volumes.retain(|volume| !request.remove.contains(volume));
         volumes.extend(request.add);
-        self.configure(&name, &volumes).await
+        self.configure(&name, &volumes, &mut told).await
     }
 
     /// The other site is told first: one that has heard of a group that there is not forgets it when it is told again.
-    async fn configure(&self, name: &VolumeName, volumes: &[VolumeName]) -> Outcome<GroupStatus> {
+    async fn configure(&self, name: &VolumeName, volumes: &[VolumeName], told: &mut Told) -> Outcome<GroupStatus> {
         let record = self.wanted(name, volumes).await?;
-        self.tell_with(&record).await?;
+        self.tell_with(&record, told).await?;
         let mut here = self.volumes.lock().await;
         here.put_group(record)?;
         let group = here.groups.get(name).ok_or_else(|| no_group(name))?;
@@ -93,7 +94,8 @@ impl Daemon {
         let group = here.groups.get(name).ok_or_else(|| no_group(name))?.record.clone();
         let is_standby = |id: &String| here.by_id(id).is_some_and(|open| open.record.role == RecordedRole::Standby);
         let reaches = group.site.parse().is_ok_and(|site| self.sites.links.get(&site).is_some());
-        if group.members.iter().all(is_standby) && reaches {
+        // One that has begun to be promoted is told of no end of it: here it may end.
+        if group.members.iter().all(is_standby) && reaches && group.promoting.is_none() {
             let hint = format!("`tern group delete {name}` there");
             return Err(wrong_state(format!("the members of {name} are primary at {}, which can be reached", group.peer), &hint));
         }

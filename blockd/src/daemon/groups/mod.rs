@@ -17,6 +17,7 @@ mod telling;
 
 pub(super) use record::GroupRecord;
 pub(super) use status::statuses;
+pub(super) use telling::Told;
 
 use super::Daemon;
 use super::handover::client_active;

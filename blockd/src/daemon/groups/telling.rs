@@ -21,8 +21,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// For a site to answer.
 const TELL_DEADLINE: Duration = Duration::from_secs(5);
 
-/// What a site was told, and over which link: another may lead to a site that has forgotten.
-type Told = BTreeMap<SiteId, (Link, Vec<GroupTold>)>;
+/// What each site was told, and over which link: another may lead to a site that has forgotten.
+#[derive(Default)]
+pub(in crate::daemon) struct Told(BTreeMap<SiteId, (Link, Vec<GroupTold>)>);
 
 impl Volumes {
     /// The groups that are shared with that site.
@@ -42,19 +43,18 @@ impl Volumes {
 impl Daemon {
     /// Tells sites what they have not heard, until it is aborted.
     pub(in crate::daemon) async fn tell_groups(self: Arc<Self>) {
-        let mut told = Told::new();
         loop {
             let peers: Vec<(SiteId, SiteName)> =
                 self.sites.list().peers.into_iter().filter_map(|peer| Some((peer.id.parse().ok()?, peer.name))).collect();
             for (site, name) in peers {
-                self.tell_site(site, &name, &mut told).await;
+                self.tell_site(site, &name).await;
             }
             let _ = tokio::time::timeout(LOOK, self.regrouped.notified()).await;
         }
     }
 
-    async fn tell_site(&self, site: SiteId, name: &SiteName, told: &mut Told) {
-        let _one_at_a_time = self.group_operation.lock().await;
+    async fn tell_site(&self, site: SiteId, name: &SiteName) {
+        let mut told = self.group_operation.lock().await;
         let Some(link) = self.sites.links.get(&site) else { return };
         let (groups, is_standby_site) = {
             let here = self.volumes.lock().await;
@@ -63,23 +63,25 @@ impl Daemon {
                 here.all().any(|open| open.record.role == RecordedRole::Primary && open.record.peer.as_ref().is_some_and(is_ours));
             (here.groups_at(&site.to_string()), has_standbys)
         };
-        let is_news = told.get(&site).is_none_or(|(over, heard)| !over.is(&link) || *heard != groups);
+        let is_news = told.0.get(&site).is_none_or(|(over, heard)| !over.is(&link) || *heard != groups);
         if !is_news || (groups.is_empty() && !is_standby_site) {
             return;
         }
         match self.sites.ask(&site, name, &Question::Groups { groups: groups.clone() }, TELL_DEADLINE).await {
-            Ok(Answer::Done) => drop(told.insert(site, (link, groups))),
+            Ok(Answer::Done) => drop(told.0.insert(site, (link, groups))),
             Ok(answer) => tracing::debug!(site = %name, ?answer, "the site does not note which groups there are"),
             Err(error) => tracing::debug!(site = %name, %error, "the site has not heard which groups there are"),
         }
     }
 
-    /// Tells the standby site of a group that is about to be made or changed.
-    pub(super) async fn tell_with(&self, record: &GroupRecord) -> Outcome<()> {
+    /// Tells the standby site of a group that is about to be made or changed. Whatever comes of that, it is told again what is recorded here: it may
+    /// have noted what it did not answer.
+    pub(super) async fn tell_with(&self, record: &GroupRecord, told: &mut Told) -> Outcome<()> {
         let mut groups = self.volumes.lock().await.groups_at(&record.site);
         groups.retain(|group| group.name != record.name.as_str());
         groups.push(record.told());
         let site = record.site.parse().map_err(|_| ApiError::new(ErrorCode::Internal, "a peer without a proper id"))?;
+        told.0.remove(&site);
         match self.sites.ask(&site, &record.peer, &Question::Groups { groups }, TELL_DEADLINE).await? {
             Answer::Done => Ok(()),
             Answer::Refused { message, .. } => Err(ApiError::new(ErrorCode::WrongState, format!("{}: {message}", record.peer))),
