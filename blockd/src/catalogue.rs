@@ -56,6 +56,30 @@ pub struct VolumeRecord {
     /// Since when the sites differ, once both were primary; of no meaning once the other one follows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parted: Option<Parted>,
+    /// The promotion of this standby that may be taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<TrialRecord>,
+    /// Generations of trials that this site took back, or never began, in hexadecimal, until the other site has heard of that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub voided: Vec<String>,
+    /// The generation of the other site's trial, in hexadecimal, if it is for that alone that this primary is fenced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fenced_for: Option<String>,
+}
+
+/// A promotion that may be taken back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrialRecord {
+    /// The lineage that this site has once it is final.
+    pub lineage: Vec<GenerationRecord>,
+    /// After how long it is taken back.
+    pub timeout_ms: u64,
+    /// When it began, by this site's clock.
+    pub began_unix_ms: u64,
+    /// Whether it is being taken back: nothing leads out of that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub taken_back: bool,
 }
 
 /// When two sites went apart, as far as this one knows.
@@ -168,6 +192,9 @@ impl VolumeRecord {
             granted: None,
             fenced: false,
             parted: None,
+            trial: None,
+            voided: Vec::new(),
+            fenced_for: None,
         }
     }
 }

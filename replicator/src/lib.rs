@@ -16,6 +16,7 @@ pub mod disk;
 pub mod identity;
 pub mod intake;
 pub mod journal;
+pub mod ledger;
 pub mod pairing;
 pub mod primary;
 pub mod site_link;

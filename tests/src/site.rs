@@ -146,6 +146,13 @@ impl Site {
         }
     }
 
+    /// Starts `tern`.
+    pub fn start_tern(&self, arguments: &[&str]) -> Child {
+        let mut tern = Command::new(program("tern"));
+        tern.arg("--admin").arg(self.socket("admin")).args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+        tern.spawn().expect("tern runs")
+    }
+
     /// Runs `tern --json`, which must succeed.
     pub fn tern(&self, arguments: &[&str]) -> Value {
         self.try_tern(arguments)

@@ -32,9 +32,11 @@ pub use name::{MAX_NAME_BYTES, NameError, SiteName, VolumeName};
 pub use peer::{Invite, InvitePeer, JoinPeer, Peer, PeerList};
 pub use proof::{LastVerify, ScrubStatus};
 pub use quantity::{QuantityError, Rate, Size, Span, human_bytes, human_rate, human_seconds};
-pub use recovery::{Demote, Point, PointList, Promote, Promotion, PromotionKind, Resync, Resynced, Verification};
+pub use recovery::{Demote, Point, PointList, Promote, Promotion, PromotionKind, Resync, Resynced, TakeBack, Verification};
 pub use replication::{Bandwidth, Replicate, SetMode, Snapshot, StopReplication};
-pub use status::{Fence, FrontEnd, GoingBack, LeaseStatus, Mode, OnDisconnect, ReplicaStatus, Role, State, Status, Usage, VolumeStatus};
+pub use status::{
+    Fence, FrontEnd, GoingBack, LeaseStatus, Mode, OnDisconnect, ReplicaStatus, Role, State, Status, TrialStatus, Usage, VolumeStatus,
+};
 pub use time::UtcTime;
 pub use volume::{CreateVolume, DeleteVolume, ResizeVolume, Unexport, VolumeInfo, VolumeList};
 pub use wait::{Condition, Wait};

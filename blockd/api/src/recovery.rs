@@ -1,6 +1,6 @@
 //! Changing the primary, and proving that two sites hold the same.
 
-use crate::UtcTime;
+use crate::{Span, UtcTime};
 use serde::{Deserialize, Serialize};
 
 /// Makes this site the primary.
@@ -13,6 +13,18 @@ pub struct Promote {
     /// Goes back to this recovery point; without it, to none before the last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<u64>,
+    /// On trial: it is taken back after so long, once no client is attached, unless it is made final before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<Span>,
+}
+
+/// Takes a promotion on trial back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TakeBack {
+    /// Goes on although a client is active.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// The recovery points that a standby holds, the oldest first.

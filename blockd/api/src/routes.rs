@@ -52,6 +52,10 @@ pub enum VolumeOp {
     Snapshot,
     /// [`crate::Promote`] → stream of [`crate::Promotion`].
     Promote,
+    /// `{}` → [`crate::Promotion`]: a promotion on trial is final.
+    Commit,
+    /// [`crate::TakeBack`] → stream of [`crate::VolumeStatus`]: it is taken back.
+    Rollback,
     /// [`crate::Demote`] → stream of [`crate::VolumeStatus`].
     Demote,
     /// [`crate::Resync`] → stream of [`crate::Resynced`].
@@ -68,7 +72,7 @@ pub enum VolumeOp {
 
 impl VolumeOp {
     /// Every operation.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Resize,
         Self::Export,
         Self::Unexport,
@@ -78,6 +82,8 @@ impl VolumeOp {
         Self::Wait,
         Self::Snapshot,
         Self::Promote,
+        Self::Commit,
+        Self::Rollback,
         Self::Demote,
         Self::Resync,
         Self::Verify,
@@ -98,6 +104,8 @@ impl VolumeOp {
             Self::Wait => "wait",
             Self::Snapshot => "snapshot",
             Self::Promote => "promote",
+            Self::Commit => "commit",
+            Self::Rollback => "rollback",
             Self::Demote => "demote",
             Self::Resync => "resync",
             Self::Verify => "verify",

@@ -125,6 +125,20 @@ pub struct VolumeStatus {
     /// How far its image has been led back to the older recovery point that it was promoted at; `null` once it is there.
     #[serde(default)]
     pub going_back: Option<GoingBack>,
+    /// The promotion that can be taken back; `null` where there is none.
+    #[serde(default)]
+    pub trial: Option<TrialStatus>,
+}
+
+/// A volume that was promoted on trial.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrialStatus {
+    /// The recovery point that it goes on from.
+    pub point: u64,
+    /// Until it is taken back, if no client is attached then.
+    pub left_seconds: f64,
+    /// Whether it is being taken back.
+    pub taken_back: bool,
 }
 
 /// A volume that shows an older recovery point, while its image is still being led back to it.

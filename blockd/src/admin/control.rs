@@ -7,7 +7,7 @@ use super::progress::ProgressSink;
 use blockd_api::{
     ApiError, BeginDrill, ChangeGroup, Condition, CreateGroup, CreateVolume, DeleteVolume, Demote, Done, Drill, DrillList, Export,
     GroupList, GroupStatus, Invite, InvitePeer, JoinPeer, Peer, PeerList, PointList, Promote, Promotion, Replicate, ResizeVolume, Resync,
-    Resynced, ScrubStatus, SetMode, SiteName, Snapshot, Status, StopReplication, Unexport, Verification, VolumeInfo, VolumeList,
+    Resynced, ScrubStatus, SetMode, SiteName, Snapshot, Status, StopReplication, TakeBack, Unexport, Verification, VolumeInfo, VolumeList,
     VolumeName, VolumeStatus,
 };
 
@@ -74,6 +74,11 @@ pub trait Control: Send + Sync + 'static {
     fn drills(&self, volume: VolumeName) -> impl Future<Output = Outcome<DrillList>> + Send;
     /// Makes this site the primary.
     fn promote(&self, volume: VolumeName, request: Promote, progress: ProgressSink) -> impl Future<Output = Outcome<Promotion>> + Send;
+    /// Makes a promotion on trial final.
+    fn commit(&self, volume: VolumeName) -> impl Future<Output = Outcome<Promotion>> + Send;
+    /// Takes a promotion on trial back.
+    fn rollback(&self, volume: VolumeName, request: TakeBack, progress: ProgressSink)
+    -> impl Future<Output = Outcome<VolumeStatus>> + Send;
     /// Hands the volume to its standby.
     fn demote(&self, volume: VolumeName, request: Demote, progress: ProgressSink) -> impl Future<Output = Outcome<VolumeStatus>> + Send;
     /// Lets an old primary follow the new one.

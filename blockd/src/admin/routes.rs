@@ -15,8 +15,8 @@ use axum::{
 };
 use blockd_api::{
     ApiError, BeginDrill, ChangeGroup, CreateGroup, CreateVolume, DeleteVolume, Demote, Done, Drill, DrillList, ErrorCode, Export,
-    GroupList, GroupStatus, Invite, InvitePeer, JoinPeer, Peer, PeerList, PointList, Promote, Replicate, ResizeVolume, Resync, SetMode,
-    SiteName, Status, StopReplication, Unexport, VolumeInfo, VolumeList, VolumeName, VolumeStatus, Wait,
+    GroupList, GroupStatus, Invite, InvitePeer, JoinPeer, Peer, PeerList, PointList, Promote, Promotion, Replicate, ResizeVolume, Resync,
+    SetMode, SiteName, Status, StopReplication, TakeBack, Unexport, VolumeInfo, VolumeList, VolumeName, VolumeStatus, Wait,
     routes::{self, VolumeOp},
 };
 use serde::Deserialize;
@@ -42,6 +42,8 @@ pub fn router<C: Control>(control: Arc<C>) -> Router {
         .route(&op(VolumeOp::Wait), post(wait::<C>))
         .route(&op(VolumeOp::Snapshot), post(snapshot::<C>))
         .route(&op(VolumeOp::Promote), post(promote::<C>))
+        .route(&op(VolumeOp::Commit), post(commit::<C>))
+        .route(&op(VolumeOp::Rollback), post(rollback::<C>))
         .route(&op(VolumeOp::Demote), post(demote::<C>))
         .route(&op(VolumeOp::Resync), post(resync::<C>))
         .route(&op(VolumeOp::Verify), post(verify::<C>))
@@ -242,6 +244,14 @@ async fn snapshot<C: Control>(State(control): Daemon<C>, Named(volume): Volume, 
 
 async fn promote<C: Control>(State(control): Daemon<C>, Named(volume): Volume, Document(request): Document<Promote>) -> Response {
     stream("promote", OnHangup::Finish, |sink| async move { control.promote(volume, request, sink).await }).await
+}
+
+async fn commit<C: Control>(State(control): Daemon<C>, Named(volume): Volume, _: Nothing) -> Reply<Promotion> {
+    change("commit", async move { control.commit(volume).await }).await
+}
+
+async fn rollback<C: Control>(State(control): Daemon<C>, Named(volume): Volume, Document(request): Document<TakeBack>) -> Response {
+    stream("rollback", OnHangup::Finish, |sink| async move { control.rollback(volume, request, sink).await }).await
 }
 
 async fn demote<C: Control>(State(control): Daemon<C>, Named(volume): Volume, Document(request): Document<Demote>) -> Response {

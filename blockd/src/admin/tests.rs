@@ -6,7 +6,7 @@ use blockd_api::{
     ApiError, BeginDrill, ChangeGroup, Condition, CreateGroup, CreateVolume, DeleteVolume, Demote, Done, Drill, DrillList, ErrorCode,
     ErrorDocument, Event, Export, GroupList, GroupStatus, Invite, InvitePeer, JoinPeer, MAX_REQUEST_BYTES, Peer, PeerList, PointList,
     Progress, Promote, Promotion, PromotionKind, Replicate, ResizeVolume, Resync, Resynced, ScrubStatus, SetMode, SiteName, Snapshot,
-    Status, StopReplication, Unexport, Verification, VolumeInfo, VolumeList, VolumeName, VolumeStatus,
+    Status, StopReplication, TakeBack, Unexport, Verification, VolumeInfo, VolumeList, VolumeName, VolumeStatus,
 };
 use serde_json::Value;
 use std::{path::PathBuf, time::Duration};
@@ -126,6 +126,12 @@ impl Control for Fake {
         refused()
     }
     async fn drills(&self, _: VolumeName) -> Outcome<DrillList> {
+        refused()
+    }
+    async fn commit(&self, _: VolumeName) -> Outcome<Promotion> {
+        refused()
+    }
+    async fn rollback(&self, _: VolumeName, _: TakeBack, _: ProgressSink) -> Outcome<VolumeStatus> {
         refused()
     }
     async fn promote(&self, _: VolumeName, _: Promote, progress: ProgressSink) -> Outcome<Promotion> {

@@ -6,6 +6,7 @@ use super::groups::statuses;
 use super::part::Part;
 use super::proof;
 use super::status::{info, status, unopened_info, unopened_status};
+use super::trial::not_on_trial;
 use super::volumes::{Unopened, Volumes};
 use crate::admin::{Control, Outcome, ProgressSink};
 use crate::catalogue::{RecordedRole, VolumeRecord};
@@ -110,6 +111,7 @@ impl Control for Daemon {
             return Ok(Done {});
         }
         let (record, _operation) = self.begin(&volume).await?;
+        not_on_trial(&record)?;
         if record.role == RecordedRole::Primary {
             let error = ApiError::new(ErrorCode::WrongState, format!("{volume} is being replicated"));
             return Err(error.with_hint(format!("`tern replicate {volume} --stop` ends that")));
@@ -139,7 +141,8 @@ impl Control for Daemon {
     }
 
     async fn resize_volume(&self, volume: VolumeName, request: ResizeVolume) -> Outcome<VolumeInfo> {
-        let (_, _operation) = self.begin(&volume).await?;
+        let (record, _operation) = self.begin(&volume).await?;
+        not_on_trial(&record)?;
         self.volumes.lock().await.resize(&volume, request.size_bytes)?;
         self.info_of(&volume).await
     }
@@ -221,6 +224,14 @@ impl Control for Daemon {
             Some(group) => self.promote_group(&group, &request, &progress).await,
             None => self.take_over(&volume, &request, &progress).await,
         }
+    }
+
+    async fn commit(&self, volume: VolumeName) -> Outcome<Promotion> {
+        self.commit_trial(&volume).await
+    }
+
+    async fn rollback(&self, volume: VolumeName, request: TakeBack, progress: ProgressSink) -> Outcome<VolumeStatus> {
+        self.take_trial_back(&volume, request.force, &progress).await
     }
 
     async fn points(&self, volume: VolumeName) -> Outcome<PointList> {

@@ -11,6 +11,7 @@ use super::Daemon;
 use super::handover::wrong_state;
 use super::part::Part;
 use super::points::{past_error, point_time};
+use super::trial::not_on_trial;
 use super::volumes::{Volumes, io_error};
 use crate::admin::Outcome;
 use crate::catalogue::{RocksCatalogue, VolumeRecord};
@@ -24,7 +25,7 @@ use replicator::intake::{ActivityLog, Intake, KeptLimits};
 use replicator::standby::{OpenView, StandbyService};
 use replicator_engine::block::{BLOCK_BYTES, Run};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -71,12 +72,7 @@ struct Past {
 
 impl Source for Past {
     fn fill(&mut self, image: &Image, run: Run) -> io::Result<()> {
-        let space = rustix::fs::statvfs(&self.scratch_dir)?;
-        let reserve_bytes = RESERVE_BYTES.min(space.f_blocks * space.f_frsize / 20);
-        if space.f_bavail * space.f_frsize < reserve_bytes {
-            let text = "the state directory's file system is nearly full: the drill gets no more of it";
-            return Err(io::Error::new(io::ErrorKind::StorageFull, text));
-        }
+        leave_room(&self.scratch_dir, "the drill")?;
         let content = self.view.read(run).map_err(io::Error::other)?;
         let is_zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
         for (block, bytes) in run.blocks().zip(content.chunks_exact(BLOCK_BYTES)).filter(|(_, bytes)| !is_zero(bytes)) {
@@ -90,9 +86,21 @@ impl Source for Past {
     }
 }
 
+/// Refuses to take more of the state directory's file system for `whom` when it is nearly full.
+pub(super) fn leave_room(dir: &Path, whom: &str) -> io::Result<()> {
+    let space = rustix::fs::statvfs(dir)?;
+    let reserve_bytes = RESERVE_BYTES.min(space.f_blocks * space.f_frsize / 20);
+    if space.f_bavail * space.f_frsize < reserve_bytes {
+        let text = format!("the state directory's file system is nearly full: {whom} gets no more of it");
+        return Err(io::Error::new(io::ErrorKind::StorageFull, text));
+    }
+    Ok(())
+}
+
 impl Daemon {
     pub(super) async fn begin_drill(&self, name: &VolumeName, request: BeginDrill) -> Outcome<Drill> {
         let (began, (record, _operation)) = (Instant::now(), self.begin(name).await?);
+        not_on_trial(&record)?;
         let standby = {
             let volumes = self.volumes.lock().await;
             if let Some(running) = volumes.drills.get(name) {

@@ -57,7 +57,7 @@ pub(super) fn check_whole(record: &VolumeRecord, volume: &Volume) -> Outcome<()>
 
 /// How far it is.
 pub(super) fn progress(volume: &Volume) -> Option<GoingBack> {
-    let origin = volume.origin.get()?;
+    let origin = volume.origin.get().filter(|origin| origin.is_under_way())?;
     let (left, total) = origin.left();
     let block = BLOCK_BYTES as u64;
     Some(GoingBack { point: origin.point, bytes_left: left * block, bytes_total: total * block })

@@ -3,6 +3,7 @@
 use super::going_back::check_whole;
 use super::part::volume_id;
 use super::status;
+use super::trial::not_on_trial;
 use super::volumes::{Volumes, if_there, io_error, random_id};
 use super::{Daemon, old};
 use crate::admin::Outcome;
@@ -40,6 +41,7 @@ impl Daemon {
     pub(super) async fn give_up(&self, name: &VolumeName, force: bool) -> Outcome<VolumeStatus> {
         let (record, _operation) = self.begin(name).await?;
         self.check_alone(&record, "demoted").await?;
+        not_on_trial(&record)?;
         self.step_down(record, force, None).await?;
         self.volumes.lock().await.get(name).map(status::status)
     }
@@ -65,6 +67,7 @@ impl Daemon {
                 Ok(Answer::Granted { epoch })
             }
             RecordedRole::Standby => {
+                not_on_trial(&record)?;
                 if let Some(granted) = record.granted.filter(|granted| granted.generation == generation) {
                     return Ok(Answer::Granted { epoch: granted.epoch });
                 }
@@ -81,9 +84,13 @@ impl Daemon {
         }
     }
 
-    /// The other site goes back to an older recovery point: what is acknowledged here from now on would be lost.
-    pub(super) async fn stand_still(&self, from: &str, volume: &str) -> Outcome<Answer> {
+    /// The other site goes back to an older recovery point, or is on trial: what is acknowledged here from now on would be lost, or be beside
+    /// what is acknowledged there.
+    pub(super) async fn stand_still(&self, from: &str, volume: &str, trial: Option<String>) -> Outcome<Answer> {
         let unknown = || ApiError::new(ErrorCode::NotFound, "the volume is not replicated between these sites");
+        if trial.as_deref().is_some_and(|trial| parse_id(trial).is_none()) {
+            return Err(ApiError::new(ErrorCode::InvalidRequest, "the question has no proper generation"));
+        }
         let name = self.volumes.lock().await.by_id(volume).map(|open| open.record.name.clone()).ok_or_else(unknown)?;
         let (record, _operation) = self.begin(&name).await?;
         if record.peer.as_ref().is_none_or(|peer| peer.site != from) {
@@ -91,7 +98,10 @@ impl Daemon {
         }
         if record.role == RecordedRole::Primary {
             let volume = self.volumes.lock().await.get(&name)?.volume.clone();
-            self.fence(&name, &volume, "it goes back to an older recovery point").await;
+            if trial.is_none() || record.fenced_for != trial {
+                let why = if trial.is_some() { "it is on trial" } else { "it goes back to an older recovery point" };
+                self.fence(&name, &volume, why, trial).await;
+            }
         }
         Ok(Answer::Done)
     }
@@ -120,7 +130,7 @@ impl Daemon {
         if let Err(why) = emptied {
             self.volumes.lock().await.seat_again(name);
             if yields {
-                self.fence(name, &volume, why).await;
+                self.fence(name, &volume, why, None).await;
             } else {
                 volume.gate.reopen();
             }
@@ -140,7 +150,7 @@ impl Daemon {
         let done = self.hand_everything_over(&record, &volume, remains, generation).await;
         if let Err(error) = &done {
             if yields {
-                self.fence(name, &volume, &error.message).await;
+                self.fence(name, &volume, &error.message, None).await;
             }
             // Goes on as after a crash.
             self.volumes.lock().await.restore(name);
@@ -148,11 +158,16 @@ impl Daemon {
         done
     }
 
-    /// Serves nobody from now on, after a restart neither, until the other site has overtaken this one or the operator lifts it.
-    async fn fence(&self, name: &VolumeName, volume: &Volume, why: &str) {
+    /// Serves nobody from now on, after a restart neither, until the other site has overtaken this one or the operator lifts it; or until the
+    /// other site's trial has come to nothing.
+    async fn fence(&self, name: &VolumeName, volume: &Volume, why: &str, trial: Option<String>) {
         volume.gate.set(GateState::Fenced);
         tracing::error!(volume = %name, why, "fenced: the other site is promoted by force");
-        if let Err(error) = self.volumes.lock().await.change(name, |record| record.fenced = true) {
+        if let Err(error) = self.volumes.lock().await.change(name, |record| {
+            // One that is fenced for good stays so.
+            record.fenced_for = trial.filter(|_| !record.fenced || record.fenced_for.is_some());
+            record.fenced = true;
+        }) {
             tracing::error!(volume = %name, %error, "the fence could not be recorded");
         }
     }
@@ -233,6 +248,7 @@ impl Volumes {
             record.wanted_generation = None;
             record.successor.clear();
             record.fenced = false;
+            record.fenced_for = None;
             record.parted = None;
         })?;
         volume.intake.stop_logging();

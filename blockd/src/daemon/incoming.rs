@@ -16,6 +16,8 @@ use tokio::sync::mpsc;
 
 /// What an old primary says to the new one.
 const WAITS_FOR_RESYNC: &str = "that site was primary before: `tern resync --discard-local` there makes it the standby";
+/// What a primary hears of a site that may go back to being its standby.
+const ON_TRIAL: &str = "that site is promoted on trial: `tern commit` there makes it the primary, `tern rollback` the standby again";
 /// For the first message of a stream that will be refused.
 const ATTACH_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -87,6 +89,10 @@ impl Daemon {
         let first = tokio::time::timeout(ATTACH_DEADLINE, stream.recv.recv()).await.unwrap_or(Ok(None))?;
         let attach = first.and_then(|frame| Envelope::decode(frame).ok()).map(|envelope| envelope.message);
         let Some(Message::Attach(Attach { lineage: theirs, .. })) = attach else { return Ok(()) };
+        if record.trial.is_some() {
+            self.tell_of_trial(&record.name).await;
+            return refuse(stream, Refusal::NotStandby, ON_TRIAL, theirs).await;
+        }
         let Some(mine) = lineage_of(&record.lineage) else {
             return refuse(stream, Refusal::NotStandby, "this site is not a standby of the volume", theirs).await;
         };
@@ -128,7 +134,10 @@ impl Daemon {
             }
             Ok(Question::Groups { groups }) => answer_of(self.note_groups(from, groups).await.map(|()| Answer::Done)),
             Ok(Question::Alone { volume }) => answer_of(self.tell_alone(&from.to_string(), &volume).await),
-            Ok(Question::Fence { volume }) => answer_of(self.stand_still(&from.to_string(), &volume).await),
+            Ok(Question::Fence { volume, trial }) => answer_of(self.stand_still(&from.to_string(), &volume, trial).await),
+            Ok(Question::TrialOver { volume, generations }) => {
+                answer_of(self.trials_are_over(&from.to_string(), &volume, &generations).await)
+            }
             Ok(Question::Lease(asked)) => answer_or_why(self.grant(&from.to_string(), &asked).await),
             Ok(Question::Consent { volume, lineage, candidacy }) => {
                 answer_or_why(self.consent(&from.to_string(), &volume, &lineage, &candidacy))

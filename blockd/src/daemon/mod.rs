@@ -27,6 +27,7 @@ mod settings;
 mod sites;
 pub(crate) mod state_dir;
 mod status;
+mod trial;
 mod volumes;
 
 use crate::admin::{self, AdminSocket};
@@ -148,7 +149,8 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots, runner: Opt
     let events = tokio::spawn(daemon.clone().watch_events(teller));
     let verifies = tokio::spawn(daemon.clone().verify_in_time(config.proof.clone()));
     let teller = tokio::spawn(daemon.clone().tell_groups());
-    let standbys = tokio::spawn(daemon.watch_standbys());
+    let standbys = tokio::spawn(daemon.clone().watch_standbys());
+    let trials = tokio::spawn(daemon.watch_trials());
 
     tracing::info!(site = %config.site, %id, admin = %config.admin.display(), "ready");
     supervisor::ready();
@@ -166,6 +168,7 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots, runner: Opt
     events.abort();
     standbys.abort();
     teller.abort();
+    trials.abort();
     volumes.lock().await.stop().await;
     sites.stop().await;
     Ok(())

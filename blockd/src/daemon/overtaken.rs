@@ -38,6 +38,7 @@ impl Daemon {
         let role = match (record.role, relation) {
             (RecordedRole::Primary, Some(Relation::TheirsAhead(_))) => RecordedRole::Stale,
             (RecordedRole::Primary, Some(Relation::Split)) => RecordedRole::SplitBrain,
+            (RecordedRole::Standby, _) if record.trial.is_some() => return,
             // It stepped down meanwhile.
             (RecordedRole::Standby, _) => return volume.gate.set(GateState::Shut),
             // It was promoted meanwhile, past the other one.
@@ -54,6 +55,7 @@ impl Daemon {
         let recorded = self.volumes.lock().await.change(name, |record| {
             record.role = role;
             record.fenced = false;
+            record.fenced_for = None;
             record.successor = lineage_records(&news.lineage);
             record.parted.get_or_insert(Parted { since_unix_ms: oldest, common_unix_ms: None });
         });

@@ -4,6 +4,7 @@ use super::Daemon;
 use super::handover::wrong_state;
 use super::old;
 use super::part::Part;
+use super::trial::not_on_trial;
 use super::volumes::io_error;
 use crate::admin::Outcome;
 use blockd_api::*;
@@ -13,6 +14,7 @@ use replicator_engine::tracker::Epoch;
 
 impl Daemon {
     pub(super) async fn list_points(&self, name: &VolumeName) -> Outcome<PointList> {
+        not_on_trial(&self.volumes.lock().await.get(name)?.record)?;
         let standby = match &self.volumes.lock().await.get(name)?.part {
             Part::Standby(standby) => standby.clone(),
             _ => return Err(wrong_state(format!("{name} is no standby here"), "ask at the site that has its standby")),

@@ -14,6 +14,7 @@ use super::handover::{HANDOVER_DEADLINE, wrong_state};
 use super::lease::Inherited;
 use super::part::{Part, PrimaryStart, peer_site, volume_id};
 use super::points::{check_point, past_error};
+use super::trial::not_on_trial;
 use super::volumes::{io_error, random_id};
 use super::{Daemon, old};
 use crate::admin::{Outcome, ProgressSink};
@@ -44,8 +45,11 @@ impl Daemon {
         let (began, force) = (Instant::now(), request.force);
         let (record, _operation) = self.begin(name).await?;
         match record.role {
-            RecordedRole::Standby => self.check_alone(&record, "promoted").await?,
-            _ if request.at.is_some() => {
+            RecordedRole::Standby => {
+                not_on_trial(&record)?;
+                self.check_alone(&record, "promoted").await?;
+            }
+            _ if request.at.is_some() || request.trial.is_some() => {
                 return Err(wrong_state(format!("{name} is no standby here"), "a standby keeps recovery points: promote it there"));
             }
             RecordedRole::SplitBrain if force => return self.continue_after_split(record, began).await,
@@ -56,6 +60,9 @@ impl Daemon {
             RecordedRole::Stale | RecordedRole::SplitBrain => {
                 return Err(wrong_state(format!("{name} is stale here"), "`tern resync --discard-local` makes it a standby first"));
             }
+        }
+        if let Some(span) = request.trial {
+            return self.begin_trial(record, request, span, began).await;
         }
         let standby = self.standby(name).await?;
         old::check_promotion(name, &standby, force)?;
@@ -74,7 +81,7 @@ impl Daemon {
         let granted = match older {
             // Nothing is taken over from the primary.
             Some(_) => {
-                self.fence_primary(&record).await?;
+                self.fence_primary(&record, None).await?;
                 None
             }
             None => self.ask_for_handover(&record, &standby, force).await?,
@@ -202,14 +209,14 @@ impl Daemon {
         }
     }
 
-    /// Has the primary stop, if it can be reached.
-    pub(super) async fn fence_primary(&self, record: &VolumeRecord) -> Outcome<()> {
+    /// Has the primary stop, if it can be reached; for a trial, for as long as that lasts.
+    pub(super) async fn fence_primary(&self, record: &VolumeRecord, trial: Option<String>) -> Outcome<()> {
         let Some(peer) = &record.peer else { return Ok(()) };
         let (links, site) = (&self.sites.links, peer_site(peer)?);
         let Some(link) = links.get(&site) else { return Ok(()) };
         let ping = request::ask(links, &site, &Question::Ping, FORCED_PING_DEADLINE + 2 * link.stats().round_trip).await;
         let asked = match ping {
-            Ok(_) => request::ask(links, &site, &Question::Fence { volume: record.id.clone() }, FENCE_DEADLINE).await,
+            Ok(_) => request::ask(links, &site, &Question::Fence { volume: record.id.clone(), trial }, FENCE_DEADLINE).await,
             Err(error) => Err(error),
         };
         match asked {
@@ -253,6 +260,8 @@ impl Daemon {
             record.lineage = lineage_records(&lineage);
             record.wanted_generation = None;
             record.granted = None;
+            // Who was fenced for a trial stays so until it hears of this generation.
+            record.voided.clear();
             record.size_bytes = settled.size_bytes;
             if let Some(peer) = &mut record.peer {
                 peer.lease = lease;
@@ -290,7 +299,7 @@ impl Daemon {
     /// The other site was not promoted after all: the operator says so.
     async fn lift_fence(&self, record: VolumeRecord, began: Instant) -> Outcome<Promotion> {
         let mut volumes = self.volumes.lock().await;
-        volumes.change(&record.name, |record| record.fenced = false)?;
+        volumes.change(&record.name, |record| (record.fenced, record.fenced_for) = (false, None))?;
         let volume = &volumes.get(&record.name)?.volume;
         volume.gate.set(GateState::Shut);
         volume.gate.reopen();

@@ -118,7 +118,7 @@ impl Daemon {
     /// The primary of a standby here says how it replicates.
     pub(super) async fn note_settings(&self, from: &str, volume: &str, told: SettingsRecord) -> Outcome<()> {
         let mut volumes = self.volumes.lock().await;
-        let of = volumes.by_id(volume).filter(|open| open.record.role == RecordedRole::Standby);
+        let of = volumes.by_id(volume).filter(|open| open.record.role == RecordedRole::Standby && open.record.trial.is_none());
         let of = of.and_then(|open| Some((open.record.name.clone(), open.record.peer.clone().filter(|peer| peer.site == from)?)));
         let (name, old) = of.ok_or_else(|| ApiError::new(ErrorCode::NotFound, "this site has no standby of the volume"))?;
         let new = recorded(told, &old)?;

@@ -66,7 +66,7 @@ impl StateDir {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(StateDirError::Locked(path.into())),
             Err(error) => return Err(failed(error.into())),
         }
-        for part in ["catalogue", "images", "spill", "journals", "undo", "digests", "old"] {
+        for part in ["catalogue", "images", "spill", "journals", "undo", "digests", "old", "trials"] {
             make_private_dir(&path.join(part)).map_err(failed)?;
         }
         Ok(Self { path: path.into(), _lock: lock })
@@ -105,6 +105,11 @@ impl StateDir {
     /// Where what is overwritten of the volume's old state goes.
     pub fn old(&self, id: &str) -> PathBuf {
         self.path.join("old").join(id)
+    }
+
+    /// Where it is kept what the image of the volume with this id held before a trial.
+    pub fn trial(&self, id: &str) -> PathBuf {
+        self.path.join("trials").join(id)
     }
 
     /// Where kept content is spilled to.

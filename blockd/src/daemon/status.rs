@@ -5,6 +5,7 @@ use super::lease::status as lease;
 use super::part::{Part, rules};
 use super::proof;
 use super::settings::schedule_of;
+use super::trial;
 use super::volumes::{OpenVolume, Unopened};
 use crate::catalogue::{PeerRecord, RecordedRole, VolumeRecord};
 use crate::volume::GateState;
@@ -40,13 +41,15 @@ fn recorded_info(record: &VolumeRecord) -> VolumeInfo {
         size_bytes: record.size_bytes,
         backing: record.backing.clone(),
         exports: record.exports.clone(),
-        role: role(record.role),
+        role: role(record),
         allocated_bytes: None,
     }
 }
 
-fn role(recorded: RecordedRole) -> Role {
-    match recorded {
+fn role(record: &VolumeRecord) -> Role {
+    match record.role {
+        // To its clients it is.
+        RecordedRole::Standby if record.trial.is_some() => Role::Primary,
         RecordedRole::Standalone => Role::Standalone,
         RecordedRole::Primary => Role::Primary,
         RecordedRole::Standby => Role::Standby,
@@ -64,7 +67,7 @@ fn recorded_status(record: &VolumeRecord) -> VolumeStatus {
     VolumeStatus {
         name: record.name.clone(),
         size_bytes: record.size_bytes,
-        role: role(record.role),
+        role: role(record),
         state: State::Disconnected,
         promise_held: false,
         mode: peer.map_or(Mode::Async, |peer| peer.mode),
@@ -99,6 +102,7 @@ fn recorded_status(record: &VolumeRecord) -> VolumeStatus {
         verified: None,
         diverged: None,
         going_back: None,
+        trial: record.trial.as_ref().and_then(trial::status),
     }
 }
 
@@ -131,6 +135,11 @@ pub(super) fn status(open: &OpenVolume) -> VolumeStatus {
             lease::of_standby(&mut status, open);
             unless_alive(&mut status, seen.has_changed().is_ok());
         }
+        _ if open.record.trial.is_some() => {
+            status.state = State::Trial;
+            status.generation = open.record.trial.as_ref().map_or(0, trial::generation);
+            status.epoch_committed = status.trial.map_or(0, |trial| trial.point);
+        }
         _ if open.record.role == RecordedRole::SplitBrain => {
             status.state = State::SplitBrain;
             status.last_error =
@@ -148,8 +157,10 @@ pub(super) fn status(open: &OpenVolume) -> VolumeStatus {
     status.going_back = going_back::progress(&open.volume);
     if open.record.role == RecordedRole::Primary && open.volume.gate.state() == GateState::Fenced {
         status.state = State::Fenced;
-        let cure = "fenced: the other site was promoted by force, or was about to be; if it was not, `tern promote --force` here goes on";
-        status.last_error = Some(cure.into());
+        let for_good =
+            "fenced: the other site was promoted by force, or was about to be; if it was not, `tern promote --force` here goes on";
+        let for_now = "fenced: the other site is promoted on trial; this one goes on by itself if that is taken back";
+        status.last_error = Some(if open.record.fenced_for.is_some() { for_now } else { for_good }.into());
     }
     status
 }

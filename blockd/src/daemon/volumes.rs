@@ -154,6 +154,7 @@ impl Volumes {
             RecordedRole::Stale | RecordedRole::SplitBrain => GateState::Fenced,
             RecordedRole::Primary if record.fenced => GateState::Fenced,
             RecordedRole::Standalone | RecordedRole::Primary => GateState::Open,
+            // A trial opens it.
             RecordedRole::Standby => GateState::Shut,
         });
         let volume = Arc::new(Volume {
@@ -166,8 +167,12 @@ impl Volumes {
             origin: OriginSlot::default(),
         });
         self.resume_going_back(&volume, &record)?;
+        if record.trial.is_none() {
+            self.forget_trial(&record)?;
+        }
         let part = match record.role {
             RecordedRole::Primary => self.resume_primary(&volume, &record, &hot)?,
+            RecordedRole::Standby if record.trial.is_some() => self.resume_trial(&volume, &record)?,
             RecordedRole::Standby => self.start_standby(&volume, &record)?,
             RecordedRole::Standalone | RecordedRole::Stale | RecordedRole::SplitBrain => Part::Idle,
         };
@@ -251,6 +256,7 @@ impl Volumes {
         let whole = self.resume_going_back(&open.volume, &open.record);
         let begun = match open.record.role {
             RecordedRole::Primary => whole.and_then(|()| self.resume_primary(&open.volume, &open.record, &open.volume.intake.log().hot())),
+            RecordedRole::Standby if open.record.trial.is_some() => self.resume_trial(&open.volume, &open.record),
             RecordedRole::Standby => self.start_standby(&open.volume, &open.record),
             RecordedRole::Standalone | RecordedRole::Stale | RecordedRole::SplitBrain => return,
         };
@@ -303,6 +309,7 @@ impl Volumes {
             .and_then(|()| Counters::forget(&*catalogue, id))
             .and_then(|()| if_there(std::fs::remove_dir_all(self.state_dir.journal(&record.id))))
             .and_then(|()| self.forget_points(&record.id))
+            .and_then(|()| self.forget_trial(record).map_err(io::Error::other))
             .and_then(|()| drills::forget_all(&*self.catalogue, &record.id))
             .and_then(|()| proof::forget(&*self.catalogue, &record.id))
             .and_then(|()| self.grants.forget(&record.id))

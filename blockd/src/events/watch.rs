@@ -93,7 +93,8 @@ impl Seen {
 
     fn see(&mut self, volume: &VolumeStatus, now: Instant) -> Vec<(Kind, String)> {
         let mut happened = Vec::new();
-        let is_primary = volume.role == Role::Primary && !matches!(volume.state, State::InitialSync | State::Fenced | State::SplitBrain);
+        let is_primary =
+            volume.role == Role::Primary && !matches!(volume.state, State::InitialSync | State::Fenced | State::SplitBrain | State::Trial);
         if !is_primary {
             // Who promises nothing keeps nothing, either.
             self.rpo = Level::default();

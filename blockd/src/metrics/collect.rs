@@ -338,6 +338,7 @@ mod tests {
             verified: None,
             diverged: None,
             going_back: None,
+            trial: None,
         }
     }
 }

@@ -35,6 +35,11 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// Where the content comes from.
 pub trait Source: Send + 'static {
+    /// These blocks of a plan are filled next.
+    fn prepare(&mut self, _image: &Image, _blocks: &RoaringBitmap) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Puts the content of `run` into the image. Blocks.
     fn fill(&mut self, image: &Image, run: Run) -> io::Result<()>;
 
@@ -55,6 +60,13 @@ pub enum Wanted {
     All,
     /// These runs, which are fetched in this order while nobody asks for another, and recorded.
     Plan(Vec<Run>),
+    /// The same for the runs of a plan, but without an end: all that is guarded may be changed only once it is recorded.
+    Guarded {
+        /// What is fetched.
+        plan: Vec<Run>,
+        /// What may not be changed yet, the plan included.
+        guarded: Vec<Run>,
+    },
 }
 
 /// Is called, once, when all of a request's blocks are there, or cannot be had.
@@ -64,6 +76,7 @@ pub type Filled = Box<dyn FnOnce(io::Result<()>) + Send>;
 pub struct Origin {
     /// The recovery point that the content is of.
     pub point: Epoch,
+    kind: Kind,
     missing: Arc<Missing>,
     total_blocks: u64,
     wanted: Option<mpsc::Sender<(Request, Filled)>>,
@@ -100,19 +113,19 @@ impl Origin {
     /// What is `wanted` of `image`, which serves `point`, comes from `source`.
     pub fn start(image: Image, point: Epoch, source: impl Source, wanted: Wanted) -> io::Result<Self> {
         let missing = Arc::new(Missing::default());
-        let (runs, plan, kind) = match wanted {
-            Wanted::All => (Run::covering(0, image.size_bytes()).into_iter().collect(), VecDeque::new(), Kind::Scratch),
-            Wanted::Plan(runs) => (runs.clone(), runs.into_iter().flat_map(pieces).collect(), Kind::Lasting),
+        let (absent, guarded, kind) = match wanted {
+            Wanted::All => (Run::covering(0, image.size_bytes()).into_iter().collect(), Vec::new(), Kind::Scratch),
+            Wanted::Plan(plan) => (plan, Vec::new(), Kind::Lasting),
+            Wanted::Guarded { plan, guarded } => (plan, guarded, Kind::Guarded),
         };
-        for run in runs {
-            missing.absent.set(run);
-            missing.loose.set(run);
-        }
+        absent.iter().for_each(|run| missing.absent.set(*run));
+        absent.iter().chain(&guarded).for_each(|run| missing.loose.set(*run));
+        let total_blocks = missing.absent.len();
+        let plan = if kind == Kind::Scratch { VecDeque::new() } else { absent.into_iter().flat_map(pieces).collect() };
         let (asked, requests) = mpsc::channel();
-        let total_blocks = missing.loose.len();
-        let filler = Filler { missing: missing.clone(), image, source, kind, plan, filled: RoaringBitmap::new() };
+        let filler = Filler { missing: missing.clone(), image, source, kind, plan, prepared: 0, filled: RoaringBitmap::new() };
         let thread = std::thread::Builder::new().name("tern-origin".into()).spawn(move || filler.serve(&requests))?;
-        Ok(Self { point, missing, total_blocks, wanted: Some(asked), thread: Some(thread) })
+        Ok(Self { point, kind, missing, total_blocks, wanted: Some(asked), thread: Some(thread) })
     }
 
     /// Whether the request finds everything there that it reads or changes.
@@ -125,9 +138,15 @@ impl Origin {
         self.missing.is_finished.load(SeqCst)
     }
 
+    /// Whether some of a plan is still to be done.
+    pub fn is_under_way(&self) -> bool {
+        !self.is_finished() && (self.kind == Kind::Lasting || !self.missing.absent.is_empty())
+    }
+
     /// Blocks that are not there for good yet, and of how many.
     pub fn left(&self) -> (u64, u64) {
-        (self.missing.loose.len(), self.total_blocks)
+        let left = if self.kind == Kind::Guarded { &self.missing.absent } else { &self.missing.loose };
+        (left.len(), self.total_blocks)
     }
 
     /// Why the plan does not go on.
@@ -187,6 +206,8 @@ enum Kind {
     Scratch,
     /// It holds other content, and stays.
     Lasting,
+    /// The same, and whoever changes it is followed to the end.
+    Guarded,
 }
 
 struct Filler<S> {
@@ -196,6 +217,8 @@ struct Filler<S> {
     kind: Kind,
     /// What is left of it.
     plan: VecDeque<Run>,
+    /// How many of its first runs the source is prepared for.
+    prepared: usize,
     /// Filled by the plan, and not recorded yet.
     filled: RoaringBitmap,
 }
@@ -204,7 +227,11 @@ impl<S: Source> Filler<S> {
     fn serve(mut self, requests: &mpsc::Receiver<(Request, Filled)>) {
         let mut not_before = None;
         loop {
-            let goes_on = self.kind == Kind::Lasting && !self.missing.is_finished.load(SeqCst);
+            let goes_on = match self.kind {
+                Kind::Scratch => false,
+                Kind::Lasting => !self.missing.is_finished.load(SeqCst),
+                Kind::Guarded => !self.plan.is_empty() || !self.filled.is_empty(),
+            };
             let is_due = goes_on && not_before.is_none_or(|at| Instant::now() >= at);
             let next = match (goes_on, is_due) {
                 (_, true) => requests.try_recv().map_err(|error| error == TryRecvError::Disconnected),
@@ -265,7 +292,11 @@ impl<S: Source> Filler<S> {
 
     /// Carries out a piece of the plan.
     fn go_on(&mut self) -> io::Result<()> {
+        if self.prepared == 0 {
+            self.prepare()?;
+        }
         if let Some(run) = self.plan.front().copied() {
+            self.prepared = self.prepared.saturating_sub(1);
             // What cannot be had does not keep the rest.
             self.plan.rotate_left(1);
             self.fetch(run)?;
@@ -276,10 +307,25 @@ impl<S: Source> Filler<S> {
             self.record(&self.filled.clone())?;
             self.filled.clear();
         }
-        if self.plan.is_empty() && self.missing.is_recorded() {
+        if self.kind == Kind::Lasting && self.plan.is_empty() && self.missing.is_recorded() {
             self.source.finish()?;
             self.missing.is_finished.store(true, SeqCst);
         }
+        Ok(())
+    }
+
+    /// What the next record will have, or the first of it.
+    fn prepare(&mut self) -> io::Result<()> {
+        let (mut next, mut count) = (RoaringBitmap::new(), 0);
+        for run in &self.plan {
+            if next.len() >= RECORD_BLOCKS {
+                break;
+            }
+            next |= self.missing.absent.within(*run);
+            count += 1;
+        }
+        self.source.prepare(&self.image, &next)?;
+        self.prepared = count;
         Ok(())
     }
 

@@ -39,6 +39,13 @@ impl OriginSlot {
         origin
     }
 
+    /// Nothing is asked of an origin any more. Blocks until its thread has ended. No request may be under way.
+    pub fn clear(&self) {
+        let gone = self.origin.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.is_set.store(false, SeqCst);
+        drop(gone);
+    }
+
     /// Content is missing from now on. No request may be under way.
     pub fn set(&self, origin: Origin) {
         let mut slot = self.origin.lock().unwrap_or_else(PoisonError::into_inner);

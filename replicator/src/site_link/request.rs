@@ -134,6 +134,16 @@ pub enum Question {
     Fence {
         /// The volume's id, in hexadecimal.
         volume: String,
+        /// The generation, in hexadecimal, if it is only for as long as I am on trial in it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        trial: Option<String>,
+    },
+    /// These trials of this volume came to nothing: acknowledge again if it is for one of them that you do not.
+    TrialOver {
+        /// The volume's id, in hexadecimal.
+        volume: String,
+        /// Their generations, in hexadecimal.
+        generations: Vec<String>,
     },
     /// I am primary of this volume: may I acknowledge?
     Lease(LeaseRequest),
@@ -300,7 +310,10 @@ pub(super) mod tests {
         };
         check(&Question::Settings { volume: volume.clone(), settings });
         check(&Question::Alone { volume: volume.clone() });
-        check(&Question::Fence { volume: volume.clone() });
+        let trial = Id([0x33; 16]).to_string();
+        check(&Question::Fence { volume: volume.clone(), trial: None });
+        check(&Question::Fence { volume: volume.clone(), trial: Some(trial.clone()) });
+        check(&Question::TrialOver { volume: volume.clone(), generations: vec![trial] });
         let group =
             GroupTold { name: "shop".into(), id: Id([0x99; 16]).to_string(), members: vec![volume.clone(), Id([0x78; 16]).to_string()] };
         check(&Question::Groups { groups: vec![group] });

@@ -10,8 +10,9 @@
 
 use super::place::{Place, back_key, done_prefix, load_back};
 use super::{GroupPlace, PastError, SegmentDir, Standby};
-use crate::catalogue::{Catalogue, Change, Persist};
+use crate::catalogue::{Catalogue, Persist};
 use crate::disk::SegmentFiles;
+use crate::ledger::{self, Ledger};
 use crate::undo::{Keep, LEVELS, Point, Undo, View};
 use replicator_engine::block::{Run, block_count};
 use replicator_engine::generation::{Generation, Id, Lineage};
@@ -22,17 +23,13 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Records of what is done, until they are put together.
-const MAX_RECORDS: u64 = 256;
-
 /// See the module's documentation.
 pub struct Rollback {
     volume: Id,
     way: Box<dyn Way>,
     point: Point,
     /// Blocks that were led back, and may have been written to since.
-    done: RoaringBitmap,
-    records: u64,
+    done: Ledger,
     catalogue: Arc<dyn Catalogue>,
 }
 
@@ -80,7 +77,9 @@ impl Rollback {
         let view = undo.view(epoch).ok_or(PastError::NotKept(epoch))?;
         let point = view.point;
         let way = Box::new(UndoWay { undo, view });
-        Ok(Self { volume: place.volume, way, point, done: RoaringBitmap::new(), records: 0, catalogue })
+        // What an earlier one has left is forgotten when this one begins.
+        let done = Ledger::empty(catalogue.clone(), done_prefix(place.volume));
+        Ok(Self { volume: place.volume, way, point, done, catalogue })
     }
 
     /// Records that the image is led back for this generation, which is about to be recorded, too. Durable on return.
@@ -88,7 +87,7 @@ impl Rollback {
         let Point { epoch, size_bytes, cut_unix_ms, group } = self.point;
         let point = Message::Commit(Commit { epoch, blocks: 0, digest: [0; 32], size_bytes, cut_unix_ms, group });
         let begun = Envelope { generation, message: point }.encode().to_vec();
-        let mut changes = all_done(self.volume, &*self.catalogue)?;
+        let mut changes = ledger::gone(&*self.catalogue, &done_prefix(self.volume))?;
         changes.push((back_key(self.volume), Some(begun)));
         self.catalogue.apply(&changes, Persist::Synced)
     }
@@ -115,10 +114,7 @@ impl Rollback {
         let place = Place::load(volume, &*catalogue)?.ok_or(PastError::NotKept(point.epoch))?;
         let undo = Undo::open(files, Keep::default(), GroupPlace::default(), place.lineage.current(), place.folded, place.committed)?;
         let mut rollback = Self::of(undo, point.epoch, &place, catalogue)?;
-        for (key, blocks) in rollback.catalogue.scan(&done_prefix(volume))? {
-            rollback.done |= RoaringBitmap::deserialize_from(&*blocks)?;
-            rollback.records = record_number(volume, &key)? + 1;
-        }
+        rollback.done = Ledger::open(rollback.catalogue.clone(), done_prefix(volume))?;
         Ok(rollback)
     }
 
@@ -141,13 +137,13 @@ impl Rollback {
         let inside = |run: &Run| Run::new(run.start, run.end().min(end).saturating_sub(run.start));
         let mut left = RoaringBitmap::new();
         let runs: Vec<Run> = self.way.changed().iter().filter_map(inside).collect();
-        if self.done.is_empty() {
+        if self.done.blocks().is_empty() {
             return runs;
         }
         let without_done = |run: &Run| {
             left.clear();
             left.insert_range(run.blocks());
-            left -= &self.done;
+            left -= self.done.blocks();
             replicator_engine::block::runs(&left).collect::<Vec<_>>()
         };
         runs.iter().flat_map(without_done).collect()
@@ -160,19 +156,7 @@ impl Rollback {
 
     /// These blocks are in the image, durably: they are not touched again. Durable on return.
     pub fn record(&mut self, blocks: &RoaringBitmap) -> io::Result<()> {
-        let mut done = &self.done | blocks;
-        let mut changes = Vec::new();
-        if self.records > 0 && self.records.is_multiple_of(MAX_RECORDS) {
-            done.optimize();
-            changes = all_done(self.volume, &*self.catalogue)?;
-            changes.push((self.record_key(), Some(serialized(&done)?)));
-        } else {
-            changes.push((self.record_key(), Some(serialized(blocks)?)));
-        }
-        self.catalogue.apply(&changes, Persist::Synced)?;
-        self.done = done;
-        self.records += 1;
-        Ok(())
+        self.done.add(blocks)
     }
 
     /// All of it is in the image, durably: forgets the undo.
@@ -186,13 +170,9 @@ impl Rollback {
 
     /// Forgets that an image is led back.
     pub fn forget(volume: Id, catalogue: &dyn Catalogue) -> io::Result<()> {
-        let mut changes = all_done(volume, catalogue)?;
+        let mut changes = ledger::gone(catalogue, &done_prefix(volume))?;
         changes.push((back_key(volume), None));
         catalogue.apply(&changes, Persist::Synced)
-    }
-
-    fn record_key(&self) -> Vec<u8> {
-        [done_prefix(self.volume), format!("{:016}", self.records).into_bytes()].concat()
     }
 }
 
@@ -201,20 +181,4 @@ fn load_begun(volume: Id, lineage: &Lineage, catalogue: &dyn Catalogue) -> io::R
     let Some((generation, point)) = load_back(volume, catalogue)? else { return Ok(None) };
     let is_ours = lineage.generations().iter().any(|mine| mine.id == generation.id);
     Ok(is_ours.then_some(point))
-}
-
-/// Takes away what is recorded as done.
-fn all_done(volume: Id, catalogue: &dyn Catalogue) -> io::Result<Vec<Change>> {
-    Ok(catalogue.scan(&done_prefix(volume))?.into_iter().map(|(key, _)| (key, None)).collect())
-}
-
-fn record_number(volume: Id, key: &[u8]) -> io::Result<u64> {
-    let number = key.get(done_prefix(volume).len()..).and_then(|number| std::str::from_utf8(number).ok()?.parse().ok());
-    number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "catalogue: a record of what is led back has no number"))
-}
-
-fn serialized(blocks: &RoaringBitmap) -> io::Result<Vec<u8>> {
-    let mut value = Vec::with_capacity(blocks.serialized_size());
-    blocks.serialize_into(&mut value)?;
-    Ok(value)
 }

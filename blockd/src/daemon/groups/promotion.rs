@@ -11,6 +11,7 @@
 use super::super::Daemon;
 use super::super::handover::wrong_state;
 use super::super::points::past_error;
+use super::super::trial::not_on_trial;
 use super::super::volumes::io_error;
 use super::points::{GroupPoint, group_points, no_points, not_kept};
 use super::record::Promoting;
@@ -47,6 +48,10 @@ impl Daemon {
         request: &Promote,
         progress: &ProgressSink,
     ) -> Outcome<Promotion> {
+        if request.trial.is_some() {
+            let error = ApiError::new(ErrorCode::InvalidRequest, format!("{} is a group: only a volume is promoted on trial", group.name));
+            return Err(error.with_hint("`tern drill` tries a recovery point of the whole group"));
+        }
         let began = Instant::now();
         let (left, mut gone, _operations) = self.hold_members(group, request, progress).await?;
         // Somebody else may have begun one, or ended it, before the members were held.
@@ -103,6 +108,7 @@ impl Daemon {
             let (record, operation) = self.begin(&name).await?;
             match record.role {
                 RecordedRole::Standby => {
+                    not_on_trial(&record)?;
                     let standby = self.standby(&name).await?;
                     if !standby.status().borrow().has_point {
                         let message = format!("{name} has no recovery point here: its first sync has not ended");
@@ -160,7 +166,7 @@ impl Daemon {
     /// Has the primary stop, if it can be reached, and the standbys stand still: from here on nothing is committed any more.
     async fn stop_members(&self, left: &[Left]) -> Outcome<()> {
         for member in left {
-            self.fence_primary(&member.record).await?;
+            self.fence_primary(&member.record, None).await?;
         }
         for member in left {
             member.standby.settle().await.map_err(io_error)?;

@@ -17,6 +17,7 @@ impl Daemon {
             let shared = record.filter(|record| record.peer.as_ref().is_some_and(|peer| peer.site == from));
             let record = shared.ok_or("this site is not the volume's standby, and no witness: `blockd --witness` makes it one")?;
             match (record.role, lineage_of(&record.lineage), lineage_of(&asked.lineage)) {
+                (RecordedRole::Standby, ..) if record.trial.is_some() => return Err("this site is promoted on trial".into()),
                 (RecordedRole::Standby, ..) => {}
                 (RecordedRole::Primary, Some(mine), Some(theirs)) if matches!(mine.relation(&theirs), Relation::MineAhead(_)) => {
                     return Ok(Decided::Overtaken(mine).into());

@@ -8,7 +8,7 @@ mod values;
 mod volume;
 
 pub use group::GroupVerb;
-pub use recovery::{DemoteArgs, DrillArgs, DrillAt, PromoteArgs, ResyncArgs};
+pub use recovery::{DemoteArgs, DrillArgs, DrillAt, PromoteArgs, ResyncArgs, RollbackArgs};
 pub use replication::{ModeArgs, ReplicateArgs, SnapshotArgs, WaitArgs};
 pub use site::{PeerVerb, StatusArgs};
 pub use volume::{CreateArgs, ExportArgs, ShowArgs, VolumeVerb};
@@ -64,6 +64,14 @@ pub enum Verb {
     },
     /// Make this site the primary
     Promote(PromoteArgs),
+    /// Make a promotion on trial final
+    Commit {
+        /// Which volume
+        #[arg(value_name = "NAME")]
+        volume: VolumeName,
+    },
+    /// Take a promotion on trial back
+    Rollback(RollbackArgs),
     /// Give up being the primary
     Demote(DemoteArgs),
     /// Let an old primary follow the new one

@@ -1,7 +1,7 @@
 //! Verbs that change the primary.
 
 use super::values;
-use blockd_api::{NbdAddress, SocketPath, VolumeName};
+use blockd_api::{NbdAddress, SocketPath, Span, VolumeName};
 use clap::{ArgGroup, Args};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -18,6 +18,20 @@ pub struct PromoteArgs {
     /// Go back to this recovery point
     #[arg(long, value_name = "POINT")]
     pub at: Option<u64>,
+    /// On trial: taken back after SPAN, once no client is attached, unless `tern commit` makes it final
+    #[arg(long, value_name = "SPAN", requires = "force")]
+    pub trial: Option<Span>,
+}
+
+/// Takes a promotion on trial back.
+#[derive(Debug, Args)]
+pub struct RollbackArgs {
+    /// Which volume
+    #[arg(value_name = "NAME")]
+    pub volume: VolumeName,
+    /// Go on although a client is active
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// Gives up being the primary.

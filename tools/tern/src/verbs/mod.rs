@@ -39,6 +39,8 @@ pub async fn run(verb: Verb, client: &Client, format: Format, progress: &Progres
         Verb::Snapshot(arguments) => replication::snapshot(context, arguments).await,
         Verb::Status(arguments) => status::status(context, &arguments).await,
         Verb::Promote(arguments) => recovery::promote(context, arguments).await,
+        Verb::Commit { volume } => recovery::commit(context, volume).await,
+        Verb::Rollback(arguments) => recovery::rollback(context, arguments).await,
         Verb::Demote(arguments) => recovery::demote(context, arguments).await,
         Verb::Resync(arguments) => recovery::resync(context, arguments).await,
         Verb::Verify { volume } => recovery::verify(context, volume).await,

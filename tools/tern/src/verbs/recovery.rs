@@ -1,24 +1,32 @@
-//! `tern promote`, `points`, `demote`, `resync`, `verify`
+//! `tern promote`, `commit`, `rollback`, `points`, `demote`, `resync`, `verify`
 
 use super::{Context, proof};
 use crate::{
-    cli::{DemoteArgs, PromoteArgs, ResyncArgs},
+    cli::{DemoteArgs, PromoteArgs, ResyncArgs, RollbackArgs},
     client::decode,
     report::Report,
     table::{Align, Table},
 };
 use blockd_api::{
-    ApiError, Demote, Done, ExitCode, PointList, Promote, Promotion, PromotionKind, Resync, Resynced, Verification, VolumeName,
+    ApiError, Demote, Done, ExitCode, PointList, Promote, Promotion, PromotionKind, Resync, Resynced, TakeBack, Verification, VolumeName,
     VolumeStatus, human_bytes, human_seconds,
     routes::{self, VolumeOp},
 };
 
 /// `tern promote NAME`.
 pub async fn promote(context: &Context<'_>, arguments: PromoteArgs) -> Result<Report, ApiError> {
-    let PromoteArgs { volume, force, at } = arguments;
+    let PromoteArgs { volume, force, at, trial } = arguments;
     let path = VolumeOp::Promote.path(&volume);
-    let document = context.client.follow(&path, &Promote { force, at }, |progress| context.progress.tell(&progress)).await?;
-    Report::of(document, context.format, |done: Promotion| promoted(&volume, &done))
+    let document = context.client.follow(&path, &Promote { force, at, trial }, |progress| context.progress.tell(&progress)).await?;
+    Report::of(document, context.format, |done: Promotion| match trial {
+        Some(span) => format!(
+            "{volume}: on trial here from recovery point {}, in {}; `tern commit {volume}` makes it final, `tern rollback {volume}` takes it back; \
+             so do {span} without a client",
+            done.epoch,
+            human_seconds(done.seconds)
+        ),
+        None => promoted(&volume, &done),
+    })
 }
 
 fn promoted(volume: &VolumeName, done: &Promotion) -> String {
@@ -37,6 +45,24 @@ fn promoted(volume: &VolumeName, done: &Promotion) -> String {
         blocks => format!("; {blocks} blocks are wrong, which this site's disk has lost: see the log"),
     };
     format!("{volume}: primary here after a {kind} at epoch {epoch}, generation {generation}, in {seconds}; {lost}{damaged}")
+}
+
+/// `tern commit NAME`.
+pub async fn commit(context: &Context<'_>, volume: VolumeName) -> Result<Report, ApiError> {
+    let document = context.client.post(&VolumeOp::Commit.path(&volume), &Done {}).await?;
+    Report::of(document, context.format, |done: Promotion| {
+        format!("{volume}: primary here for good, from epoch {} on, generation {}", done.epoch, done.generation)
+    })
+}
+
+/// `tern rollback NAME`.
+pub async fn rollback(context: &Context<'_>, arguments: RollbackArgs) -> Result<Report, ApiError> {
+    let RollbackArgs { volume, force } = arguments;
+    let path = VolumeOp::Rollback.path(&volume);
+    let document = context.client.follow(&path, &TakeBack { force }, |progress| context.progress.tell(&progress)).await?;
+    Report::of(document, context.format, |now: VolumeStatus| {
+        format!("{}: the trial is taken back; {}, with recovery point {}", now.name, now.role, now.epoch_committed)
+    })
 }
 
 /// `tern points NAME`.

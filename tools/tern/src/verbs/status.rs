@@ -6,7 +6,9 @@ use crate::{
     report::Report,
     table::{Align, Table},
 };
-use blockd_api::{Alone, ApiError, Divergence, FrontEnd, GoingBack, Mode, Role, Status, VolumeStatus, human_bytes, human_seconds, routes};
+use blockd_api::{
+    Alone, ApiError, Divergence, FrontEnd, GoingBack, Mode, Role, Status, TrialStatus, VolumeStatus, human_bytes, human_seconds, routes,
+};
 
 /// `tern status [NAME]`.
 pub async fn status(context: &Context<'_>, arguments: &StatusArgs) -> Result<Report, ApiError> {
@@ -53,6 +55,9 @@ fn table(status: &Status) -> String {
         if let Some(said) = going_back(volume) {
             text.push_str(&format!("{}: {said}\n", volume.name));
         }
+        if let Some(said) = on_trial(volume) {
+            text.push_str(&format!("{}: {said}\n", volume.name));
+        }
         if let Some(error) = &volume.last_error {
             // The error may quote what others sent.
             let error: String = error.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
@@ -82,6 +87,16 @@ pub fn going_back(volume: &VolumeStatus) -> Option<String> {
     let GoingBack { point, bytes_left, bytes_total } = volume.going_back?;
     let (left, total) = (human_bytes(bytes_left), human_bytes(bytes_total));
     Some(format!("shows recovery point {point}; {left} of {total} of its image are still to be led back to it"))
+}
+
+/// A promotion that can be taken back, in words.
+pub fn on_trial(volume: &VolumeStatus) -> Option<String> {
+    let TrialStatus { point, left_seconds, taken_back } = volume.trial?;
+    if taken_back {
+        return Some(format!("the trial from recovery point {point} is being taken back"));
+    }
+    let left = if left_seconds > 0.0 { format!("in {}", human_seconds(left_seconds)) } else { "now".to_owned() };
+    Some(format!("on trial from recovery point {point}: `tern commit`, or `tern rollback`, as {left} if no client is attached"))
 }
 
 fn alone(what: &Option<Alone>) -> String {

@@ -4,7 +4,7 @@ use super::{
     model::{Model, Trend},
     strips::{bar, curve},
 };
-use crate::verbs::status::{cuts, going_back};
+use crate::verbs::status::{cuts, going_back, on_trial};
 use blockd_api::{Role, State, Status, Usage, VolumeStatus, human_bytes, human_rate, human_seconds};
 use ratatui::{
     Frame,
@@ -187,6 +187,9 @@ fn facts(volume: &VolumeStatus) -> Vec<Line<'static>> {
     ];
     if let Some(cuts) = cuts(volume) {
         lines.push(pair("cuts", cuts));
+    }
+    if let Some(said) = on_trial(volume) {
+        lines.push(pair("trial", said));
     }
     if let Some(said) = going_back(volume) {
         lines.push(pair("going back", said));
