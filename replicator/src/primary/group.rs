@@ -1,6 +1,6 @@
 //! The members of a consistency group, cut at one instant.
 //!
-//! Each member's thread takes a [`Seat`]. When its sender wants a cut it asks here; once all are ready, all but the last *park* for a moment,
+//! Each member's thread takes a `Seat`. When its sender wants a cut it asks here; once all are ready, all but the last *park* for a moment,
 //! and the last one cuts for all, so that no thread does anything to its volume meanwhile. Writes are held only while the epochs are
 //! exchanged: everything that could take time was done before.
 

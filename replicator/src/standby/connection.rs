@@ -36,9 +36,7 @@ impl StandbyService {
                 send.send(frame).await?;
                 meter.sent(len_bytes);
             }
-            // The last answer may be a refusal: it must arrive before the stream ends.
-            send.finish();
-            send.stopped().await
+            Ok(())
         };
         let read = async {
             while let Some(frame) = recv.recv().await? {
@@ -48,11 +46,20 @@ impl StandbyService {
             }
             Ok(())
         };
-        let ended = tokio::select! {
-            ended = write => ended,
+        let mut is_let_go = false;
+        let mut ended = tokio::select! {
+            ended = write => {
+                is_let_go = ended.is_ok();
+                ended
+            }
             ended = read => ended,
             () = site_link::account(&meter, counters) => Ok(()),
         };
+        if is_let_go {
+            // What it still brings, or how it ends, is nobody's business. Its last answer may be a refusal: that must arrive.
+            stream.send.finish();
+            ended = stream.send.stopped().await;
+        }
         self.tell(Input::Disconnected(session));
         site_link::account_once(&meter, counters);
         ended
