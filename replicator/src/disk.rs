@@ -1,8 +1,9 @@
 //! What replication needs of storage, as narrow traits, so that the simulator can put a disk that loses power behind the real code.
 
-use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run};
+use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run, block_count, runs};
+use roaring::RoaringBitmap;
 use std::io;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 
 /// A volume's content at this site. Buffers are page aligned ([`Pages`]), so that direct I/O can take them as they are.
 pub trait BlockDevice: Send + Sync {
@@ -34,6 +35,10 @@ pub trait SegmentFiles: Send {
     fn sync(&mut self, number: u64) -> io::Result<()>;
     /// Length of the file in bytes.
     fn len_bytes(&self, number: u64) -> io::Result<u64>;
+    /// What is read from here on of this range is as it is on the disk, and not in memory. A hint for files that are not kept in memory.
+    fn forget_cached(&self, _number: u64, _range: Range<u64>) -> io::Result<()> {
+        Ok(())
+    }
     /// Reads exactly `content.len()` bytes at `offset`.
     fn read(&self, number: u64, offset: u64, content: &mut [u8]) -> io::Result<()>;
     /// Cuts the file off at `len_bytes`, durably.
@@ -58,6 +63,45 @@ pub trait DigestFile: Send + Sync {
     fn next(&self, from: BlockNumber) -> io::Result<Option<BlockNumber>>;
     /// Makes every entry durable.
     fn sync(&self) -> io::Result<()>;
+}
+
+/// What is left of some blocks on a disk that does not give all of them.
+pub struct ReadEach {
+    /// What the others hold, one after the other.
+    pub content: Vec<u8>,
+    /// These cannot be read.
+    pub unreadable: RoaringBitmap,
+}
+
+/// Reads blocks together, or each by itself where that fails. An error if the disk answers nowhere else, either: then nothing is lost yet.
+pub fn read_each(image: &dyn BlockDevice, blocks: &RoaringBitmap) -> io::Result<ReadEach> {
+    let mut read = ReadEach { content: Vec::with_capacity(blocks.len() as usize * BLOCK_BYTES), unreadable: RoaringBitmap::new() };
+    let content = |run: Run| {
+        let mut pages = Pages::new(run.len);
+        image.read(run, &mut pages).map(|()| pages)
+    };
+    let mut failure = None;
+    for run in runs(blocks) {
+        if let Ok(pages) = content(run) {
+            read.content.extend_from_slice(&pages);
+            continue;
+        }
+        for start in run.blocks() {
+            match content(Run { start, len: 1 }) {
+                Ok(pages) => read.content.extend_from_slice(&pages),
+                Err(error) => {
+                    read.unreadable.insert(start);
+                    failure = Some(error);
+                }
+            }
+        }
+    }
+    let last = (block_count(image.size_bytes()) as BlockNumber).saturating_sub(1);
+    let answers = |block: BlockNumber| !blocks.contains(block) && content(Run { start: block, len: 1 }).is_ok();
+    match failure {
+        Some(error) if read.content.is_empty() && ![0, last / 2, last].into_iter().any(answers) => Err(error),
+        _ => Ok(read),
+    }
 }
 
 /// A page-aligned buffer of whole blocks.

@@ -34,8 +34,8 @@ fn assert_old(site: &Site, socket: &str) {
     site.tern(&["drill", "vm1", "--end"]);
 }
 
-#[test]
-fn what_an_old_primary_had_is_kept_whole_over_kills_and_new_writes_until_it_is_let_go() {
+/// A pair of which the one was primary, died, and is stale now; and a client of the other.
+fn overtaken() -> (Pair, NbdClient) {
     let mut pair = Pair::start(16, "200ms");
     let mut client = NbdClient::connect(&pair.a.socket("nbd")).unwrap();
     write(&mut client, 0..BLOCKS, 1);
@@ -51,7 +51,51 @@ fn what_an_old_primary_had_is_kept_whole_over_kills_and_new_writes_until_it_is_l
     write(&mut client, (0..BLOCKS).step_by(2), 3);
     pair.a.restart();
     pair.a.wait_until("stale", |volume| volume["role"] == "stale");
+    (pair, client)
+}
 
+/// The disk loses the header of the record in the middle of what is kept.
+fn rot(site: &Site) {
+    let dir = std::fs::read_dir(site.state_dir().join("old")).unwrap().next().unwrap().unwrap().path();
+    let segment = dir.join("0000000000000001.seg");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let records: Vec<usize> = bytes.windows(4).enumerate().filter(|(_, four)| four == b"TJR1").map(|(at, _)| at).collect();
+    bytes[records[records.len() / 2]] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+}
+
+#[test]
+fn an_old_state_whose_log_is_damaged_is_never_shown_and_keeps_nothing_from_going_on() {
+    let (mut pair, mut client) = overtaken();
+    pair.a.tern(&["resync", "vm1", "--discard-local"]);
+    pair.b.verify();
+    pair.a.kill();
+    rot(&pair.a);
+    pair.a.restart();
+    let seen = pair.a.wait_until("degraded", |volume| volume["state"] == "degraded");
+    let why = seen["last_error"].as_str().unwrap();
+    assert!(why.contains("old state") && why.contains("segment 1 cannot be read from byte") && why.contains("--yes"), "{why}");
+    let points = pair.a.tern(&["points", "vm1"]);
+    assert!(points["points"][0]["pinned"] == true && points["points"][0]["damaged_blocks"] == 4096, "{points}");
+    let (code, said) = pair.a.try_tern(&["drill", "vm1", "--nbd", "unix:/nowhere/x", "--at", "kept"]).unwrap_err();
+    assert!(code == 1 && said.contains("is lost"), "{code} {said}");
+    write(&mut client, 0..BLOCKS, 4);
+    pair.b.verify();
+    pair.a.kill();
+    pair.a.restart();
+    pair.a.wait_until("degraded", |volume| volume["state"] == "degraded");
+    pair.a.tern(&["resync", "vm1", "--discard-local", "--yes"]);
+    pair.a.wait_until("in sync", |volume| volume["state"] == "in-sync" && volume["kept_bytes"] == 0);
+    pair.a.kill();
+    pair.a.restart();
+    pair.a.wait_until("in sync", |volume| volume["state"] == "in-sync");
+    assert!(pair.a.volume()["kept_bytes"] == 0, "it is gone");
+    pair.a.assert_no_panic();
+}
+
+#[test]
+fn what_an_old_primary_had_is_kept_whole_over_kills_and_new_writes_until_it_is_let_go() {
+    let (mut pair, mut client) = overtaken();
     let given_up = pair.a.tern(&["resync", "vm1", "--discard-local"]);
     assert!(given_up["kept"] == true && given_up["blocks"].as_u64() >= Some(BLOCKS / 3), "{given_up}");
     // Killed while it is overwritten, again and again.

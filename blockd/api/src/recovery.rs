@@ -49,6 +49,9 @@ pub struct Point {
     /// generation, its `bytes` are what it takes.
     #[serde(default)]
     pub pinned: bool,
+    /// Blocks of 4 KiB that it does not have any more: who reads them gets an error.
+    #[serde(default)]
+    pub damaged_blocks: u64,
 }
 
 /// Gives up being the primary.

@@ -13,7 +13,7 @@ use blockd_api::*;
 use replicator::catalogue::{Catalogue, Persist};
 use replicator::primary::{Remains, Replica, memory};
 use replicator::site_link::request::{Answer, lineage_of, parse_id};
-use replicator::standby::Place;
+use replicator::standby::{Lost, Place};
 use replicator::undo::Point;
 use replicator_engine::generation::Lineage;
 use replicator_engine::sender::Phase;
@@ -224,7 +224,7 @@ pub(super) struct Copy {
     pub base: Base,
     pub lineage: Lineage,
     /// What it holds now is to be kept, beside what it will hold.
-    pub old: Option<Point>,
+    pub old: Option<(Point, Lost)>,
 }
 
 impl Volumes {
@@ -237,7 +237,8 @@ impl Volumes {
         if_there(std::fs::remove_dir_all(self.state_dir.journal(&id.to_string()))).map_err(io_error)?;
         self.forget_points(&id.to_string()).map_err(io_error)?;
         // Before the role: a standby overwrites nothing that is not kept.
-        old.map_or(Ok(()), |point| old::begin(&self.state_dir.old(&id.to_string()), lineage.current(), point)).map_err(io_error)?;
+        let dir = self.state_dir.old(&id.to_string());
+        old.map_or(Ok(()), |old| old::begin(&dir, id, &lineage, &self.catalogue, old)).map_err(io_error)?;
         let size_bytes = volume.size_bytes();
         let place = Place { volume: id, replica: random_id()?, lineage, size_bytes, committed, folded: committed, base };
         memory::forget_promises(&*self.catalogue, id).map_err(io_error)?;

@@ -14,6 +14,7 @@ use replicator::clock::unix_ms;
 use replicator::intake::extent_blocks;
 use replicator::primary::memory;
 use replicator::site_link::request::{lineage_of, lineage_records};
+use replicator::standby::Lost;
 use replicator::undo::Point;
 use replicator_engine::block::{BLOCK_BYTES, block_count};
 use replicator_engine::generation::{Lineage, Relation};
@@ -137,6 +138,7 @@ impl Daemon {
         tokio::task::block_in_place(|| volume.image.sync_data()).map_err(io_error)?;
         let site = record.peer.as_ref().map_or("", |peer| &peer.site);
         let known = memory::load_known(&*catalogue, &memory::known_key(id, site)).map_err(io_error)?;
+        let old = old.map(|point| (point, Lost::default()));
         let copy = match mine.relation(&theirs) {
             // A standby that was promoted below what it had acknowledged lost something: what differs is anybody's guess.
             // And of one that never committed, or whose copy could not be used, nothing is known here.

@@ -175,17 +175,17 @@ impl Volumes {
     /// Starts receiving. The place of the copy is recorded before.
     pub fn start_standby(&self, volume: &Arc<Volume>, record: &VolumeRecord) -> Result<Part, ApiError> {
         let id = volume_id(record)?;
-        let (catalogue, image) = (self.catalogue.clone(), volume.image.clone());
+        let (recorded, image) = (self.catalogue.clone(), volume.image.clone());
         let (dir, quota_bytes) = (self.state_dir.journal(&record.id), self.journal_quota_bytes);
         let (undo, keep, digests) = (self.state_dir.undo(&record.id), self.keep, self.state_dir.digests(&record.id));
         let old_dir = self.state_dir.old(&record.id);
         let of_group = GroupPlace::new(self.groups.place_of(&record.id).map(|(group, member)| (group.board.clone(), member)));
         let open = move || {
-            let catalogue: Arc<dyn Catalogue> = catalogue.clone();
+            let catalogue: Arc<dyn Catalogue> = recorded.clone();
             let missing = || std::io::Error::new(std::io::ErrorKind::NotFound, "the catalogue does not say where the copy stands");
             let place = Place::load(id, &*catalogue)?.ok_or_else(missing)?;
             let disk = undo_disk(&image, &undo[0]);
-            let (device, kept) = old::open(&old_dir, place.lineage.current(), &image)?;
+            let (device, kept) = old::open(&old_dir, &place, &recorded, &image)?;
             let mut standby = Standby::open(place, SegmentDir::open(&dir)?, quota_bytes, device, catalogue)?;
             standby.set_old_state(kept);
             standby.check_digests(Box::new(DigestsOnDisk::open(&digests)?))?;

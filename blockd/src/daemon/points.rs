@@ -20,14 +20,14 @@ impl Daemon {
             _ => return Err(wrong_state(format!("{name} is no standby here"), "ask at the site that has its standby")),
         };
         let points = standby.points().await.map_err(io_error)?;
-        let kept = standby.status().borrow().kept_old;
+        let kept = standby.status().borrow().kept_old.clone();
         Ok(PointList { points: kept.map(old::listed).into_iter().chain(points.iter().map(listed)).collect() })
     }
 }
 
 fn listed(kept: &Kept) -> Point {
     let time = point_time(kept.point);
-    Point { epoch: kept.point.epoch, time, bytes: kept.changed_bytes, size_bytes: kept.point.size_bytes, pinned: false }
+    Point { epoch: kept.point.epoch, time, bytes: kept.changed_bytes, size_bytes: kept.point.size_bytes, pinned: false, damaged_blocks: 0 }
 }
 
 /// When it was cut.

@@ -2,6 +2,7 @@
 
 use super::going_back;
 use super::lease::status as lease;
+use super::old;
 use super::part::{Part, rules};
 use super::proof;
 use super::settings::schedule_of;
@@ -266,8 +267,8 @@ fn of_standby(status: &mut VolumeStatus, seen: &StandbyStatus) {
     status.last_error = seen.error.clone().or_else(|| seen.points_lost.clone());
     status.points = seen.points as u64;
     status.undo_bytes = seen.undo_bytes;
-    status.kept_bytes = seen.kept_old.map_or(0, |kept| kept.used_bytes);
     proof::of_standby(status, seen);
+    old::of_standby(status, seen.kept_old.as_ref());
 }
 
 /// Whether a primary that has just attached owes nothing: in mode `snapshot`, until the next cut is due.

@@ -4,6 +4,7 @@ use super::drills::{self, RunningDrill};
 use super::exports::FrontEnds;
 use super::groups::Groups;
 use super::lease::Grants;
+use super::old;
 use super::part::{Overtaken, Part, PrimaryStart, volume_id};
 use super::proof;
 use super::sites::Sites;
@@ -18,6 +19,7 @@ use replicator::catalogue::{Catalogue, Persist};
 use replicator::counters::Counters;
 use replicator::intake::{ActivityLog, Intake, KeptLimits, extent_blocks};
 use replicator::primary::memory::{self, EpochNumbers};
+use replicator::site_link::request::parse_id;
 use replicator::standby::{Place, ScrubPace};
 use replicator::undo::Keep;
 use replicator_engine::block::{BLOCK_BYTES, MAX_BLOCKS, block_count};
@@ -324,7 +326,9 @@ impl Volumes {
     /// Removes what leads back to older recovery points, and what the image's blocks are known by: it is written to without them from now on.
     pub fn forget_points(&self, id: &str) -> io::Result<()> {
         self.forget_digests(id)?;
-        if_there(std::fs::remove_dir_all(self.state_dir.old(id)))?;
+        if let Some(volume) = parse_id(id) {
+            old::forget(&self.state_dir.old(id), volume, &self.catalogue)?;
+        }
         self.state_dir.undo(id).iter().try_for_each(|level| if_there(std::fs::remove_dir_all(level)))
     }
 

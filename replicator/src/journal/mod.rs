@@ -58,6 +58,32 @@ pub struct Journal<F> {
     segment_bytes: u64,
 }
 
+/// What a log holds of which nothing is ever folded. Its files are as they were.
+pub struct Outlined(Found);
+
+impl Outlined {
+    /// Reads the log without its content. `see` is shown every record with its place; `None` is content. What it is shown from behind
+    /// [`Self::committed`] on is not there.
+    pub fn read<F: SegmentFiles>(files: &F, see: &mut dyn FnMut(Position, Option<&Message>)) -> io::Result<Self> {
+        scan::scan(files, 0, Reading::Outline(see)).map(Self)
+    }
+
+    /// Behind the last commit.
+    pub fn committed(&self) -> Position {
+        self.0.committed
+    }
+
+    /// Where what can be read ends.
+    pub fn end(&self) -> Position {
+        self.0.end
+    }
+
+    /// Nobody knows whether the last batch was durable: it is not there unless its content is whole.
+    pub fn doubt_last<F: SegmentFiles>(&mut self, files: &F) -> io::Result<()> {
+        self.0.doubt_last(files)
+    }
+}
+
 impl<F: SegmentFiles> Journal<F> {
     /// Opens the journal and cuts off a tail that was torn by a crash. `expected` is the last epoch that is known to be committed: it must
     /// be in the journal, or folded already. Returns the last commit that was found, too.
@@ -72,10 +98,8 @@ impl<F: SegmentFiles> Journal<F> {
         Ok((journal, found.last_commit))
     }
 
-    /// Opens a log of which nothing is ever folded, without reading its content. `see` is shown every record with its place; `None` is
-    /// content. What it is shown from behind [`Self::committed`] on is not there.
-    pub fn open_outline(mut files: F, segment_bytes: u64, see: &mut dyn FnMut(Position, Option<&Message>)) -> io::Result<Self> {
-        let found = scan::scan(&files, 0, Reading::Outline(see))?;
+    /// Opens a log of which nothing is ever folded, as [`Outlined::read`] found it: cuts off what a crash has torn.
+    pub fn open_outlined(mut files: F, segment_bytes: u64, Outlined(found): Outlined) -> io::Result<Self> {
         let closed = scan::mend(&mut files, &found)?;
         let mut log = Self { segment_bytes, ..Self::of(files, u64::MAX, &found, closed) };
         log.drop_staged()?;
@@ -249,8 +273,13 @@ impl<F: SegmentFiles> Journal<F> {
         self.read_record(at).map(|(message, _)| message)
     }
 
-    /// Reads the records from one place up to another against their checksums.
+    /// Reads the records from one place up to another, as they are on the disk, against their checksums.
     pub fn check(&self, from: Position, to: Position) -> io::Result<()> {
+        for segment in from.segment..=to.segment {
+            let start = if segment == from.segment { from.offset } else { 0 };
+            let end = if segment == to.segment { to.offset } else { self.len_bytes(segment) };
+            self.files.forget_cached(segment, start..end)?;
+        }
         self.for_each(from, to, drop)
     }
 

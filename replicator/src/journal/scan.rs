@@ -29,8 +29,7 @@ pub enum JournalError {
 pub(super) enum Reading<'a> {
     /// All of it.
     Whole,
-    /// All but content, except after the last commit but one: whatever is before that was durable before more was written. Each record is shown with
-    /// its place; `None` is content.
+    /// All but content. Each record is shown with its place; `None` is content.
     Outline(&'a mut dyn FnMut(Position, Option<&Message>)),
 }
 
@@ -41,6 +40,8 @@ pub(super) struct Found {
     /// Behind the last commit that is not after the epoch that was asked for.
     pub folded: Position,
     pub last_commit: Option<Commit>,
+    /// Behind the last commit but one.
+    before_last: Position,
     pub oldest_segment: u64,
     /// Segments that are not torn at their beginning.
     good_segments: u64,
@@ -61,12 +62,12 @@ pub(super) fn scan<F: SegmentFiles>(files: &F, folded_epoch: Epoch, mut reading:
         committed,
         folded: committed,
         last_commit: None,
+        before_last: committed,
         oldest_segment: first,
         good_segments: 0,
         torn: false,
         surplus: Vec::new(),
     };
-    let mut before = (committed, None);
     for segment in &segments {
         if found.torn || *segment != first + found.good_segments || !has_header(files, *segment)? {
             break;
@@ -85,8 +86,7 @@ pub(super) fn scan<F: SegmentFiles>(files: &F, folded_epoch: Epoch, mut reading:
                 }
             }
             if let Some(Ok(Message::Commit(commit))) = message {
-                before = (found.committed, found.last_commit.take());
-                found.committed = found.end;
+                found.before_last = std::mem::replace(&mut found.committed, found.end);
                 if commit.epoch <= folded_epoch {
                     found.folded = found.end;
                 }
@@ -97,15 +97,25 @@ pub(super) fn scan<F: SegmentFiles>(files: &F, folded_epoch: Epoch, mut reading:
     }
     if found.good_segments == 0 {
         (found.oldest_segment, found.end, found.committed, found.folded) = (1, start(1), start(1), start(1));
-    } else if matches!(reading, Reading::Outline(_)) && !is_intact(files, before.0, found.committed)? {
-        // Written together with its commit, and not whole: neither was durable.
-        (found.committed, found.last_commit) = before;
-        found.end = found.committed;
-        found.good_segments = found.end.segment - first + 1;
-        found.torn = true;
     }
     found.surplus = segments[found.good_segments as usize..].to_vec();
     Ok(found)
+}
+
+impl Found {
+    /// Reads what was written together with the last commit, if only the outline was read: where that is not whole, neither was durable, and it is
+    /// cut off. Whatever is before was durable before more was written.
+    pub fn doubt_last<F: SegmentFiles>(&mut self, files: &F) -> io::Result<()> {
+        if self.good_segments == 0 || is_intact(files, self.before_last, self.committed)? {
+            return Ok(());
+        }
+        (self.committed, self.end, self.torn) = (self.before_last, self.before_last, true);
+        self.last_commit = None;
+        let surplus = self.end.segment + 1..self.oldest_segment + self.good_segments;
+        self.good_segments -= surplus.end - surplus.start;
+        self.surplus.splice(..0, surplus);
+        Ok(())
+    }
 }
 
 /// Cuts off what was found torn, so that appending can go on; returns the lengths of the segments before the last. Call it once nothing

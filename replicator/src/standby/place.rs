@@ -102,8 +102,8 @@ impl Place {
 
     /// Forgets where a copy stood that is deleted.
     pub fn forget(volume: Id, catalogue: &dyn Catalogue) -> io::Result<()> {
-        let changes = ["line", "copy", "fold", "point", "void", super::checked::KEY].map(|part| (key(volume, part), None));
-        catalogue.apply(&changes, Persist::Synced)?;
+        let parts = ["line", "copy", "fold", "point", "void", super::checked::KEY].into_iter().chain(super::old_state::KEYS);
+        catalogue.apply(&parts.map(|part| (key(volume, part), None)).collect::<Vec<_>>(), Persist::Synced)?;
         Rollback::forget(volume, catalogue)
     }
 

@@ -1,7 +1,8 @@
-//! Looking for blocks that the disk has lost before somebody needs them: the image against its digests, then the undo against its checksums.
+//! Looking for blocks that the disk has lost before somebody needs them: the image against its digests, then the undo, and an old state that is kept,
+//! against their checksums.
 //!
 //! ```text
-//!   resting ──due, or asked──► image, piece by piece ──► undo, piece by piece ──► resting
+//!   resting ──due, or asked──► image, piece by piece ──► undo, piece by piece ──► old state, piece by piece ──► resting
 //! ```
 //!
 //! It is done while there is nothing else to do, and at no more than a rate. What is found is asked of the primary, and comes with an ordinary
@@ -12,6 +13,7 @@ use super::{Standby, StandbyError};
 use crate::catalogue::Catalogue;
 use crate::codec::{Decoder, digest};
 use crate::disk::{BlockDevice, DigestFile, Pages, SegmentFiles};
+use crate::journal::Position;
 use crate::undo::PiecePlace;
 use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run, runs};
 use replicator_engine::wire::{Base, Blocks, Content, Message};
@@ -30,6 +32,8 @@ pub enum Round {
     Image,
     /// In the undo, behind this piece.
     Undo(Option<PiecePlace>),
+    /// In an old state that is kept, behind this piece.
+    Old(Option<Position>),
     /// At its end.
     Ended,
 }
@@ -88,7 +92,7 @@ impl<F: SegmentFiles> Standby<F> {
     /// A step of a round; only if [`Self::can_scrub`]. `unix_ms` is the time, for when it ends. After an error it may be tried again; where the undo is
     /// what cannot be read, [`Self::give_up_unreadable`] goes on without it.
     pub fn scrub_one(&mut self, round: Round, unix_ms: u64) -> io::Result<Step> {
-        let Some(checked) = &self.checked else { return Ok(Step { next: Round::Ended, read_bytes: 0 }) };
+        let Some(checked) = self.checked.clone() else { return Ok(Step { next: Round::Ended, read_bytes: 0 }) };
         match round {
             Round::Image => match checked.next(checked.cursor(), PIECE_BLOCKS)? {
                 Some(run) => {
@@ -98,13 +102,13 @@ impl<F: SegmentFiles> Standby<F> {
                 }
                 None => Ok(Step { next: Round::Undo(None), read_bytes: 0 }),
             },
-            Round::Undo(after) => {
-                let checked = checked.clone();
-                let step = self.scrub_undo(after)?;
-                if step.next == Round::Ended {
+            Round::Undo(after) => self.scrub_undo(after),
+            Round::Old(after) => {
+                let Some(at) = self.old_piece_after(after) else {
                     checked.set_cursor(0, Some(unix_ms));
-                }
-                Ok(step)
+                    return Ok(Step { next: Round::Ended, read_bytes: 0 });
+                };
+                Ok(Step { read_bytes: self.check_old_piece(at)?, next: Round::Old(Some(at)) })
             }
             Round::Ended => Ok(Step { next: Round::Ended, read_bytes: 0 }),
         }
@@ -112,17 +116,31 @@ impl<F: SegmentFiles> Standby<F> {
 
     fn scrub_undo(&mut self, after: Option<PiecePlace>) -> io::Result<Step> {
         let next = self.fold.undo.as_mut().and_then(|undo| Some((undo.piece_after(after)?.0, undo)));
-        let Some((place, undo)) = next else { return Ok(Step { next: Round::Ended, read_bytes: 0 }) };
+        let Some((place, undo)) = next else { return Ok(Step { next: Round::Old(None), read_bytes: 0 }) };
         let read_bytes = undo.check_piece(place)?;
         Ok(Step { next: Round::Undo(Some(place)), read_bytes })
     }
 
-    /// What leads back, and comes next in this round, cannot be read: the points that need it are given up. Where the round goes on.
+    /// What comes next in this round cannot be read. Of the undo, the points that need it are given up; of an old state, the blocks. Where the round
+    /// goes on.
     pub fn give_up_unreadable(&mut self, round: Round, why: &io::Error) -> Round {
-        let Round::Undo(after) = round else { return round };
-        let Some((place, epoch)) = self.fold.undo.as_ref().and_then(|undo| undo.piece_after(after)) else { return round };
-        self.fold.give_up_until(epoch, why);
-        Round::Undo(Some(place))
+        match round {
+            Round::Undo(after) => match self.fold.undo.as_ref().and_then(|undo| undo.piece_after(after)) {
+                Some((place, epoch)) => {
+                    self.fold.give_up_until(epoch, why);
+                    Round::Undo(Some(place))
+                }
+                None => round,
+            },
+            Round::Old(after) => match self.old_piece_after(after) {
+                Some(at) => {
+                    self.lose_old_piece(at, why);
+                    Round::Old(Some(at))
+                }
+                None => round,
+            },
+            Round::Image | Round::Ended => round,
+        }
     }
 
     /// What the image holds of `blocks`, in runs. Where that is not what was written, the journal may have it still, and the image is mended. Else

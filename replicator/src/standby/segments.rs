@@ -3,11 +3,15 @@
 use crate::disk::SegmentFiles;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// The disk is given so much at once while more is appended.
 const PIECE_BYTES: u64 = 4 << 20;
+/// At least a page of the kernel's, on every machine.
+const PAGE_BYTES: u64 = 64 << 10;
 
 /// See the module's documentation: `<number>.seg`, in decimal with leading zeroes.
 pub struct SegmentDir {
@@ -98,6 +102,13 @@ impl SegmentFiles for SegmentDir {
         }
     }
 
+    /// The kernel drops whole pages only.
+    fn forget_cached(&self, number: u64, range: Range<u64>) -> io::Result<()> {
+        let (start, end) = (range.start / PAGE_BYTES * PAGE_BYTES, range.end.next_multiple_of(PAGE_BYTES));
+        let Some(len_bytes) = NonZeroU64::new(end.saturating_sub(start)) else { return Ok(()) };
+        Ok(rustix::fs::fadvise(File::open(self.path(number))?, start, Some(len_bytes), rustix::fs::Advice::DontNeed)?)
+    }
+
     fn read(&self, number: u64, offset: u64, content: &mut [u8]) -> io::Result<()> {
         let mut read = self.read.lock().expect("no panic under this lock");
         if read.as_ref().is_none_or(|(open, _)| *open != number) {
@@ -135,7 +146,7 @@ fn start_writing(file: &File, before_bytes: u64, end_bytes: u64) {
     let start = before_bytes / PIECE_BYTES * PIECE_BYTES;
     let len_bytes = end_bytes / PIECE_BYTES * PIECE_BYTES - start;
     // Of pages that are not written yet, the kernel begins to write, and drops nothing. A hint: if it fails, the sync does all.
-    let _ = std::num::NonZeroU64::new(len_bytes).map(|len| rustix::fs::fadvise(file, start, Some(len), rustix::fs::Advice::DontNeed));
+    let _ = NonZeroU64::new(len_bytes).map(|len| rustix::fs::fadvise(file, start, Some(len), rustix::fs::Advice::DontNeed));
 }
 
 #[cfg(test)]

@@ -112,7 +112,7 @@ impl Views {
                 }
             }
             Ask::OpenOld(reply) => {
-                let kept = standby.kept_old().ok_or_else(|| PastError::Disk(io::Error::other("no old state is kept here")));
+                let kept = standby.old_that_can_be_read().map_err(PastError::Disk);
                 self.last_id += 1;
                 let (id, is_kept) = (self.last_id, kept.is_ok());
                 if reply.send(kept.map(|kept| (id, kept.point))).is_ok() && is_kept {

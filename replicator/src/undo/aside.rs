@@ -6,7 +6,7 @@
 use super::Point;
 use super::level::Level;
 use crate::codec::{Decoder, Encoder};
-use crate::disk::{BlockDevice, Pages, SegmentFiles};
+use crate::disk::{BlockDevice, SegmentFiles, read_each};
 use crate::journal::{Position, SEGMENT_BYTES};
 use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run, block_count, runs};
 use replicator_engine::generation::Generation;
@@ -37,10 +37,14 @@ pub struct Aside<F> {
 }
 
 impl<F: SegmentFiles> Aside<F> {
-    /// Opens what is kept in `files`, if something is.
-    pub fn open(files: F, generation: Generation) -> io::Result<Option<Self>> {
-        let level = Level::open(files, SEGMENT_BYTES)?;
-        let Some((point, until)) = level.batches.back().map(|batch| (batch.point, batch.until)) else { return Ok(None) };
+    /// Opens what is kept in `files`, if something is. `sealed` is a lower bound of [`Self::until`], if one is known: a log that ends before it has lost
+    /// what was durable, and would show a mix. It is left as it is, and the error says where it is damaged.
+    pub fn open(files: F, generation: Generation, sealed: Option<Epoch>) -> io::Result<Option<Self>> {
+        let level = Level::open(files, SEGMENT_BYTES, sealed)?;
+        let Some((point, until)) = level.batches.back().map(|batch| (batch.point, batch.until)) else {
+            let gap = || io::Error::new(io::ErrorKind::InvalidData, "a part of it is missing");
+            return sealed.map_or(Ok(None), |_| Err(gap()));
+        };
         let (encoder, decoder) = (Encoder::new()?, Decoder::new()?);
         let (has, places, last) = Default::default();
         let mut aside = Self { level, generation, encoder, decoder, point, until, has, places, last };
@@ -48,16 +52,22 @@ impl<F: SegmentFiles> Aside<F> {
         Ok(Some(aside))
     }
 
-    /// Begins to keep the volume as it is now, and forgets what was kept before. Durable on return.
-    pub fn begin(files: F, generation: Generation, point: Point) -> io::Result<()> {
-        let mut level = Level::open(files, SEGMENT_BYTES)?;
+    /// Begins to keep the volume as it is now, and forgets what was kept before. Durable on return; says up to where it is sealed.
+    pub fn begin(files: F, generation: Generation, point: Point) -> io::Result<Epoch> {
+        let mut level = Level::open(files, SEGMENT_BYTES, None)?;
         level.clear()?;
-        level.seal(generation, point, point.epoch, point.epoch + 1)
+        level.seal(generation, point, point.epoch, point.epoch + 1)?;
+        Ok(point.epoch + 1)
     }
 
     /// When it was, and how large.
     pub fn point(&self) -> Point {
         self.point
+    }
+
+    /// Up to where it is sealed, durably: it only grows, with each part that is saved.
+    pub fn until(&self) -> Epoch {
+        self.until
     }
 
     /// Bytes on disk.
@@ -81,43 +91,66 @@ impl<F: SegmentFiles> Aside<F> {
         }
     }
 
-    /// The image is about to be overwritten here: what was not saved yet is, durably.
-    pub fn save(&mut self, image: &dyn BlockDevice, run: Run) -> io::Result<()> {
+    /// The image is about to be overwritten here: what was not saved yet is, durably, but for blocks that are `lost`. Returns those that the disk does
+    /// not give any more.
+    pub fn save(&mut self, image: &dyn BlockDevice, run: Run, lost: &RoaringBitmap) -> io::Result<RoaringBitmap> {
         let end = run.end().min(block_count(self.point.size_bytes.min(image.size_bytes())) as BlockNumber);
         let mut missing = RoaringBitmap::new();
         missing.insert_range(run.start..end.max(run.start));
         missing -= &self.has;
+        missing -= lost;
         if missing.is_empty() {
-            return Ok(());
+            return Ok(missing);
         }
         let index_bytes = self.level.index_bytes() + self.places.len() as u64 * size_of::<(BlockNumber, (u32, Position))>() as u64;
         if index_bytes > MAX_INDEX_BYTES {
             return Err(io::Error::new(io::ErrorKind::StorageFull, TOO_LARGE));
         }
         let before = self.level.batches.back().map_or(0, |batch| batch.pieces.len());
-        let saved = self.save_missing(image, &missing);
-        if let Err(error) = saved {
-            self.level.abandon()?;
-            return Err(error);
-        }
+        let unreadable = match self.save_missing(image, &missing) {
+            Ok(unreadable) => unreadable,
+            Err(error) => {
+                self.level.abandon()?;
+                return Err(error);
+            }
+        };
         self.until += 1;
         self.index(before);
-        Ok(())
+        Ok(unreadable)
     }
 
-    fn save_missing(&mut self, image: &dyn BlockDevice, missing: &RoaringBitmap) -> io::Result<()> {
-        let mut rest = missing.iter().peekable();
+    fn save_missing(&mut self, image: &dyn BlockDevice, missing: &RoaringBitmap) -> io::Result<RoaringBitmap> {
+        let (mut rest, mut unreadable) = (missing.iter().peekable(), RoaringBitmap::new());
         while rest.peek().is_some() {
-            let some: RoaringBitmap = rest.by_ref().take(SAVE_BLOCKS).collect();
-            let (which, mut content): (Vec<Run>, Vec<u8>) = (runs(&some).collect(), Vec::new());
-            for run in &which {
-                let mut pages = Pages::new(run.len);
-                image.read(*run, &mut pages)?;
-                content.extend_from_slice(&pages);
+            let mut some: RoaringBitmap = rest.by_ref().take(SAVE_BLOCKS).collect();
+            let read = read_each(image, &some)?;
+            some -= &read.unreadable;
+            if !some.is_empty() {
+                let which: Vec<Run> = runs(&some).collect();
+                self.level.save(&mut self.encoder, self.generation, &which, &read.content)?;
             }
-            self.level.save(&mut self.encoder, self.generation, &which, &content)?;
+            unreadable |= read.unreadable;
         }
-        self.level.seal(self.generation, self.point, self.until, self.until + 1)
+        self.level.seal(self.generation, self.point, self.until, self.until + 1)?;
+        Ok(unreadable)
+    }
+
+    /// The record behind this one, or the first.
+    pub fn piece_after(&self, after: Option<Position>) -> Option<Position> {
+        self.level.piece_after(after).map(|(at, _)| at)
+    }
+
+    /// Reads a record, as it is on the disk, against its checksums; says how much was read.
+    pub fn check_piece(&mut self, at: Position) -> io::Result<u64> {
+        self.level.check_piece(at, &mut self.decoder)
+    }
+
+    /// The blocks of which this record has what they held.
+    pub fn blocks_of(&self, at: Position) -> RoaringBitmap {
+        let pieces = self.level.batches.iter().flat_map(|batch| &batch.pieces).filter(|piece| piece.at == at);
+        let mut blocks = RoaringBitmap::new();
+        pieces.flat_map(|piece| &piece.runs).for_each(|run| _ = blocks.insert_range(run.blocks()));
+        blocks
     }
 
     /// Puts what was saved of `run` into `content`, which has the image's.

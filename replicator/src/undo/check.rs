@@ -3,7 +3,6 @@
 use super::{LEVELS, Undo};
 use crate::disk::SegmentFiles;
 use crate::journal::Position;
-use replicator_engine::block::BLOCK_BYTES;
 use replicator_engine::tracker::Epoch;
 use std::io;
 
@@ -23,15 +22,9 @@ impl<F: SegmentFiles> Undo<F> {
         })
     }
 
-    /// Reads a piece against its checksums; says how much was read.
+    /// Reads a piece, as it is on the disk, against its checksums; says how much was read.
     pub fn check_piece(&mut self, place: PiecePlace) -> io::Result<u64> {
-        let PiecePlace { level, at } = place;
-        let next = self.piece_after(Some(place)).filter(|(next, _)| next.level == level).map(|(next, _)| next.at);
-        // What says which blocks these are stands behind them, and is read at a start.
-        self.levels[level].check(at, next)?;
-        let blocks = self.levels[level].read(at)?;
-        self.decoder.decode(&blocks).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        Ok((blocks.payload.len() + BLOCK_BYTES) as u64)
+        self.levels[place.level].check_piece(place.at, &mut self.decoder)
     }
 
     /// Drops the points up to this one: what leads back to them cannot be read.

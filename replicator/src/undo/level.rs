@@ -8,10 +8,10 @@
 //! the same point in each: the first part is since that point, each other one since the epoch where the one before ended.
 
 use super::Point;
-use crate::codec::Encoder;
+use crate::codec::{Decoder, Encoder};
 use crate::disk::SegmentFiles;
-use crate::journal::{Journal, Position};
-use replicator_engine::block::Run;
+use crate::journal::{Journal, Outlined, Position};
+use replicator_engine::block::{BLOCK_BYTES, Run};
 use replicator_engine::generation::Generation;
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::{Blocks, Commit, Compared, Envelope, EpochDigest, Message};
@@ -74,16 +74,21 @@ struct Open {
 }
 
 impl<F: SegmentFiles> Level<F> {
-    /// Opens the log and reads what is where, without the content.
-    pub fn open(files: F, segment_bytes: u64) -> io::Result<Self> {
+    /// Opens the log and reads what is where, without the content. `at_least` is the epoch up to which it is known to be sealed, if it is: one that
+    /// does not go so far is damaged, and is left as it is.
+    pub fn open(files: F, segment_bytes: u64, at_least: Option<Epoch>) -> io::Result<Self> {
         let mut outline = Outline::default();
-        let log = Journal::open_outline(files, segment_bytes, &mut |at, message| outline.see(at, message))?;
-        let mut batches: VecDeque<Batch> = VecDeque::new();
-        for (batch, since, end) in outline.batches {
-            if end < log.committed() {
-                add(&mut batches, batch, since);
-            }
+        let mut outlined = Outlined::read(&files, &mut |at, message| outline.see(at, message))?;
+        let last = outline.batches.last().map(|(batch, ..)| batch.until);
+        if at_least.is_some_and(|least| last.is_none_or(|last| last < least)) {
+            let Position { segment, offset } = outlined.end();
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("segment {segment} cannot be read from byte {offset} on")));
         }
+        if last.is_none() || last > at_least {
+            outlined.doubt_last(&files)?;
+        }
+        let log = Journal::open_outlined(files, segment_bytes, outlined)?;
+        let batches = outline.up_to(log.committed());
         let index_bytes = batches.iter().map(Batch::index_bytes).sum();
         Ok(Self { log, batches, open: Open::default(), index_bytes })
     }
@@ -151,9 +156,14 @@ impl<F: SegmentFiles> Level<F> {
         self.log.clear()
     }
 
-    /// Reads the records from one place up to another, or to the end of the last batch, against their checksums.
-    pub fn check(&self, from: Position, to: Option<Position>) -> io::Result<()> {
-        self.log.check(from, to.unwrap_or(self.log.committed()))
+    /// Reads a piece and what stands behind it, which says what blocks these are and is read at a start, as they are on the disk, against their
+    /// checksums; says how much was read.
+    pub fn check_piece(&self, at: Position, decoder: &mut Decoder) -> io::Result<u64> {
+        let next = self.piece_after(Some(at)).map(|(next, _)| next);
+        self.log.check(at, next.unwrap_or(self.log.committed()))?;
+        let blocks = self.read(at)?;
+        decoder.decode(&blocks).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        Ok((blocks.payload.len() + BLOCK_BYTES) as u64)
     }
 
     /// The first piece behind a place, or of all, and the point that it belongs to.
@@ -212,6 +222,17 @@ struct Outline {
 }
 
 impl Outline {
+    /// The batches that end before a place.
+    fn up_to(self, committed: Position) -> VecDeque<Batch> {
+        let mut batches = VecDeque::new();
+        for (batch, since, end) in self.batches {
+            if end < committed {
+                add(&mut batches, batch, since);
+            }
+        }
+        batches
+    }
+
     fn see(&mut self, at: Position, message: Option<&Message>) {
         let start = *self.start.get_or_insert(at);
         match message {

@@ -104,7 +104,7 @@ impl<F: SegmentFiles> Undo<F> {
         committed: Epoch,
     ) -> io::Result<Self> {
         let segment_bytes = (keep.max_bytes / SEGMENTS).clamp(MIN_SEGMENT_BYTES, SEGMENT_BYTES);
-        let levels = files.into_iter().map(|files| Level::open(files, segment_bytes)).collect::<io::Result<Vec<_>>>()?;
+        let levels = files.into_iter().map(|files| Level::open(files, segment_bytes, None)).collect::<io::Result<Vec<_>>>()?;
         let (encoder, decoder) = (Encoder::new()?, Decoder::new()?);
         let mut undo = Self { levels, keep, generation, encoder, decoder, pins: BTreeMap::new(), place, merge: None, version: 0 };
         undo.join_levels()?;

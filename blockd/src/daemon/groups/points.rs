@@ -56,7 +56,7 @@ fn changed(points: &[Kept]) -> u64 {
 fn listed(point: &GroupPoint) -> Point {
     let time = point.parts.first().and_then(|kept| point_time(kept.point));
     let size_bytes = point.parts.iter().map(|kept| kept.point.size_bytes).sum();
-    Point { epoch: point.number, time, bytes: point.changed_bytes, size_bytes, pinned: false }
+    Point { epoch: point.number, time, bytes: point.changed_bytes, size_bytes, pinned: false, damaged_blocks: 0 }
 }
 
 pub(super) fn not_kept(group: &VolumeName, at: u64) -> ApiError {

@@ -72,12 +72,22 @@ pub async fn points(context: &Context<'_>, volume: VolumeName) -> Result<Report,
         if list.points.is_empty() {
             return format!("{volume} has no recovery point yet: its first sync has not ended");
         }
-        let columns = [("POINT", Align::Right), ("TIME", Align::Left), ("CHANGED SINCE", Align::Right), ("SIZE", Align::Right)];
-        let mut table = Table::new(&columns);
+        let columns = [
+            ("POINT", Align::Right),
+            ("TIME", Align::Left),
+            ("CHANGED SINCE", Align::Right),
+            ("SIZE", Align::Right),
+            ("DAMAGED", Align::Right),
+        ];
+        let is_damaged = list.points.iter().any(|point| point.damaged_blocks > 0);
+        let columns = if is_damaged { &columns[..] } else { &columns[..4] };
+        let mut table = Table::new(columns);
         for point in list.points {
             let time = point.time.map_or_else(|| "-".to_owned(), |time| time.to_string());
             let name = if point.pinned { "kept".to_owned() } else { point.epoch.to_string() };
-            table.row([name, time, human_bytes(point.bytes), human_bytes(point.size_bytes)]);
+            let damaged = format!("{} blocks", point.damaged_blocks);
+            let cells = [name, time, human_bytes(point.bytes), human_bytes(point.size_bytes), damaged];
+            table.row(cells);
         }
         table.render()
     })

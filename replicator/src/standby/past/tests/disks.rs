@@ -145,6 +145,32 @@ impl Files {
         }
     }
 
+    /// It loses one there, in the first file.
+    pub fn rot_at(&self, offset: usize) {
+        self.0.lock().unwrap().values_mut().next().unwrap().0[offset] ^= 1;
+    }
+
+    /// What the first file has.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.0.lock().unwrap().values().next().unwrap().0.clone()
+    }
+
+    /// Where in the first file records begin.
+    fn records(&self) -> Vec<usize> {
+        let bytes = self.bytes();
+        bytes.windows(4).enumerate().filter(|(_, four)| four == b"TJR1").map(|(at, _)| at).collect()
+    }
+
+    /// Where the record in the middle of the first file begins.
+    pub fn middle_record(&self) -> usize {
+        self.records()[self.records().len() / 2]
+    }
+
+    /// In the last record with content: four stand behind it, which say what it is.
+    pub fn last_content(&self) -> usize {
+        self.records().into_iter().rev().nth(3).unwrap() - 3
+    }
+
     pub fn used_bytes(&self) -> u64 {
         self.0.lock().unwrap().values().map(|(bytes, _)| bytes.len() as u64).sum()
     }
