@@ -11,6 +11,7 @@ mod nbd_client;
 mod postgres;
 mod qmp;
 mod relay;
+mod shop;
 mod site;
 
 pub use client::{client, is_installed, try_client};
@@ -22,6 +23,7 @@ pub use nbd_client::NbdClient;
 pub use postgres::{Postgres, postgres_programs};
 pub use qmp::Qmp;
 pub use relay::{Linked, Relay};
+pub use shop::{Flush, Shop, count, while_counting};
 pub use site::{Pair, Site, program};
 
 use rand::SeedableRng;

@@ -55,7 +55,7 @@ impl Relay {
         self.address.to_string()
     }
 
-    /// Drops everything from now on.
+    /// Drops everything from now on, and what is under way.
     pub fn cut(&self) {
         self.link.cut.store(true, SeqCst);
     }
@@ -74,10 +74,13 @@ impl Relay {
 /// Hands on what comes, one way, until it is over.
 fn pass(socket: Arc<UdpSocket>, link: Arc<Link>, mut hand_on: impl FnMut(&[u8], SocketAddr) + Send + 'static) {
     let (under_way, arriving) = mpsc::channel::<(Instant, Vec<u8>, SocketAddr)>();
+    let its_link = link.clone();
     std::thread::spawn(move || {
         for (due, datagram, from) in arriving {
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
-            hand_on(&datagram, from);
+            if !its_link.cut.load(SeqCst) {
+                hand_on(&datagram, from);
+            }
         }
     });
     std::thread::spawn(move || {

@@ -73,7 +73,7 @@ impl Daemon {
                 }
                 // Who asks takes over: a handover that this site asked for itself is void from now on.
                 let mut volumes = self.volumes.lock().await;
-                volumes.change(&record.name, |record| record.wanted_generation = None)?;
+                volumes.change(&record.name, |record| (record.wanted_generation, record.granted) = (None, None))?;
                 let committed = status::status(volumes.get(&record.name)?).epoch_committed;
                 Ok(Answer::NotPrimary { committed })
             }
@@ -95,6 +95,10 @@ impl Daemon {
         let (record, _operation) = self.begin(&name).await?;
         if record.peer.as_ref().is_none_or(|peer| peer.site != from) {
             return Err(unknown());
+        }
+        if record.granted.is_some() {
+            // Who goes on without this site gives nothing back to it.
+            self.volumes.lock().await.change(&name, |record| record.granted = None)?;
         }
         if record.role == RecordedRole::Primary {
             let volume = self.volumes.lock().await.get(&name)?.volume.clone();

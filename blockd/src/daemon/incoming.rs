@@ -129,6 +129,7 @@ impl Daemon {
             Ok(Question::Handover { volume, generation, force }) => {
                 answer_of(self.hand_over(&from.to_string(), &volume, generation, force).await)
             }
+            Ok(Question::TakeBack { volume, generation }) => answer_of(self.take_back(&from.to_string(), &volume, &generation).await),
             Ok(Question::Settings { volume, settings }) => {
                 answer_of(self.note_settings(&from.to_string(), &volume, settings).await.map(|()| Answer::Done))
             }

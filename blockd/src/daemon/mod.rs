@@ -140,6 +140,7 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots, runner: Opt
     };
     let metrics_socket = metrics_listener(inherited.metrics, config.metrics).await?;
     volumes.lock().await.open_all().await.context("catalogue: the volumes cannot be read")?;
+    volumes.lock().await.forget_idle_promotions().context("catalogue: the groups cannot be written")?;
     let wait = |mut stopped: watch::Receiver<()>| async move { drop(stopped.changed().await) };
     let admin = tokio::spawn(admin::serve(socket, daemon.clone(), wait(stopped.clone())));
     if let Some(listener) = metrics_socket {

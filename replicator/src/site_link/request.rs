@@ -113,6 +113,13 @@ pub enum Question {
         /// Whether clients that are active may be cut off.
         force: bool,
     },
+    /// I do not want what you granted me: be primary again.
+    TakeBack {
+        /// The volume's id, in hexadecimal.
+        volume: String,
+        /// The generation that it was granted to, in hexadecimal. I shall not be it any more.
+        generation: String,
+    },
     /// This is what the operator set here: go by it once you are primary.
     Settings {
         /// The volume's id, in hexadecimal.
@@ -299,7 +306,8 @@ pub(super) mod tests {
         let lineage = lineage_records(&Lineage::first(Id([0x11; 16])));
         check(&Question::Ping);
         check(&Question::CreateStandby { name: "vm1".into(), volume: volume.clone(), size_bytes: 1 << 30, lineage });
-        check(&Question::Handover { volume: volume.clone(), generation, force: false });
+        check(&Question::Handover { volume: volume.clone(), generation: generation.clone(), force: false });
+        check(&Question::TakeBack { volume: volume.clone(), generation });
         let settings = SettingsRecord {
             mode: "sync".into(),
             rpo_ms: 5000,

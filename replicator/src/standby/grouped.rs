@@ -11,6 +11,7 @@ use replicator_engine::generation::Id;
 use replicator_engine::group::GroupCut;
 use replicator_engine::tracker::Epoch;
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,7 +25,18 @@ const GROUP_POLL: Duration = Duration::from_millis(10);
 /// See the module's documentation.
 pub struct Board {
     group: Id,
+    /// How many want every part kept that there is.
+    kept_by: AtomicUsize,
     inner: Mutex<Inner>,
+}
+
+/// Until it is dropped, no member's part of any cut is thinned: what was listed can be opened at every member.
+pub struct AllKept(Arc<Board>);
+
+impl Drop for AllKept {
+    fn drop(&mut self) {
+        self.0.kept_by.fetch_sub(1, SeqCst);
+    }
 }
 
 struct Inner {
@@ -39,11 +51,17 @@ type Made = (u64, u64);
 impl Board {
     /// For a group of so many members.
     pub fn new(group: Id, members: usize) -> Self {
-        Self { group, inner: Mutex::new(Inner { members: vec![None; members], complete: None }) }
+        Self { group, kept_by: AtomicUsize::new(0), inner: Mutex::new(Inner { members: vec![None; members], complete: None }) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps every part of every cut for a moment.
+    pub fn keep_all(self: &Arc<Self>) -> AllKept {
+        self.kept_by.fetch_add(1, SeqCst);
+        AllKept(self.clone())
     }
 
     /// The newest cut that every member has: its number, and when it was made, by the primary's clock, in milliseconds since 1970.
@@ -91,7 +109,8 @@ impl GroupPlace {
     /// Whether the part of this cut has to stay: it is of the newest complete one, or of one that may become that.
     pub(crate) fn holds(&self, cut: Option<GroupCut>) -> bool {
         let (Some(cut), Some((board, _))) = (cut, &*self.lock()) else { return false };
-        cut.group == board.group && board.complete().is_none_or(|(complete, _)| cut.number >= complete)
+        let is_wanted = || board.kept_by.load(SeqCst) > 0 || board.complete().is_none_or(|(complete, _)| cut.number >= complete);
+        cut.group == board.group && is_wanted()
     }
 
     /// Whether other members' parts of this cut are still to come.
@@ -197,7 +216,10 @@ mod tests {
         second.committed(point(cut(5)));
         assert_eq!(board.complete(), Some((5, 7)));
         assert!(!first.holds(cut(3)) && first.holds(cut(5)) && !first.awaits(cut(5)));
-        assert!(!first.holds(Some(GroupCut { group: Id([2; 16]), number: 9 })));
+        let kept = board.keep_all();
+        assert!(first.holds(cut(3)) && second.holds(cut(1)) && !first.holds(None), "for as long as somebody opens an older one");
+        drop(kept);
+        assert!(!first.holds(cut(3)) && !first.holds(Some(GroupCut { group: Id([2; 16]), number: 9 })));
         second.has([cut(3)].map(point).into_iter());
         assert_eq!(board.complete(), Some((3, 7)), "it was opened again, and had lost it");
     }

@@ -27,7 +27,7 @@ mod views;
 
 pub use checked::{DIGEST_BYTES, DigestsOnDisk, Health};
 pub use fold::UndoDisk;
-pub use grouped::{Board, GroupPlace};
+pub use grouped::{AllKept, Board, GroupPlace};
 pub use old_state::{KeptOld, Lost, OldMarks, OldState};
 pub use past::PastError;
 pub use place::Place;

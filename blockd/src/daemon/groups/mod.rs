@@ -8,6 +8,7 @@
 //! primary, and on the board while it is its standby.
 
 mod changing;
+mod giving_back;
 mod points;
 mod promotion;
 mod record;
@@ -137,6 +138,14 @@ impl Volumes {
         record.store(&self.catalogue).map_err(io_error)?;
         group.record = record;
         Ok(())
+    }
+
+    /// Once all are open: a promotion that had taken no member when the daemon stopped has come to nothing.
+    pub fn forget_idle_promotions(&mut self) -> Outcome<()> {
+        let is_standby = |id: &String| self.by_id(id).is_some_and(|open| open.record.role == RecordedRole::Standby);
+        let is_idle = |group: &&OpenGroup| group.record.promoting.is_some() && group.record.members.iter().all(is_standby);
+        let idle: Vec<VolumeName> = self.groups.all().filter(is_idle).map(|group| group.record.name.clone()).collect();
+        idle.iter().try_for_each(|name| self.change_group(name, |record| record.promoting = None))
     }
 
     /// Its members are by themselves from now on.

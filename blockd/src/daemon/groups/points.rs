@@ -8,7 +8,7 @@ use super::super::volumes::io_error;
 use super::{GroupRecord, no_group};
 use crate::admin::Outcome;
 use blockd_api::*;
-use replicator::standby::StandbyService;
+use replicator::standby::{AllKept, StandbyService};
 use replicator::undo::Kept;
 use replicator_engine::generation::Id;
 use replicator_engine::group::common_points;
@@ -77,6 +77,12 @@ impl Daemon {
         Ok((id.ok_or_else(|| no_group(name))?, members.collect::<Outcome<_>>()?))
     }
 
+    /// No point of the group is thinned meanwhile.
+    pub(super) async fn keep_all(&self, name: &VolumeName) -> Outcome<AllKept> {
+        let here = self.volumes.lock().await;
+        Ok(here.groups.get(name).ok_or_else(|| no_group(name))?.board.keep_all())
+    }
+
     pub(in crate::daemon) async fn list_group_points(&self, group: &GroupRecord) -> Outcome<PointList> {
         let (id, members) = self.group_standbys(&group.name).await?;
         Ok(PointList { points: group_points(id, &members).await?.iter().map(listed).collect() })
@@ -89,6 +95,7 @@ impl Daemon {
             return Err(wrong_state("what an old primary was is kept of a volume, not of a group".into(), hint));
         }
         let (began, (id, members)) = (Instant::now(), self.group_standbys(&group.name).await?);
+        let _kept = self.keep_all(&group.name).await?;
         let points = group_points(id, &members).await?;
         let point = match request.at {
             Some(at) => points.iter().find(|point| point.number == at).ok_or_else(|| not_kept(&group.name, at))?,

@@ -27,18 +27,42 @@ use std::time::Instant;
 use tokio::sync::OwnedMutexGuard;
 
 /// A member that is to become primary.
-struct Left {
-    record: VolumeRecord,
-    standby: Arc<StandbyService>,
+pub(super) struct Left {
+    pub record: VolumeRecord,
+    pub standby: Arc<StandbyService>,
+}
+
+impl Left {
+    /// This site handed it over, and nobody has gone on with it since.
+    fn may_come_back(&self) -> bool {
+        self.record.granted.as_ref().is_some_and(|granted| granted.epoch == self.standby.status().borrow().committed)
+    }
 }
 
 /// What has become of those that are.
-#[derive(Default)]
 struct Gone {
     names: Vec<VolumeName>,
+    /// Those that are once their fence is lifted.
+    fenced: Vec<VolumeName>,
     epoch: Epoch,
     generation: u64,
+    lost_bytes: Option<u64>,
     damaged_blocks: u64,
+}
+
+impl Gone {
+    fn none() -> Self {
+        Self { names: Vec::new(), fenced: Vec::new(), epoch: 0, generation: 0, lost_bytes: Some(0), damaged_blocks: 0 }
+    }
+
+    fn any(&self) -> Option<&VolumeName> {
+        self.names.first().or(self.fenced.first())
+    }
+
+    fn add(&mut self, name: VolumeName, epoch: Epoch, generation: u64) {
+        self.names.push(name);
+        (self.epoch, self.generation) = (self.epoch.max(epoch), self.generation.max(generation));
+    }
 }
 
 impl Daemon {
@@ -53,39 +77,31 @@ impl Daemon {
             return Err(error.with_hint("`tern drill` tries a recovery point of the whole group"));
         }
         let began = Instant::now();
-        let (left, mut gone, _operations) = self.hold_members(group, request, progress).await?;
+        let (left, mut gone, _operations) = self.hold_members(group, request).await?;
         // Somebody else may have begun one, or ended it, before the members were held.
         let group = &self.group_named(&group.name).await.ok_or_else(|| no_group(&group.name))?;
-        if left.is_empty() && group.promoting.is_none() {
+        if left.is_empty() && group.promoting.is_none() && gone.fenced.is_empty() {
             return Err(wrong_state(format!("{} is primary here", group.name), "promote it at its standby"));
         }
         progress.report(Progress { phase: "handover".into(), done: 0, total: Some(2), unit: Unit::Steps });
-        let promoting = match group.promoting.filter(|_| !gone.names.is_empty()) {
+        let promoting = match group.promoting.filter(|_| gone.any().is_some()) {
             Some(Promoting::To(number)) if !request.force => {
                 let message = format!("a promotion of {} to recovery point {number} has begun, with {}", group.name, joined(&gone.names));
                 return Err(ApiError::new(ErrorCode::WouldLoseData, message).with_hint("--force goes on with it"));
             }
-            begun => {
-                let decided = self.decide_and_record(group, &left, request, begun).await;
-                if decided.is_err() && gone.names.is_empty() {
-                    left.iter().for_each(|member| member.standby.resume());
-                }
-                decided?
-            }
+            begun if left.is_empty() => begun.unwrap_or(Promoting::HandedOver),
+            begun => match self.decide_and_record(group, &left, &gone, request, begun).await {
+                Err(error) if begun.is_none() => return Err(self.given_up(group, &left, error).await),
+                decided => decided?,
+            },
         };
         progress.report(Progress { phase: "handover".into(), done: 1, total: Some(2), unit: Unit::Steps });
-        for member in &left {
-            let name = &member.record.name;
-            gone.damaged_blocks += member.standby.status().borrow().health.as_ref().map_or(0, |health| health.damaged);
-            let (epoch, generation) =
-                self.promote_member(group, member, promoting).await.map_err(|error| half_way(group, name, &gone, error))?;
-            gone.names.push(name.clone());
-            (gone.epoch, gone.generation) = (gone.epoch.max(epoch), gone.generation.max(generation));
-        }
+        self.promote_left(group, &left, &mut gone, (promoting, request, progress)).await?;
         self.volumes.lock().await.change_group(&group.name, |record| record.promoting = None)?;
         self.regrouped.notify_one();
         let (kind, epoch, lost_bytes) = match promoting {
-            Promoting::HandedOver => (PromotionKind::Handover, gone.epoch, Some(0)),
+            Promoting::HandedOver if left.is_empty() => (PromotionKind::Failover, gone.epoch, gone.lost_bytes),
+            Promoting::HandedOver => (PromotionKind::Handover, gone.epoch, gone.lost_bytes),
             Promoting::To(number) => (PromotionKind::Failover, number, None),
         };
         tracing::info!(group = %group.name, ?kind, epoch, "promoted");
@@ -93,17 +109,54 @@ impl Daemon {
         Ok(Promotion { kind, epoch, generation: gone.generation, seconds, lost_bytes, damaged_blocks: gone.damaged_blocks })
     }
 
-    /// Has every member to itself; which of them are left. Members that both sites took for theirs are decided one by one.
-    async fn hold_members(
+    /// Lets every member be primary here that is not.
+    async fn promote_left(
         &self,
         group: &GroupRecord,
-        request: &Promote,
-        progress: &ProgressSink,
-    ) -> Outcome<(Vec<Left>, Gone, Vec<OwnedMutexGuard<()>>)> {
+        left: &[Left],
+        gone: &mut Gone,
+        (promoting, request, progress): (Promoting, &Promote, &ProgressSink),
+    ) -> Outcome<()> {
+        for name in std::mem::take(&mut gone.fenced) {
+            let lifted = self.take_over(&name, request, progress).await?;
+            gone.lost_bytes = gone.lost_bytes.and(lifted.lost_bytes);
+            gone.add(name, lifted.epoch, lifted.generation);
+        }
+        for member in left {
+            let name = &member.record.name;
+            gone.damaged_blocks += member.standby.status().borrow().health.as_ref().map_or(0, |health| health.damaged);
+            match self.promote_member(group, member, promoting).await {
+                Ok((epoch, generation)) => {
+                    tracing::info!(group = %group.name, volume = %name, epoch, generation, "a member is promoted");
+                    gone.add(name.clone(), epoch, generation);
+                }
+                Err(error) => return Err(self.stopped_at(group, left, name, error).await),
+            }
+        }
+        Ok(())
+    }
+
+    /// A member could not be promoted: those that were go on, and if there are none, it is as it was.
+    async fn stopped_at(&self, group: &GroupRecord, left: &[Left], name: &VolumeName, error: ApiError) -> ApiError {
+        let primary: Vec<VolumeName> = {
+            let here = self.volumes.lock().await;
+            let of = here.members(group).unwrap_or_default();
+            of.into_iter().filter(|open| open.record.role == RecordedRole::Primary).map(|open| open.record.name.clone()).collect()
+        };
+        if primary.is_empty() {
+            let message = format!("no member of {} is primary here, as {name} could not be: {}", group.name, error.message);
+            return self.given_up(group, left, ApiError { message, ..error }).await;
+        }
+        let message = format!("{} of {} is primary here, {name} is not: {}", joined(&primary), group.name, error.message);
+        ApiError { message, ..error }.with_hint("the same command again goes on with the members that are left")
+    }
+
+    /// Has every member to itself; which of them are left. Members that both sites took for theirs are decided one by one.
+    async fn hold_members(&self, group: &GroupRecord, request: &Promote) -> Outcome<(Vec<Left>, Gone, Vec<OwnedMutexGuard<()>>)> {
         let mut names = self.member_names(group).await?;
         // In the same order, whoever holds several.
         names.sort();
-        let (mut left, mut gone, mut operations) = (Vec::new(), Gone::default(), Vec::new());
+        let (mut left, mut gone, mut operations) = (Vec::new(), Gone::none(), Vec::new());
         for name in names {
             let (record, operation) = self.begin(&name).await?;
             match record.role {
@@ -118,27 +171,21 @@ impl Daemon {
                     operations.push(operation);
                 }
                 RecordedRole::Primary if !record.fenced => {
-                    let lineage = lineage_of(&record.lineage);
-                    gone.generation = gone.generation.max(lineage.map_or(0, |lineage| lineage.current().counter));
-                    gone.names.push(name);
+                    gone.add(name, 0, lineage_of(&record.lineage).map_or(0, |lineage| lineage.current().counter));
                     operations.push(operation);
                 }
-                RecordedRole::Primary | RecordedRole::SplitBrain if request.force && request.at.is_none() => {
-                    drop(operation);
-                    self.take_over(&name, request, progress).await?;
-                    gone.names.push(name);
-                }
+                RecordedRole::Primary | RecordedRole::SplitBrain if request.force && request.at.is_none() => gone.fenced.push(name),
                 _ => {
                     let role = format!("{name} is {} here", if record.fenced { "fenced" } else { "stale" });
                     return Err(wrong_state(role, "--force goes on with what is fenced; `tern resync` makes a standby of what is stale"));
                 }
             }
         }
-        if !gone.names.is_empty() && !left.is_empty() && group.promoting.is_none() {
-            let message = format!("{} is primary here, and {} is not", gone.names[0], left[0].record.name);
-            let hint =
-                format!("hand {} back at the other site, or `tern group delete {}` and promote each by itself", gone.names[0], group.name);
-            return Err(wrong_state(message, &hint));
+        if group.promoting.is_none()
+            && let Some(here) = gone.any()
+            && let Some(there) = left.iter().find(|member| request.at.is_some() || !member.may_come_back())
+        {
+            return Err(apart(group, here, &there.record.name));
         }
         Ok((left, gone, operations))
     }
@@ -148,11 +195,12 @@ impl Daemon {
         &self,
         group: &GroupRecord,
         left: &[Left],
+        gone: &Gone,
         request: &Promote,
         begun: Option<Promoting>,
     ) -> Outcome<Promoting> {
         let promoting = match begun {
-            None => self.decide(group, left, request).await?,
+            None => self.decide(group, left, gone, request).await?,
             Some(Promoting::HandedOver) => Promoting::HandedOver,
             Some(to) => {
                 self.stop_members(left).await?;
@@ -175,7 +223,8 @@ impl Daemon {
     }
 
     /// Where all of the members go. Nobody has become primary yet.
-    async fn decide(&self, group: &GroupRecord, left: &[Left], request: &Promote) -> Outcome<Promoting> {
+    async fn decide(&self, group: &GroupRecord, left: &[Left], gone: &Gone, request: &Promote) -> Outcome<Promoting> {
+        let _kept = self.keep_all(&group.name).await?;
         if let Some(at) = request.at {
             let points = self.points_left(group, left).await?;
             let place = points.iter().position(|point| point.number == at).ok_or_else(|| not_kept(&group.name, at))?;
@@ -187,8 +236,10 @@ impl Daemon {
                 );
                 return Err(ApiError::new(ErrorCode::WouldLoseData, message).with_hint("--force accepts that"));
             }
-        } else if self.is_handed_over(group, left, request.force).await? {
+        } else if self.is_handed_over(left, request.force).await? {
             return Ok(Promoting::HandedOver);
+        } else if let Some(here) = gone.any() {
+            return Err(apart(group, here, &left[0].record.name));
         }
         self.stop_members(left).await?;
         let points = self.points_left(group, left).await?;
@@ -200,20 +251,16 @@ impl Daemon {
     }
 
     /// Asks the primary to step down from every member; whether it did from all. If not, and that is accepted, some are handed over for nothing.
-    async fn is_handed_over(&self, group: &GroupRecord, left: &[Left], force: bool) -> Outcome<bool> {
+    async fn is_handed_over(&self, left: &[Left], force: bool) -> Outcome<bool> {
         let mut done = Vec::new();
         for member in left {
             let name = &member.record.name;
             let granted = match self.ask_for_handover(&member.record, &member.standby, force).await {
-                Ok(granted) => granted,
-                Err(error) if done.is_empty() => return Err(error),
-                Err(error) => {
-                    let message =
-                        format!("{} handed over, but not {name}: {}; none of them is primary here yet", joined(&done), error.message);
-                    let hint = error.hint.clone().unwrap_or_default();
-                    let hint = format!("{hint}{}`tern promote {}` again goes on", if hint.is_empty() { "" } else { "; then " }, group.name);
-                    return Err(ApiError { message, ..error }.with_hint(hint));
+                Err(error) if !done.is_empty() => {
+                    let message = format!("{} would be handed over, but not {name}: {}", joined(&done), error.message);
+                    return Err(ApiError { message, ..error });
                 }
+                granted => granted?,
             };
             let Some(epoch) = granted else { return Ok(false) };
             let mine = member.standby.status().borrow().committed;
@@ -257,8 +304,8 @@ fn joined(names: &[VolumeName]) -> String {
     names.iter().map(VolumeName::as_str).collect::<Vec<_>>().join(", ")
 }
 
-fn half_way(group: &GroupRecord, name: &VolumeName, gone: &Gone, error: ApiError) -> ApiError {
-    let done = if gone.names.is_empty() { "no member".to_owned() } else { joined(&gone.names) };
-    let message = format!("{done} of {} is primary here, {name} is not: {}", group.name, error.message);
-    ApiError { message, ..error }.with_hint("the same command again goes on with the members that are left")
+/// Both sites have members that are primary, and no promotion says why.
+fn apart(group: &GroupRecord, here: &VolumeName, there: &VolumeName) -> ApiError {
+    let hint = format!("hand {here} back at the other site, or `tern group delete {}` and promote each by itself", group.name);
+    wrong_state(format!("{here} is primary here, and {there} is not"), &hint)
 }

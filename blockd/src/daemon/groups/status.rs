@@ -74,7 +74,8 @@ fn reason(group: &OpenGroup, seen: &[VolumeStatus], role: Option<Role>, cutter: 
     }
     let Some(role) = role else {
         let parts: Vec<String> = seen.iter().map(|of| format!("{} is {}", of.name, of.role)).collect();
-        return Some(format!("this site's part is not the same in all: {}", parts.join(", ")));
+        let how = format!("`tern promote {name}` goes on, where they are to be primary");
+        return Some(format!("this site's part is not the same in all: {}: {how}", parts.join(", ")));
     };
     if role == Role::Primary {
         let lagging: Vec<String> =
