@@ -2,7 +2,9 @@
 
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
+use serde_json::Value;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
@@ -126,6 +128,79 @@ fn while_it_is_led_back_it_grows_and_replicates_and_does_not_step_down() {
     pair.b.wait_until("led back", |volume| volume["going_back"].is_null());
     pair.a.tern(&["promote", "vm1"]);
     assert_whole(&mut client(&pair.a), &history);
+    pair.a.assert_no_panic();
+    pair.b.assert_no_panic();
+}
+
+/// The disk loses a bit in the middle of what leads back.
+fn rot(site: &Site) {
+    let segments = walk(&site.state_dir().join("undo"));
+    let largest = segments.iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let mut bytes = std::fs::read(largest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(largest, bytes).unwrap();
+}
+
+fn walk(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn undo_that_cannot_be_read_is_told_and_what_it_costs_reads_as_zeroes_once_the_operator_accepts_that() {
+    const MIB: u64 = 8;
+    let mut pair = Pair::start(MIB as u32, "2s");
+    let mut primary = client(&pair.a);
+    (0..MIB).for_each(|mib| primary.write(mib << 20, &noise(mib)).unwrap());
+    let point = pair.a.tern(&["snapshot", "vm1"])["epoch"].to_string();
+    (0..MIB << 20).step_by(2 * BLOCK).for_each(|offset| primary.write(offset, &[0xee; BLOCK]).unwrap());
+    drop(primary);
+    pair.a.tern(&["snapshot", "vm1"]);
+    // Once they are listed all is folded: the undo is there.
+    pair.b.tern(&["points", "vm1"]);
+    pair.b.kill();
+    rot(&pair.b);
+    pair.b.restart();
+    pair.b.tern(&["promote", "vm1", "--at", &point, "--force"]);
+    let told = |volume: &Value| {
+        let of = |name: &str| volume["going_back"][name].as_u64();
+        of("lost_blocks").is_some_and(|lost| lost > 0 && Some(lost * BLOCK as u64) == of("bytes_left"))
+    };
+    let seen = pair.b.wait_until("told", told);
+    let (lost, first) = (seen["going_back"]["lost_blocks"].as_u64().unwrap(), seen["going_back"]["first_lost_block"].as_u64().unwrap());
+    assert!(lost < 1000 && seen["last_error"].as_str().unwrap().contains("tern promote vm1 --force"), "{seen}");
+    pair.b.kill();
+    pair.b.restart();
+    pair.b.wait_until("told again", told);
+    let (code, said) = pair.b.try_tern(&["demote", "vm1"]).unwrap_err();
+    assert!(code == 1 && said.contains("tern promote vm1 --force"), "{code} {said}");
+    let mut content = vec![0xff; BLOCK];
+    assert!(client(&pair.b).read(first * BLOCK as u64, &mut content).is_err());
+    pair.a.wait_until("overtaken", |volume| volume["role"] == "stale");
+    pair.a.tern(&["resync", "vm1", "--discard-local", "--yes"]);
+
+    let (code, said) = pair.b.try_tern(&["promote", "vm1"]).unwrap_err();
+    assert!(code == 4 && said.contains("zeroes"), "{code} {said}");
+    let accepted = pair.b.tern(&["promote", "vm1", "--force"]);
+    assert_eq!((accepted["damaged_blocks"].as_u64(), accepted["lost_bytes"].as_u64()), (Some(lost), Some(lost * BLOCK as u64)));
+    pair.b.wait_until("led back", |volume| volume["going_back"].is_null() && volume["last_error"].is_null());
+    assert_eq!(pair.b.try_tern(&["promote", "vm1", "--force"]).unwrap_err().0, 1, "that was all");
+    let mut there = client(&pair.b);
+    there.read(first * BLOCK as u64, &mut content).unwrap();
+    assert_eq!(content, [0; BLOCK]);
+    let (mut seen, mut zeroes) = (vec![0; 1 << 20], 0);
+    for mib in 0..MIB {
+        there.read(mib << 20, &mut seen).unwrap();
+        for (found, expected) in seen.chunks(BLOCK).zip(noise(mib).chunks(BLOCK)) {
+            assert!(found == expected || found == [0; BLOCK], "in MiB {mib}: neither the point nor a lost block");
+            zeroes += u64::from(found != expected);
+        }
+    }
+    assert_eq!(zeroes, lost);
+    drop(there);
+    pair.b.verify();
+    pair.a.tern(&["promote", "vm1"]);
     pair.a.assert_no_panic();
     pair.b.assert_no_panic();
 }

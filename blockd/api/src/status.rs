@@ -150,6 +150,12 @@ pub struct GoingBack {
     pub bytes_left: u64,
     /// Of how much.
     pub bytes_total: u64,
+    /// Blocks of 4 KiB among what is left that cannot be had: the undo of them is damaged, and whoever reads them gets an error.
+    #[serde(default)]
+    pub lost_blocks: u64,
+    /// The first of them.
+    #[serde(default)]
+    pub first_lost_block: Option<u64>,
 }
 
 /// How a primary is kept from acknowledging beside another one.

@@ -17,7 +17,7 @@ use crate::admin::Outcome;
 use crate::catalogue::{RocksCatalogue, VolumeRecord};
 use crate::metrics::VolumeMetrics;
 use crate::store::Image;
-use crate::volume::{Clients, Gate, GateState, Origin, OriginSlot, Source, Volume, Wanted};
+use crate::volume::{Clients, Gate, GateState, Origin, OriginSlot, Source, Unfilled, Volume, Wanted};
 use blockd_api::{ApiError, BeginDrill, Drill, DrillList, DrillState, ErrorCode, UtcTime, VolumeName};
 use replicator::catalogue::{Catalogue, Persist};
 use replicator::counters::Counters;
@@ -71,9 +71,9 @@ struct Past {
 }
 
 impl Source for Past {
-    fn fill(&mut self, image: &Image, run: Run) -> io::Result<()> {
+    fn fill(&mut self, image: &Image, run: Run) -> Result<(), Unfilled> {
         leave_room(&self.scratch_dir, "the drill")?;
-        let content = self.view.read(run).map_err(io::Error::other)?;
+        let content = self.view.read(run).map_err(|error| Unfilled::Lost(io::Error::other(error)))?;
         let is_zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
         for (block, bytes) in run.blocks().zip(content.chunks_exact(BLOCK_BYTES)).filter(|(_, bytes)| !is_zero(bytes)) {
             image.write_at(bytes, u64::from(block) * BLOCK_BYTES as u64)?;

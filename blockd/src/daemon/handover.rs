@@ -118,14 +118,19 @@ impl Daemon {
         }
         let replica = self.replica(name).await?;
         let volume = self.volumes.lock().await.get(name)?.volume.clone();
-        check_whole(&record, &volume)?;
+        // Who asks by force takes over without us, if need be: then nothing may be acknowledged here any more.
+        let yields = force && generation.is_some();
+        if let Err(error) = check_whole(&record, &volume) {
+            if yields && error.code != ErrorCode::Busy {
+                self.fence(name, &volume, &error.message, None).await;
+            }
+            return Err(error);
+        }
         let attached = volume.clients.attached();
         if !attached.is_empty() && !force {
             return Err(client_active(name, &attached));
         }
         self.settings_heard(name).await;
-        // Who asks by force takes over without us, if need be: then nothing may be acknowledged here any more.
-        let yields = force && generation.is_some();
         let emptied = match catch_up(&replica).await {
             Ok(()) if volume.gate.shut() => empty(&volume, &replica).await,
             Ok(()) => Err("it is fenced"),
@@ -183,6 +188,7 @@ impl Daemon {
         remains: Option<Remains>,
         generation: Option<String>,
     ) -> Outcome<Epoch> {
+        check_whole(record, volume)?;
         let known = remains.filter(|remains| remains.changed.is_empty()).and_then(|remains| remains.known);
         let known = known.ok_or_else(|| ApiError::new(ErrorCode::Internal, "something changed behind the gate"))?;
         let lineage = lineage_of(&record.lineage).ok_or_else(|| ApiError::new(ErrorCode::Internal, "a primary without a lineage"))?;
@@ -232,10 +238,9 @@ pub(super) struct Copy {
 }
 
 impl Volumes {
-    /// Records the copy's place, then the role, then begins to receive. The image is durable as it stands.
+    /// Records the copy's place, then the role, then begins to receive. The image is durable as it stands, and nothing comes into it any more.
     pub(super) fn become_standby(&mut self, volume: &Arc<Volume>, name: &VolumeName, copy: Copy, granted: Option<Granted>) -> Outcome<()> {
         let Copy { committed, base, lineage, old } = copy;
-        check_whole(&self.get(name)?.record, volume)?;
         let id = volume_id(&self.get(name)?.record)?;
         // A journal of an earlier time as standby is all folded.
         if_there(std::fs::remove_dir_all(self.state_dir.journal(&id.to_string()))).map_err(io_error)?;

@@ -2,7 +2,7 @@
 
 use super::Daemon;
 use super::divergence;
-use super::going_back::check_whole;
+use super::going_back::{check_settled, leave_off};
 use super::handover::{Copy, DRAIN_DEADLINE, wrong_state};
 use super::part::{Overtaken, Part, volume_id};
 use super::volumes::{io_error, remember_changed};
@@ -14,7 +14,6 @@ use replicator::clock::unix_ms;
 use replicator::intake::extent_blocks;
 use replicator::primary::memory;
 use replicator::site_link::request::{lineage_of, lineage_records};
-use replicator::standby::Lost;
 use replicator::undo::Point;
 use replicator_engine::block::{BLOCK_BYTES, block_count};
 use replicator_engine::generation::{Lineage, Relation};
@@ -97,7 +96,9 @@ impl Daemon {
             let volumes = self.volumes.lock().await;
             (volumes.get(name)?.volume.clone(), volumes.catalogue.clone(), volumes.front_ends.clone())
         };
-        check_whole(&record, &volume)?;
+        if !request.yes {
+            check_settled(&record, &volume)?;
+        }
         let id = volume_id(&record)?;
         let changed = divergence::changed_alone(&*catalogue, id, &volume).map_err(io_error)?.blocks;
         let (blocks, bytes) = (changed.len(), changed.len() * BLOCK_BYTES as u64);
@@ -138,7 +139,9 @@ impl Daemon {
         tokio::task::block_in_place(|| volume.image.sync_data()).map_err(io_error)?;
         let site = record.peer.as_ref().map_or("", |peer| &peer.site);
         let known = memory::load_known(&*catalogue, &memory::known_key(id, site)).map_err(io_error)?;
-        let old = old.map(|point| (point, Lost::default()));
+        let mut volumes = self.volumes.lock().await;
+        let left = tokio::task::block_in_place(|| leave_off(volume));
+        let (changed, old) = (changed | &left.blocks, old.map(|point| (point, left)));
         let copy = match mine.relation(&theirs) {
             // A standby that was promoted below what it had acknowledged lost something: what differs is anybody's guess.
             // And of one that never committed, or whose copy could not be used, nothing is known here.
@@ -150,8 +153,7 @@ impl Daemon {
         };
         // A primary that finds it after a crash would take it for all that changed.
         memory::take_changed(&*catalogue, id).map_err(io_error)?;
-        let mut volumes = self.volumes.lock().await;
-        volumes.become_standby(volume, &record.name, copy, None)?;
+        volumes.become_standby(volume, &record.name, copy, None).inspect_err(|_| drop(volumes.resume_going_back(volume, record)))?;
         volume.gate.set(GateState::Shut);
         Ok(())
     }

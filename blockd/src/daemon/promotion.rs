@@ -54,9 +54,7 @@ impl Daemon {
             }
             RecordedRole::SplitBrain if force => return self.continue_after_split(record, began).await,
             RecordedRole::Primary if record.fenced && force => return self.lift_fence(record, began).await,
-            RecordedRole::Primary | RecordedRole::Standalone => {
-                return Err(wrong_state(format!("{name} is primary here"), "promote it at its standby"));
-            }
+            RecordedRole::Primary | RecordedRole::Standalone => return self.go_on_without(&record, force, began).await,
             RecordedRole::Stale | RecordedRole::SplitBrain => {
                 return Err(wrong_state(format!("{name} is stale here"), "`tern resync --discard-local` makes it a standby first"));
             }

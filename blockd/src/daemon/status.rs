@@ -154,7 +154,8 @@ pub(super) fn status(open: &OpenVolume) -> VolumeStatus {
         _ => {}
     }
     let failed = || open.volume.image.failure().map(|why| format!("the disk fails requests, and the client is told so: {why}"));
-    status.last_error = status.last_error.or_else(|| going_back::failure(&open.volume)).or_else(failed);
+    // Before what comes of it.
+    status.last_error = going_back::failure(&open.record, &open.volume).or(status.last_error).or_else(failed);
     status.going_back = going_back::progress(&open.volume);
     if open.record.role == RecordedRole::Primary && open.volume.gate.state() == GateState::Fenced {
         status.state = State::Fenced;

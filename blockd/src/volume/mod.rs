@@ -15,7 +15,7 @@ mod origin;
 mod slot;
 
 pub use gate::{Gate, GateState, Suspension};
-pub use origin::{Origin, Source, Wanted};
+pub use origin::{Origin, Source, Trouble, Unfilled, Wanted};
 pub use slot::{Content, OriginSlot};
 
 use crate::request::{Durability, Op, Request};

@@ -9,29 +9,23 @@
 //! One thread fills, and nothing touches a block before it is there: content that is filled in never overwrites a client's. Where what was
 //! filled outlives the daemon, a block may be changed only once it is recorded: after a crash, whatever is not is filled again.
 
-use crate::request::{Op, Request};
+mod filler;
+
+use crate::request::Request;
 use crate::store::Image;
-use replicator_engine::block::{BlockNumber, Run, runs};
+use filler::Filler;
+use replicator_engine::block::{BlockNumber, Run};
 use replicator_engine::tracker::{DirtyMap, Epoch};
 use roaring::RoaringBitmap;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::mpsc::{self, RecvTimeoutError, TryRecvError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
-/// Blocks that are fetched together, so that a client that reads on finds them there.
-const AHEAD_BLOCKS: u32 = 16;
 /// Most blocks that are fetched at once.
 const FETCH_BLOCKS: u32 = 256;
-/// Requests that are answered together: they share a record.
-const MAX_BATCH: usize = 64;
-/// Blocks of a plan that are recorded together.
-const RECORD_BLOCKS: u64 = 2048;
-/// From a failure to the next attempt to go on with a plan.
-const RETRY: Duration = Duration::from_secs(5);
 
 /// Where the content comes from.
 pub trait Source: Send + 'static {
@@ -41,7 +35,7 @@ pub trait Source: Send + 'static {
     }
 
     /// Puts the content of `run` into the image. Blocks.
-    fn fill(&mut self, image: &Image, run: Run) -> io::Result<()>;
+    fn fill(&mut self, image: &Image, run: Run) -> Result<(), Unfilled>;
 
     /// Has it outlive a crash that these blocks were filled: clients may change them from now on.
     fn record(&mut self, _image: &Image, _filled: &RoaringBitmap) -> io::Result<()> {
@@ -51,6 +45,25 @@ pub trait Source: Send + 'static {
     /// Everything of the plan is filled and recorded.
     fn finish(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Why content did not come into an image.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfilled {
+    /// It cannot be had.
+    #[error(transparent)]
+    Lost(io::Error),
+    /// The image does not take it, or something else is missing.
+    #[error(transparent)]
+    Disk(#[from] io::Error),
+}
+
+impl From<Unfilled> for io::Error {
+    fn from(unfilled: Unfilled) -> Self {
+        match unfilled {
+            Unfilled::Lost(error) | Unfilled::Disk(error) => error,
+        }
     }
 }
 
@@ -79,8 +92,15 @@ pub struct Origin {
     kind: Kind,
     missing: Arc<Missing>,
     total_blocks: u64,
-    wanted: Option<mpsc::Sender<(Request, Filled)>>,
+    wanted: Option<mpsc::Sender<Ask>>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What the thread is asked for.
+enum Ask {
+    Fetch(Request, Filled),
+    /// Zeroes in place of what is lost of these blocks; says of which.
+    GiveUp(RoaringBitmap, mpsc::SyncSender<io::Result<RoaringBitmap>>),
 }
 
 /// What is not there yet.
@@ -91,7 +111,18 @@ struct Missing {
     /// Those, and blocks that are filled and not recorded.
     loose: DirtyMap,
     is_finished: AtomicBool,
-    failure: Mutex<Option<String>>,
+    trouble: Mutex<Trouble>,
+}
+
+/// What keeps a plan from its end.
+#[derive(Clone, Default)]
+pub struct Trouble {
+    /// Why it does not go on: it is tried again.
+    pub failure: Option<String>,
+    /// Blocks whose content cannot be had. They are tried again, too.
+    pub lost: RoaringBitmap,
+    /// Why.
+    pub why_lost: String,
 }
 
 impl Missing {
@@ -104,8 +135,8 @@ impl Missing {
         self.loose.is_empty()
     }
 
-    fn set_failure(&self, failure: Option<String>) {
-        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+    fn trouble(&self) -> MutexGuard<'_, Trouble> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -123,7 +154,7 @@ impl Origin {
         let total_blocks = missing.absent.len();
         let plan = if kind == Kind::Scratch { VecDeque::new() } else { absent.into_iter().flat_map(pieces).collect() };
         let (asked, requests) = mpsc::channel();
-        let filler = Filler { missing: missing.clone(), image, source, kind, plan, prepared: 0, filled: RoaringBitmap::new() };
+        let filler = Filler::new(missing.clone(), image, source, kind, plan);
         let thread = std::thread::Builder::new().name("tern-origin".into()).spawn(move || filler.serve(&requests))?;
         Ok(Self { point, kind, missing, total_blocks, wanted: Some(asked), thread: Some(thread) })
     }
@@ -149,9 +180,22 @@ impl Origin {
         (left.len(), self.total_blocks)
     }
 
-    /// Why the plan does not go on.
-    pub fn failure(&self) -> Option<String> {
-        self.missing.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What keeps the plan from its end, as it is now.
+    pub fn trouble(&self) -> Trouble {
+        self.missing.trouble().clone()
+    }
+
+    /// Blocks that are not there for good yet.
+    pub fn left_blocks(&self) -> RoaringBitmap {
+        if self.kind == Kind::Guarded { self.missing.absent.snapshot() } else { self.missing.loose.snapshot() }
+    }
+
+    /// Has those of these blocks that are [lost](Trouble::lost) read as zeroes, for good: says which. What depends on their content is the caller's to
+    /// tell before. Blocks.
+    pub fn give_up(&self, blocks: RoaringBitmap) -> io::Result<RoaringBitmap> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        let sent = self.wanted.as_ref().and_then(|wanted| wanted.send(Ask::GiveUp(blocks, reply)).ok());
+        sent.and_then(|()| answer.recv().ok()).unwrap_or_else(|| Err(has_ended()))
     }
 
     /// The first block at or after `from` that is to be filled.
@@ -161,12 +205,12 @@ impl Origin {
 
     /// Fetches what the request needs, then calls `filled`.
     pub fn fetch(&self, request: Request, filled: Filled) {
-        let sent = match &self.wanted {
-            Some(wanted) => wanted.send((request, filled)).map_err(|mpsc::SendError((_, filled))| filled),
-            None => Err(filled),
+        let unsent = match &self.wanted {
+            Some(wanted) => wanted.send(Ask::Fetch(request, filled)).err().map(|mpsc::SendError(ask)| ask),
+            None => Some(Ask::Fetch(request, filled)),
         };
-        if let Err(filled) = sent {
-            filled(Err(io::Error::other("the thread that fetches content has ended")));
+        if let Some(Ask::Fetch(_, filled)) = unsent {
+            filled(Err(has_ended()));
         }
     }
 
@@ -177,8 +221,12 @@ impl Origin {
         }
         let (done, told) = mpsc::sync_channel(1);
         self.fetch(request, Box::new(move |filled| drop(done.send(filled))));
-        told.recv().unwrap_or_else(|_| Err(io::Error::other("the thread that fetches content has ended")))
+        told.recv().unwrap_or_else(|_| Err(has_ended()))
     }
+}
+
+fn has_ended() -> io::Error {
+    io::Error::other("the thread that fetches content has ended")
 }
 
 impl Drop for Origin {
@@ -208,169 +256,6 @@ enum Kind {
     Lasting,
     /// The same, and whoever changes it is followed to the end.
     Guarded,
-}
-
-struct Filler<S> {
-    missing: Arc<Missing>,
-    image: Image,
-    source: S,
-    kind: Kind,
-    /// What is left of it.
-    plan: VecDeque<Run>,
-    /// How many of its first runs the source is prepared for.
-    prepared: usize,
-    /// Filled by the plan, and not recorded yet.
-    filled: RoaringBitmap,
-}
-
-impl<S: Source> Filler<S> {
-    fn serve(mut self, requests: &mpsc::Receiver<(Request, Filled)>) {
-        let mut not_before = None;
-        loop {
-            let goes_on = match self.kind {
-                Kind::Scratch => false,
-                Kind::Lasting => !self.missing.is_finished.load(SeqCst),
-                Kind::Guarded => !self.plan.is_empty() || !self.filled.is_empty(),
-            };
-            let is_due = goes_on && not_before.is_none_or(|at| Instant::now() >= at);
-            let next = match (goes_on, is_due) {
-                (_, true) => requests.try_recv().map_err(|error| error == TryRecvError::Disconnected),
-                (true, false) => requests.recv_timeout(RETRY).map_err(|error| error == RecvTimeoutError::Disconnected),
-                (false, false) => requests.recv().map_err(|_| true),
-            };
-            match next {
-                Ok(first) => self.answer(std::iter::once(first).chain(requests.try_iter().take(MAX_BATCH)).collect()),
-                Err(true) => return,
-                Err(false) if is_due => {
-                    let done = self.go_on().map_err(|error| self.image.note_error(error));
-                    not_before = done.is_err().then(|| Instant::now() + RETRY);
-                    self.missing.set_failure(done.err().map(|error| error.to_string()));
-                }
-                Err(false) => {}
-            }
-        }
-    }
-
-    /// Reads are answered before anything is recorded.
-    fn answer(&mut self, batch: Vec<(Request, Filled)>) {
-        let (mut to_record, mut waiting) = (RoaringBitmap::new(), Vec::new());
-        for (request, filled) in batch {
-            match self.fill(request).map_err(|error| self.image.note_error(error)) {
-                Ok(()) if !self.missing.has(request) => {
-                    let around = touched(request).map(|run| self.around(run));
-                    to_record |= around.map_or_else(RoaringBitmap::new, |around| self.missing.loose.within(around));
-                    waiting.push((request, filled));
-                }
-                done => filled(done),
-            }
-        }
-        if waiting.is_empty() {
-            return;
-        }
-        // Neighbours may not be there.
-        let absent: RoaringBitmap = to_record.iter().filter(|block| self.missing.absent.contains(*block)).collect();
-        let recorded = self.record(&(to_record - absent)).map_err(|error| self.image.note_error(error));
-        for (_, filled) in waiting {
-            filled(match &recorded {
-                Ok(()) => Ok(()),
-                Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
-            });
-        }
-    }
-
-    fn fill(&mut self, request: Request) -> io::Result<()> {
-        let Some(run) = touched(request) else { return Ok(()) };
-        if self.kind == Kind::Scratch && matches!(request.op, Op::Discard | Op::WriteZeroes(..)) {
-            self.skip_zeroed(request);
-        }
-        if self.missing.absent.intersects(run) {
-            // A neighbour that cannot be had is none of the client's business.
-            return self.fetch(self.around(run)).or_else(|_| self.fetch(run));
-        }
-        Ok(())
-    }
-
-    /// Carries out a piece of the plan.
-    fn go_on(&mut self) -> io::Result<()> {
-        if self.prepared == 0 {
-            self.prepare()?;
-        }
-        if let Some(run) = self.plan.front().copied() {
-            self.prepared = self.prepared.saturating_sub(1);
-            // What cannot be had does not keep the rest.
-            self.plan.rotate_left(1);
-            self.fetch(run)?;
-            self.plan.pop_back();
-            self.filled |= self.missing.loose.within(run);
-        }
-        if self.filled.len() >= RECORD_BLOCKS || self.plan.is_empty() {
-            self.record(&self.filled.clone())?;
-            self.filled.clear();
-        }
-        if self.kind == Kind::Lasting && self.plan.is_empty() && self.missing.is_recorded() {
-            self.source.finish()?;
-            self.missing.is_finished.store(true, SeqCst);
-        }
-        Ok(())
-    }
-
-    /// What the next record will have, or the first of it.
-    fn prepare(&mut self) -> io::Result<()> {
-        let (mut next, mut count) = (RoaringBitmap::new(), 0);
-        for run in &self.plan {
-            if next.len() >= RECORD_BLOCKS {
-                break;
-            }
-            next |= self.missing.absent.within(*run);
-            count += 1;
-        }
-        self.source.prepare(&self.image, &next)?;
-        self.prepared = count;
-        Ok(())
-    }
-
-    fn fetch(&mut self, run: Run) -> io::Result<()> {
-        for run in pieces(run).flat_map(|piece| runs(&self.missing.absent.within(piece)).collect::<Vec<_>>()).collect::<Vec<_>>() {
-            self.source.fill(&self.image, run)?;
-            clear(&self.missing.absent, run.blocks());
-            if self.kind == Kind::Scratch {
-                clear(&self.missing.loose, run.blocks());
-            }
-        }
-        Ok(())
-    }
-
-    /// Blocks that are filled.
-    fn record(&mut self, filled: &RoaringBitmap) -> io::Result<()> {
-        let fresh: RoaringBitmap = filled.iter().filter(|block| self.missing.loose.contains(*block)).collect();
-        if !fresh.is_empty() {
-            self.source.record(&self.image, &fresh)?;
-            clear(&self.missing.loose, fresh.iter());
-        }
-        Ok(())
-    }
-
-    /// What is zeroed as a whole need not be fetched: it reads as zeroes already.
-    fn skip_zeroed(&self, request: Request) {
-        let touched = Run::covering(request.offset, request.len_bytes);
-        let whole = |run: &Run| run.offset() >= request.offset && run.offset() + run.len_bytes() <= request.offset + request.len_bytes;
-        let blocks = touched.into_iter().flat_map(|run| run.blocks());
-        for block in blocks.filter(|start| whole(&Run { start: *start, len: 1 })) {
-            self.missing.absent.clear(block);
-            self.missing.loose.clear(block);
-        }
-    }
-
-    fn around(&self, run: Run) -> Run {
-        let start = run.start / AHEAD_BLOCKS * AHEAD_BLOCKS;
-        let all = Run::covering(0, self.image.size_bytes()).map_or(run.end(), |all| all.end());
-        let end = run.end().next_multiple_of(AHEAD_BLOCKS).min(all).max(run.end());
-        Run { start, len: end - start }
-    }
-}
-
-fn clear(map: &DirtyMap, blocks: impl Iterator<Item = BlockNumber>) {
-    blocks.for_each(|block| _ = map.clear(block));
 }
 
 #[cfg(test)]

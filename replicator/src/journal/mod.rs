@@ -106,6 +106,12 @@ impl<F: SegmentFiles> Journal<F> {
         Ok(log)
     }
 
+    /// The same to be read, and no more: the files stay as they are.
+    pub fn read_outlined(files: F, Outlined(found): Outlined) -> io::Result<Self> {
+        let closed = (found.oldest_segment..found.end.segment).map(|segment| files.len_bytes(segment)).collect::<io::Result<_>>()?;
+        Ok(Self::of(files, u64::MAX, &found, closed))
+    }
+
     fn of(files: F, quota_bytes: u64, found: &Found, closed: VecDeque<u64>) -> Self {
         Self {
             files,

@@ -136,6 +136,11 @@ pub(super) fn load_back(volume: Id, catalogue: &dyn Catalogue) -> io::Result<Opt
     load_commit(volume, "back", catalogue)
 }
 
+/// Where it stands which blocks are to be led back.
+pub(super) fn plan_key(volume: Id) -> Vec<u8> {
+    key(volume, "plan")
+}
+
 /// Under which it stands what of that is done.
 pub(super) fn done_prefix(volume: Id) -> Vec<u8> {
     key(volume, "done/")

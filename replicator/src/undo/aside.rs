@@ -4,7 +4,7 @@
 //! means nothing else. Invariant: what is saved is durable before the image is overwritten, and nothing is saved twice.
 
 use super::Point;
-use super::level::Level;
+use super::level::{Known, Level};
 use crate::codec::{Decoder, Encoder};
 use crate::disk::{BlockDevice, SegmentFiles, read_each};
 use crate::journal::{Position, SEGMENT_BYTES};
@@ -40,7 +40,7 @@ impl<F: SegmentFiles> Aside<F> {
     /// Opens what is kept in `files`, if something is. `sealed` is a lower bound of [`Self::until`], if one is known: a log that ends before it has lost
     /// what was durable, and would show a mix. It is left as it is, and the error says where it is damaged.
     pub fn open(files: F, generation: Generation, sealed: Option<Epoch>) -> io::Result<Option<Self>> {
-        let level = Level::open(files, SEGMENT_BYTES, sealed)?;
+        let level = Level::open(files, SEGMENT_BYTES, sealed.map_or(Known::Nothing, Known::AtLeast))?;
         let Some((point, until)) = level.batches.back().map(|batch| (batch.point, batch.until)) else {
             let gap = || io::Error::new(io::ErrorKind::InvalidData, "a part of it is missing");
             return sealed.map_or(Ok(None), |_| Err(gap()));
@@ -54,7 +54,7 @@ impl<F: SegmentFiles> Aside<F> {
 
     /// Begins to keep the volume as it is now, and forgets what was kept before. Durable on return; says up to where it is sealed.
     pub fn begin(files: F, generation: Generation, point: Point) -> io::Result<Epoch> {
-        let mut level = Level::open(files, SEGMENT_BYTES, None)?;
+        let mut level = Level::open(files, SEGMENT_BYTES, Known::Nothing)?;
         level.clear()?;
         level.seal(generation, point, point.epoch, point.epoch + 1)?;
         Ok(point.epoch + 1)

@@ -65,6 +65,16 @@ pub(super) struct Level<F> {
     index_bytes: u64,
 }
 
+/// What is known of a log before it is opened.
+#[derive(Clone, Copy)]
+pub(super) enum Known {
+    Nothing,
+    /// What is sealed up to this epoch was durable: if its content is not whole, no crash has torn it.
+    Durable(Epoch),
+    /// The same, and it is sealed up to there.
+    AtLeast(Epoch),
+}
+
 /// The batch that is being written.
 #[derive(Default)]
 struct Open {
@@ -74,23 +84,36 @@ struct Open {
 }
 
 impl<F: SegmentFiles> Level<F> {
-    /// Opens the log and reads what is where, without the content. `at_least` is the epoch up to which it is known to be sealed, if it is: one that
-    /// does not go so far is damaged, and is left as it is.
-    pub fn open(files: F, segment_bytes: u64, at_least: Option<Epoch>) -> io::Result<Self> {
+    /// Opens the log and reads what is where, without the content. A log that is known to go farther than it does is damaged: it is left as it is.
+    pub fn open(files: F, segment_bytes: u64, known: Known) -> io::Result<Self> {
         let mut outline = Outline::default();
         let mut outlined = Outlined::read(&files, &mut |at, message| outline.see(at, message))?;
         let last = outline.batches.last().map(|(batch, ..)| batch.until);
-        if at_least.is_some_and(|least| last.is_none_or(|last| last < least)) {
+        let durable = match known {
+            Known::Nothing => None,
+            Known::Durable(until) | Known::AtLeast(until) => Some(until),
+        };
+        if matches!(known, Known::AtLeast(_)) && last < durable {
             let Position { segment, offset } = outlined.end();
             return Err(io::Error::new(io::ErrorKind::InvalidData, format!("segment {segment} cannot be read from byte {offset} on")));
         }
-        if last.is_none() || last > at_least {
+        if last > durable {
             outlined.doubt_last(&files)?;
         }
-        let log = Journal::open_outlined(files, segment_bytes, outlined)?;
+        Ok(Self::of(outline, Journal::open_outlined(files, segment_bytes, outlined)?))
+    }
+
+    /// Opens what can be read of the log, for nothing else: its files stay as they are.
+    pub fn open_to_read(files: F) -> io::Result<Self> {
+        let mut outline = Outline::default();
+        let outlined = Outlined::read(&files, &mut |at, message| outline.see(at, message))?;
+        Ok(Self::of(outline, Journal::read_outlined(files, outlined)?))
+    }
+
+    fn of(outline: Outline, log: Journal<F>) -> Self {
         let batches = outline.up_to(log.committed());
         let index_bytes = batches.iter().map(Batch::index_bytes).sum();
-        Ok(Self { log, batches, open: Open::default(), index_bytes })
+        Self { log, batches, open: Open::default(), index_bytes }
     }
 
     /// Memory that it takes to know which block is where.

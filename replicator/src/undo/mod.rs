@@ -29,7 +29,7 @@ use crate::codec::{Decoder, Encoder};
 use crate::disk::SegmentFiles;
 use crate::journal::SEGMENT_BYTES;
 use crate::standby::GroupPlace;
-use level::{Batch, Level};
+use level::{Batch, Known, Level};
 use merge::Merge;
 use replicator_engine::block::Run;
 use replicator_engine::generation::Generation;
@@ -104,15 +104,39 @@ impl<F: SegmentFiles> Undo<F> {
         committed: Epoch,
     ) -> io::Result<Self> {
         let segment_bytes = (keep.max_bytes / SEGMENTS).clamp(MIN_SEGMENT_BYTES, SEGMENT_BYTES);
-        let levels = files.into_iter().map(|files| Level::open(files, segment_bytes, None)).collect::<io::Result<Vec<_>>>()?;
-        let (encoder, decoder) = (Encoder::new()?, Decoder::new()?);
-        let mut undo = Self { levels, keep, generation, encoder, decoder, pins: BTreeMap::new(), place, merge: None, version: 0 };
+        // The image is not overwritten, nor is that recorded, before the undo is durable: which is written to level 0.
+        let known = [Known::Durable(folded), Known::Nothing, Known::Nothing];
+        let open = |(files, known)| Level::open(files, segment_bytes, known);
+        let levels = files.into_iter().zip(known).map(open).collect::<io::Result<Vec<_>>>()?;
+        let mut undo = Self::of(levels, keep, place, generation)?;
         undo.join_levels()?;
         if undo.sealed().is_some_and(|sealed| !(folded..=committed).contains(&sealed)) {
             tracing::warn!(folded, committed, "the older recovery points do not lead to the image: they are given up");
             undo.clear()?;
         }
         Ok(undo)
+    }
+
+    /// Opens what is left of the undo to be read, for nothing else: its files stay as they are, whatever is damaged. It ends at the first gap: what is
+    /// behind that may be of a later time than a block's content at a point.
+    pub fn open_to_read(files: [F; LEVELS], generation: Generation) -> io::Result<Self> {
+        let mut levels = files.into_iter().map(Level::open_to_read).collect::<io::Result<Vec<_>>>()?;
+        let mut end = None;
+        for level in levels.iter_mut().rev() {
+            while level.batches.pop_front_if(|batch| end.is_some_and(|end| batch.until <= end)).is_some() {}
+            if level.batches.front().is_some_and(|batch| end.is_some_and(|end| batch.point.epoch != end)) {
+                level.batches.clear();
+                // Nothing follows it.
+                end = Some(Epoch::MAX);
+            }
+            end = level.batches.back().map(|batch| batch.until).or(end);
+        }
+        Self::of(levels, Keep::default(), GroupPlace::default(), generation)
+    }
+
+    fn of(levels: Vec<Level<F>>, keep: Keep, place: GroupPlace, generation: Generation) -> io::Result<Self> {
+        let (encoder, decoder) = (Encoder::new()?, Decoder::new()?);
+        Ok(Self { levels, keep, generation, encoder, decoder, pins: BTreeMap::new(), place, merge: None, version: 0 })
     }
 
     /// Drops what is in two levels, and what is beyond a gap.

@@ -2,7 +2,7 @@
 
 use super::kept::Kept;
 use crate::store::Image;
-use crate::volume::{Origin, Source, Volume, Wanted};
+use crate::volume::{Origin, Source, Unfilled, Volume, Wanted};
 use replicator::disk::{BlockDevice, Pages};
 use replicator::standby::Rollback;
 use replicator_engine::block::{Run, runs};
@@ -23,12 +23,14 @@ impl Source for Provisional {
         self.kept.keep(image, blocks)
     }
 
-    fn fill(&mut self, image: &Image, run: Run) -> io::Result<()> {
+    fn fill(&mut self, image: &Image, run: Run) -> Result<(), Unfilled> {
         self.kept.keep(image, &RoaringBitmap::from_sorted_iter(run.blocks()).unwrap_or_default())?;
         let Some(rollback) = &mut self.rollback else { return Ok(()) };
         let mut content = Pages::new(run.len);
-        rollback.read(run, &mut content)?;
-        if content.iter().all(|byte| *byte == 0) { BlockDevice::zero(image, run) } else { BlockDevice::write(image, run, &content) }
+        rollback.read(run, &mut content).map_err(Unfilled::Lost)?;
+        let is_zero = content.iter().all(|byte| *byte == 0);
+        let filled = if is_zero { BlockDevice::zero(image, run) } else { BlockDevice::write(image, run, &content) };
+        Ok(filled?)
     }
 
     fn record(&mut self, image: &Image, filled: &RoaringBitmap) -> io::Result<()> {

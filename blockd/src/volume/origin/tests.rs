@@ -1,15 +1,17 @@
 use super::*;
-use crate::request::{Durability, Space};
+use crate::request::{Durability, Op, Space};
+use replicator_engine::block::BlockNumber;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 const BLOCK: u64 = 4096;
 
 struct Letters(Arc<Mutex<Vec<Run>>>);
 
 impl Source for Letters {
-    fn fill(&mut self, image: &Image, run: Run) -> io::Result<()> {
+    fn fill(&mut self, image: &Image, run: Run) -> Result<(), Unfilled> {
         self.0.lock().unwrap().push(run);
-        image.write_at(&vec![b'a'; run.len_bytes() as usize], run.offset())
+        Ok(image.write_at(&vec![b'a'; run.len_bytes() as usize], run.offset())?)
     }
 }
 
@@ -64,15 +66,15 @@ struct Steps {
 }
 
 impl Source for Steps {
-    fn fill(&mut self, image: &Image, run: Run) -> io::Result<()> {
+    fn fill(&mut self, image: &Image, run: Run) -> Result<(), Unfilled> {
         if self.bad.is_some_and(|bad| run.blocks().contains(&bad)) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a checksum is wrong"));
+            return Err(Unfilled::Lost(io::Error::new(io::ErrorKind::InvalidData, "a checksum is wrong")));
         }
         // The test may look no more.
         let _ = self.begun.send(run);
         self.leave.recv().map_err(|_| io::Error::other("no leave"))?;
         self.done.lock().unwrap().push(Step::Fill(run));
-        image.write_at(&vec![b'a'; run.len_bytes() as usize], run.offset())
+        Ok(image.write_at(&vec![b'a'; run.len_bytes() as usize], run.offset())?)
     }
 
     fn record(&mut self, _: &Image, filled: &RoaringBitmap) -> io::Result<()> {
@@ -142,7 +144,29 @@ fn what_cannot_be_had_fails_who_asks_for_it_and_nobody_else_and_is_told() {
     origin.fetch_now(request(Op::Read, 22)).unwrap();
     fetch(&origin, Op::Write(Durability::Cached), 22 * BLOCK, BLOCK);
     // Clients come before the plan.
-    soon(|| origin.failure().is_some_and(|why| why.contains("checksum")));
-    assert!(!origin.is_finished());
-    assert_eq!(origin.left(), (1, 2));
+    soon(|| origin.trouble().why_lost.contains("checksum"));
+    assert!(!origin.is_finished() && origin.trouble().failure.is_none());
+    assert_eq!((origin.left(), origin.trouble().lost), ((1, 2), RoaringBitmap::from_iter([20])));
+}
+
+#[test]
+fn what_cannot_be_had_is_found_block_by_block_and_reads_as_zeroes_once_it_is_given_up() {
+    let image = Image::scratch(&std::env::temp_dir(), 64 * BLOCK).unwrap();
+    image.write_at(&[b'n'; 64 * BLOCK as usize], 0).unwrap();
+    let (source, give, _, done) = steps(Some(21));
+    (0..20).for_each(|_| give.send(()).unwrap());
+    let plan = vec![Run { start: 18, len: 7 }, Run { start: 40, len: 1 }];
+    let origin = Origin::start(image.clone(), 7, source, Wanted::Plan(plan)).unwrap();
+    soon(|| origin.left() == (1, 8));
+    let lost = RoaringBitmap::from_iter([21]);
+    assert_eq!((origin.trouble().lost, origin.left_blocks()), (lost.clone(), lost.clone()));
+    assert!(origin.fetch_now(Request { op: Op::Read, offset: 21 * BLOCK, len_bytes: BLOCK }).is_err());
+    assert_eq!(origin.give_up(RoaringBitmap::from_iter(18..30)).unwrap(), lost);
+    soon(|| origin.is_finished());
+    assert_eq!(origin.give_up(lost).unwrap(), RoaringBitmap::new());
+    let mut content = vec![0; 64 * BLOCK as usize];
+    image.read_at(&mut content, 0).unwrap();
+    let firsts: Vec<u8> = content.chunks_exact(BLOCK as usize).map(|block| block[0]).collect();
+    assert_eq!(firsts[17..26], *b"naaa\0aaan");
+    assert_eq!(done.lock().unwrap().last(), Some(&Step::Finish));
 }

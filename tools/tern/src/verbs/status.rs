@@ -84,9 +84,10 @@ pub fn cuts(volume: &VolumeStatus) -> Option<String> {
 
 /// How far the image has been led back, in words.
 pub fn going_back(volume: &VolumeStatus) -> Option<String> {
-    let GoingBack { point, bytes_left, bytes_total } = volume.going_back?;
+    let GoingBack { point, bytes_left, bytes_total, lost_blocks, .. } = volume.going_back?;
     let (left, total) = (human_bytes(bytes_left), human_bytes(bytes_total));
-    Some(format!("shows recovery point {point}; {left} of {total} of its image are still to be led back to it"))
+    let lost = if lost_blocks > 0 { format!("; {lost_blocks} blocks of that cannot be had") } else { String::new() };
+    Some(format!("shows recovery point {point}; {left} of {total} of its image are still to be led back to it{lost}"))
 }
 
 /// A promotion that can be taken back, in words.

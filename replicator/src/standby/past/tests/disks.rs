@@ -156,7 +156,7 @@ impl Files {
     }
 
     /// Where in the first file records begin.
-    fn records(&self) -> Vec<usize> {
+    pub fn records(&self) -> Vec<usize> {
         let bytes = self.bytes();
         bytes.windows(4).enumerate().filter(|(_, four)| four == b"TJR1").map(|(at, _)| at).collect()
     }

@@ -105,7 +105,7 @@ fn serve(seed: u64) {
             80..90 => {
                 served.crash(&mut rng);
                 let undo = world.undo.clone();
-                served.rollback = Rollback::resume_from(VOLUME, point, undo, world.catalogue.clone()).unwrap();
+                served.rollback = Rollback::resume_from(VOLUME, point, Ok(undo), world.catalogue.clone()).unwrap();
                 let mut left = RoaringBitmap::new();
                 served.rollback.runs().iter().for_each(|run| _ = left.insert_range(run.blocks()));
                 assert_eq!(runs(&left).collect::<Vec<_>>(), runs(&served.plan).collect::<Vec<_>>(), "seed {seed}");
@@ -126,6 +126,45 @@ fn serve(seed: u64) {
 fn an_image_that_is_led_back_is_the_point_and_what_was_written_since_whenever_it_crashes() {
     let seeds = std::env::var("SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(200);
     (0..seeds).for_each(serve);
+}
+
+/// Whatever the undo has lost by the time of a restart, a block is the point's, or an error; and nothing is thrown away.
+#[test]
+fn undo_that_rots_while_an_image_is_led_back_costs_its_blocks_and_shows_no_others() {
+    let (mut world, _) = world(6);
+    let target = world.standby.points().unwrap()[8].point.epoch;
+    while world.standby.tidy_points(u64::MAX) {}
+    let mut rollback = world.standby.go_back_to(target).unwrap().unwrap();
+    rollback.begin(lineage().promoted(Id([9; 16]), target).current()).unwrap();
+    let (point, plan) = (rollback.point(), Served::new(&world, rollback, Vec::new()).plan);
+    let expected = world.cuts[&target].0.clone();
+    let resume = || Rollback::resume_from(VOLUME, point, Ok(world.undo.clone()), world.catalogue.clone()).unwrap();
+    let mut costs = Vec::new();
+    for level in world.undo.iter().filter(|level| level.used_bytes() > 0) {
+        for at in level.records() {
+            level.rot_at(at);
+            let before = level.bytes();
+            let mut rollback = resume();
+            let mut left = RoaringBitmap::new();
+            rollback.runs().iter().for_each(|run| _ = left.insert_range(run.blocks()));
+            assert_eq!(left, plan, "rotten at {at}");
+            let mut lost = 0;
+            for block in &plan {
+                let mut content = vec![0; BLOCK_BYTES];
+                match rollback.read(Run { start: block, len: 1 }, &mut content) {
+                    Ok(()) => assert_eq!(content[0], expected[block as usize], "block {block}, rotten at {at}"),
+                    Err(_) => lost += 1,
+                }
+            }
+            costs.push(lost);
+            assert_eq!(level.bytes(), before);
+            level.rot_at(at);
+        }
+    }
+    assert!(costs.contains(&0) && costs.iter().any(|lost| *lost > 0 && *lost < plan.len()), "{costs:?}");
+    // All of it is gone: what is to be led back is known even so.
+    let lost = Rollback::resume_from(VOLUME, point, Ok(<[Files; LEVELS]>::default()), world.catalogue.clone()).unwrap();
+    assert_eq!(Served::new(&world, lost, Vec::new()).plan, plan);
 }
 
 #[test]

@@ -171,6 +171,16 @@ fn undo_that_cannot_be_read_costs_the_points_that_need_it_before_somebody_does()
 }
 
 #[test]
+fn what_rots_in_the_newest_undo_looks_like_no_crash() {
+    let mut world = world();
+    let before = world.check();
+    world.undo[0].rot_at(world.undo[0].last_content());
+    world.crash();
+    let points: Vec<_> = world.standby.points().unwrap().iter().map(|kept| kept.point.epoch).collect();
+    assert_eq!(points, before, "only who needs it fails");
+}
+
+#[test]
 fn a_copy_that_brings_its_content_is_checked_once_the_primary_has_confirmed_it() {
     let mut world = world();
     // An old primary has other blocks, and a name of its own as a copy.
