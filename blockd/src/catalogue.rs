@@ -38,9 +38,12 @@ pub struct VolumeRecord {
     /// The lineage of the generation that this site was primary of last; empty if it never was.
     #[serde(default)]
     pub lineage: Vec<GenerationRecord>,
-    /// The other site.
+    /// The other site: a primary's standby, the first of several; a standby's primary, as far as it knows.
     #[serde(default)]
     pub peer: Option<PeerRecord>,
+    /// A primary's further standbys; the other standbys of a standby's primary.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<PeerRecord>,
     /// The lineage that has overtaken this site's, while it is stale.
     #[serde(default)]
     pub successor: Vec<GenerationRecord>,
@@ -187,6 +190,7 @@ impl VolumeRecord {
             role: RecordedRole::Standalone,
             lineage: Vec::new(),
             peer: None,
+            others: Vec::new(),
             successor: Vec::new(),
             wanted_generation: None,
             granted: None,
@@ -195,6 +199,36 @@ impl VolumeRecord {
             trial: None,
             voided: Vec::new(),
             fenced_for: None,
+        }
+    }
+
+    /// Every other site that has the volume.
+    pub fn peers(&self) -> impl Iterator<Item = &PeerRecord> {
+        self.peer.iter().chain(&self.others)
+    }
+
+    /// The same, to be changed.
+    pub fn peers_mut(&mut self) -> impl Iterator<Item = &mut PeerRecord> {
+        self.peer.iter_mut().chain(&mut self.others)
+    }
+
+    /// The other site with this id, if it has the volume.
+    pub fn peer_at(&self, site: &str) -> Option<&PeerRecord> {
+        self.peers().find(|peer| peer.site == site)
+    }
+
+    /// This one of the other sites is primary now.
+    pub fn follow(&mut self, site: &str) {
+        if let (Some(at), Some(peer)) = (self.others.iter().position(|peer| peer.site == site), &mut self.peer) {
+            std::mem::swap(peer, &mut self.others[at]);
+        }
+    }
+
+    /// This site does not have the volume any more.
+    pub fn forget_peer(&mut self, site: &str) {
+        self.others.retain(|peer| peer.site != site);
+        if self.peer.as_ref().is_some_and(|peer| peer.site == site) {
+            self.peer = if self.others.is_empty() { None } else { Some(self.others.remove(0)) };
         }
     }
 }
@@ -352,6 +386,24 @@ mod tests {
         let json = serde_json::to_string(&record).unwrap();
         assert!(include_str!("../../docs/formats.md").contains(&json), "{json}");
         assert_eq!(serde_json::from_str::<VolumeRecord>(&json).unwrap(), record);
+    }
+
+    #[test]
+    fn whoever_is_followed_comes_first_and_whoever_is_forgotten_makes_room() {
+        let mut volume = record("vm1");
+        let peer = |name: &str| PeerRecord::new(name.to_uppercase(), name.parse().unwrap(), 5000);
+        volume.peer = Some(peer("oregon"));
+        volume.others = vec![peer("milan"), peer("lagos")];
+        let names = |volume: &VolumeRecord| volume.peers().map(|peer| peer.name.to_string()).collect::<Vec<_>>();
+        volume.follow("LAGOS");
+        volume.follow("NOWHERE");
+        assert_eq!(names(&volume), ["lagos", "milan", "oregon"]);
+        assert_eq!(serde_json::from_str::<VolumeRecord>(&serde_json::to_string(&volume).unwrap()).unwrap(), volume);
+        volume.forget_peer("LAGOS");
+        assert_eq!(names(&volume), ["milan", "oregon"]);
+        volume.forget_peer("OREGON");
+        volume.forget_peer("MILAN");
+        assert_eq!(volume.peers().count(), 0);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::NbdClient;
 use rand::RngExt;
 use rand::rngs::StdRng;
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -69,6 +70,11 @@ impl History {
                 self.writes.pop();
             }
         }
+    }
+
+    /// How many blocks were written after so many writes.
+    pub fn blocks_since(&self, writes: usize) -> usize {
+        self.writes[writes..].iter().map(|(block, _)| block).collect::<BTreeSet<_>>().len()
     }
 
     /// How many writes were acknowledged.

@@ -13,6 +13,7 @@ mod qmp;
 mod relay;
 mod shop;
 mod site;
+mod three;
 
 pub use client::{client, is_installed, try_client};
 pub use disk::Disk;
@@ -25,6 +26,7 @@ pub use qmp::Qmp;
 pub use relay::{Linked, Relay};
 pub use shop::{Flush, Shop, count, while_counting};
 pub use site::{Pair, Site, program};
+pub use three::{Three, in_sync, replica};
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;

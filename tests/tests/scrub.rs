@@ -122,6 +122,8 @@ fn kills_damage_nothing_and_an_old_primary_is_checked_once_it_was_compared() {
         let scrubbed = pair.b.tern(&["scrub", "vm1"]);
         assert_eq!((scrubbed["found_blocks"].as_u64(), scrubbed["unknown_blocks"].as_u64()), (Some(0), Some(0)), "{scrubbed}");
     }
+    // The primary may not have seen yet that its standby was gone.
+    pair.b.tern(&["wait", "vm1", "--for", "in-sync", "--timeout", "60s"]);
     pair.b.tern(&["promote", "vm1"]);
     pair.b.tern(&["wait", "vm1", "--for", "in-sync", "--timeout", "60s"]);
     let scrubbed = pair.a.tern(&["scrub", "vm1"]);

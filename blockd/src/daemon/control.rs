@@ -75,7 +75,7 @@ impl Control for Daemon {
         // Each volume has its own.
         let count = volumes.open.len().max(1) as u64;
         let spill = Usage {
-            used_bytes: volumes.all().map(|open| open.volume.intake.kept().used_bytes().1).sum(),
+            used_bytes: volumes.all().map(|open| open.volume.intake.kept_bytes().1).sum(),
             quota_bytes: volumes.spill_quota_bytes.saturating_mul(count),
         };
         let journal_quota = volumes.journal_quota_bytes.saturating_mul(count);
@@ -172,7 +172,7 @@ impl Control for Daemon {
 
     async fn remove_peer(&self, site: SiteName) -> Outcome<Done> {
         let peer = self.sites.peer(&site)?;
-        let uses = |record: &&VolumeRecord| record.peer.as_ref().is_some_and(|of| of.site == peer.id.to_string());
+        let uses = |record: &&VolumeRecord| record.peer_at(&peer.id.to_string()).is_some();
         if let Some(record) = self.volumes.lock().await.records().find(uses) {
             let error = ApiError::new(ErrorCode::WrongState, format!("{} is shared with {site}", record.name));
             return Err(error.with_hint("end its replication, or delete the standby, first"));
@@ -201,7 +201,7 @@ impl Control for Daemon {
     }
 
     async fn stop_replication(&self, volume: VolumeName, request: StopReplication) -> Outcome<VolumeStatus> {
-        self.end_replication(&volume, request.force).await
+        self.end_replication(&volume, &request).await
     }
 
     async fn set_mode(&self, volume: VolumeName, request: SetMode) -> Outcome<VolumeStatus> {

@@ -4,7 +4,7 @@ use super::Daemon;
 use super::part::{Part, peer_site, volume_id};
 use super::volumes::{OpenVolume, io_error};
 use crate::admin::Outcome;
-use crate::catalogue::{Parted, RecordedRole, VolumeRecord};
+use crate::catalogue::{Parted, PeerRecord, RecordedRole, VolumeRecord};
 use crate::volume::Volume;
 use blockd_api::*;
 use replicator::catalogue::Catalogue;
@@ -52,16 +52,39 @@ struct Apart {
 }
 
 /// What an old primary has that the new one lacks.
-pub(super) fn changed_alone(catalogue: &dyn Catalogue, id: Id, volume: &Volume) -> io::Result<Changed> {
+pub(super) fn changed_alone(catalogue: &dyn Catalogue, record: &VolumeRecord, id: Id, volume: &Volume) -> io::Result<Changed> {
     let hot = || volume.intake.log().hot().iter().flat_map(|extent| extent_blocks(extent).blocks()).collect();
+    let site = match in_common(record, catalogue, id)? {
+        Some((peer, _)) => Some(peer),
+        None => record.peer.as_ref(),
+    };
     let exact = memory::load_changed(catalogue, id)?;
-    Ok(Changed { exact: exact.is_some(), blocks: exact.unwrap_or_else(hot) })
+    let exact = exact.of(site.map_or("", |peer| &peer.site));
+    Ok(Changed { exact: exact.is_some(), blocks: exact.cloned().unwrap_or_else(hot) })
+}
+
+/// Whose acknowledgements say best what an old primary has alone: those of the standby that was closest to where the new primary branched, and
+/// not beyond. What that standby lacks is all that changed here since, and perhaps more. With it, the epoch of the branch.
+pub(super) fn in_common<'a>(record: &'a VolumeRecord, catalogue: &dyn Catalogue, id: Id) -> io::Result<Option<(&'a PeerRecord, Epoch)>> {
+    let relation = lineage_of(&record.lineage).zip(lineage_of(&record.successor)).map(|(mine, theirs)| mine.relation(&theirs));
+    let Some(Relation::TheirsAhead(branch)) = relation else { return Ok(None) };
+    let mut closest: Option<(&PeerRecord, Epoch)> = None;
+    for peer in record.peers() {
+        let known = memory::load_known(catalogue, &memory::known_key(id, &peer.site))?;
+        if let Some(acked) = known.map(|known| known.acked).filter(|acked| *acked <= branch)
+            && closest.is_none_or(|(_, other)| other < acked)
+        {
+            closest = Some((peer, acked));
+        }
+    }
+    Ok(closest.map(|(peer, _)| (peer, branch)))
 }
 
 /// When the oldest write was made that the standby is not known to have.
 pub(super) fn oldest_unsent_unix_ms(open: &OpenVolume) -> Option<u64> {
     let Part::Primary(primary) = &open.part else { return None };
-    let age_ms = primary.replica.status().borrow().rpo_ms?;
+    let ages = primary.replicas.iter().map(|part| part.replica.status().borrow().rpo_ms);
+    let age_ms = ages.collect::<Option<Vec<_>>>()?.into_iter().max()?;
     (age_ms > 0).then(|| unix_ms().saturating_sub(age_ms))
 }
 
@@ -70,7 +93,8 @@ fn own(open: &OpenVolume, catalogue: &dyn Catalogue) -> Outcome<Option<Own>> {
     let parted = open.record.parted.unwrap_or_default();
     match (open.record.role, &open.part) {
         (RecordedRole::Stale | RecordedRole::SplitBrain, _) => {
-            let Changed { blocks, exact } = changed_alone(catalogue, volume_id(&open.record)?, &open.volume).map_err(io_error)?;
+            let Changed { blocks, exact } =
+                changed_alone(catalogue, &open.record, volume_id(&open.record)?, &open.volume).map_err(io_error)?;
             if went_back(&open.record, catalogue).map_err(io_error)?.is_some() {
                 // Older than what was not sent.
                 let parted = Parted { since_unix_ms: None, ..parted };
@@ -79,9 +103,13 @@ fn own(open: &OpenVolume, catalogue: &dyn Catalogue) -> Outcome<Option<Own>> {
             Ok(Some(Own { blocks: Some(blocks.len()), exact, parted }))
         }
         (RecordedRole::Primary, Part::Primary(primary)) if open.record.parted.is_some() => {
-            let seen = primary.replica.status().borrow().clone();
+            let seen = primary.first().replica.status().borrow().clone();
             let branch = lineage_of(&open.record.lineage).map_or(0, |lineage| lineage.current().branch_epoch);
-            Ok(is_apart(&seen, branch).then_some(Own { blocks: Some(seen.backlog.in_doubt_blocks), exact: primary.marks_exactly, parted }))
+            Ok(is_apart(&seen, branch).then_some(Own {
+                blocks: Some(seen.backlog.in_doubt_blocks),
+                exact: primary.first().marks_exactly,
+                parted,
+            }))
         }
         _ => Ok(None),
     }
@@ -99,7 +127,8 @@ pub(super) fn went_back(record: &VolumeRecord, catalogue: &dyn Catalogue) -> io:
     };
     let (Relation::TheirsAhead(branch), Some(id)) = (mine.relation(&theirs), parse_id(&record.id)) else { return Ok(None) };
     let known = memory::load_known(catalogue, &memory::known_key(id, &peer.site))?;
-    Ok(known.filter(|known| known.acked > branch).map(|_| branch))
+    let went_back = known.is_some_and(|known| known.acked > branch) && in_common(record, catalogue, id)?.is_none();
+    Ok(went_back.then_some(branch))
 }
 
 fn alone(blocks: Option<u64>, exact: bool, since_unix_ms: Option<u64>) -> Alone {
@@ -122,7 +151,7 @@ impl Daemon {
     /// Another site that was primary, too, wants to know what this one has.
     pub(super) async fn tell_alone(&self, from: &str, volume: &str) -> Outcome<Answer> {
         let volumes = self.volumes.lock().await;
-        let open = volumes.by_id(volume).filter(|open| open.record.peer.as_ref().is_some_and(|peer| peer.site == from));
+        let open = volumes.by_id(volume).filter(|open| open.record.peer_at(from).is_some());
         let own = open.map(|open| own(open, &*volumes.catalogue)).transpose()?.flatten();
         Ok(own.map_or(Answer::Done, |Own { blocks, exact, parted: Parted { since_unix_ms, common_unix_ms } }| Answer::Alone {
             blocks,

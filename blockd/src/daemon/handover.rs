@@ -21,6 +21,7 @@ use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::Base;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinSet;
 
 /// For a stream to the standby that has just ended to come back: it does at once if its link gave way to another.
 const REATTACH_DEADLINE: Duration = Duration::from_secs(3);
@@ -28,10 +29,12 @@ const REATTACH_DEADLINE: Duration = Duration::from_secs(3);
 pub(super) const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 /// For what is not at the standby yet to arrive there while clients go on.
 const CATCH_UP_DEADLINE: Duration = Duration::from_secs(60);
+/// For the other standbys to have it, too.
+const OTHERS_DEADLINE: Duration = Duration::from_secs(5);
 /// For the last epoch to arrive.
 const LAST_EPOCH_DEADLINE: Duration = Duration::from_secs(30);
-/// For the answer to a handover: longer than the four before.
-pub(super) const HANDOVER_DEADLINE: Duration = Duration::from_secs(110);
+/// For the answer to a handover: longer than the five before.
+pub(super) const HANDOVER_DEADLINE: Duration = Duration::from_secs(115);
 
 pub(super) fn wrong_state(message: String, hint: &str) -> ApiError {
     ApiError::new(ErrorCode::WrongState, message).with_hint(hint)
@@ -54,7 +57,7 @@ impl Daemon {
         let generation = asked.to_string();
         let name = self.volumes.lock().await.by_id(volume).map(|open| open.record.name.clone()).ok_or_else(unknown)?;
         let (record, _operation) = self.begin(&name).await?;
-        if record.peer.as_ref().is_none_or(|peer| peer.site != from) {
+        if record.peer_at(from).is_none() {
             return Err(unknown());
         }
         match record.role {
@@ -63,13 +66,17 @@ impl Daemon {
             }
             RecordedRole::Primary => {
                 self.check_clients_of_group(&record, force).await?;
-                let epoch = self.step_down(record, force, Some(generation)).await?;
+                let epoch = self.step_down(record, force, Some((from, generation))).await?;
                 Ok(Answer::Granted { epoch })
             }
             RecordedRole::Standby => {
                 not_on_trial(&record)?;
                 if let Some(granted) = record.granted.filter(|granted| granted.generation == generation) {
                     return Ok(Answer::Granted { epoch: granted.epoch });
+                }
+                if let Some(primary) = record.peer.as_ref().filter(|peer| peer.site != from) {
+                    let message = format!("{name} has another primary, {}, as far as that site knows", primary.name);
+                    return Err(wrong_state(message, "--force promotes without it"));
                 }
                 // Who asks takes over: a handover that this site asked for itself is void from now on.
                 let mut volumes = self.volumes.lock().await;
@@ -93,7 +100,7 @@ impl Daemon {
         }
         let name = self.volumes.lock().await.by_id(volume).map(|open| open.record.name.clone()).ok_or_else(unknown)?;
         let (record, _operation) = self.begin(&name).await?;
-        if record.peer.as_ref().is_none_or(|peer| peer.site != from) {
+        if record.peer_at(from).is_none() {
             return Err(unknown());
         }
         if record.granted.is_some() {
@@ -111,15 +118,15 @@ impl Daemon {
     }
 
     /// Stops being primary: everything is at the standby, and recorded, on return. Clients go on until little is left.
-    async fn step_down(&self, record: VolumeRecord, force: bool, generation: Option<String>) -> Outcome<Epoch> {
+    async fn step_down(&self, record: VolumeRecord, force: bool, successor: Option<(&str, String)>) -> Outcome<Epoch> {
         let name = &record.name;
         if record.role != RecordedRole::Primary {
             return Err(ApiError::new(ErrorCode::WrongState, format!("{name} is not a replicated primary here")));
         }
-        let replica = self.replica(name).await?;
+        let (replica, others) = self.replicas(name, successor.as_ref().map(|(site, _)| *site)).await?;
         let volume = self.volumes.lock().await.get(name)?.volume.clone();
         // Who asks by force takes over without us, if need be: then nothing may be acknowledged here any more.
-        let yields = force && generation.is_some();
+        let yields = force && successor.is_some();
         if let Err(error) = check_whole(&record, &volume) {
             if yields && error.code != ErrorCode::Busy {
                 self.fence(name, &volume, &error.message, None).await;
@@ -132,7 +139,7 @@ impl Daemon {
         }
         self.settings_heard(name).await;
         let emptied = match catch_up(&replica).await {
-            Ok(()) if volume.gate.shut() => empty(&volume, &replica).await,
+            Ok(()) if volume.gate.shut() => empty(&volume, &replica, &others).await,
             Ok(()) => Err("it is fenced"),
             Err(why) => Err(why),
         };
@@ -154,9 +161,12 @@ impl Daemon {
             return Err(client_active(name, &attached));
         }
         let part = self.volumes.lock().await.take_part(name);
-        let remains = tokio::task::block_in_place(|| replica.stop());
-        drop(part);
-        let done = self.hand_everything_over(&record, &volume, remains, generation).await;
+        let remains = tokio::task::block_in_place(|| {
+            let remains = replica.stop();
+            part.stop();
+            remains
+        });
+        let done = self.hand_everything_over(&record, &volume, remains, successor).await;
         if let Err(error) = &done {
             if yields {
                 self.fence(name, &volume, &error.message, None).await;
@@ -186,14 +196,15 @@ impl Daemon {
         record: &VolumeRecord,
         volume: &Arc<Volume>,
         remains: Option<Remains>,
-        generation: Option<String>,
+        successor: Option<(&str, String)>,
     ) -> Outcome<Epoch> {
         check_whole(record, volume)?;
         let known = remains.filter(|remains| remains.changed.is_empty()).and_then(|remains| remains.known);
         let known = known.ok_or_else(|| ApiError::new(ErrorCode::Internal, "something changed behind the gate"))?;
         let lineage = lineage_of(&record.lineage).ok_or_else(|| ApiError::new(ErrorCode::Internal, "a primary without a lineage"))?;
-        let copy = Copy { committed: known.acked, base: Base::Point, lineage, old: None };
-        let granted = generation.map(|generation| Granted { generation, epoch: known.acked });
+        let follows = successor.as_ref().map(|(site, _)| (*site).to_owned());
+        let copy = Copy { committed: known.acked, base: Base::Point, lineage, follows, old: None };
+        let granted = successor.map(|(_, generation)| Granted { generation, epoch: known.acked });
         tokio::task::block_in_place(|| volume.image.sync_data()).map_err(io_error)?;
         self.volumes.lock().await.become_standby(volume, &record.name, copy, granted)?;
         tracing::info!(volume = %record.name, epoch = known.acked, "stepped down");
@@ -219,11 +230,21 @@ async fn catch_up(replica: &Replica) -> Result<(), &'static str> {
     cut.map_err(|_| "too much is not at the standby yet")?.map(drop).map_err(|_| "the connection broke")
 }
 
-/// Waits until no client's request is inside the gate and everything is at the standby.
-async fn empty(volume: &Volume, replica: &Replica) -> Result<(), &'static str> {
+/// Waits until no client's request is inside the gate and everything is at the standby. The others get it before, as far as they are there and
+/// quick: then they have nothing that the new primary lacks, and lack nothing.
+async fn empty(volume: &Volume, replica: &Replica, others: &[Arc<Replica>]) -> Result<(), &'static str> {
     tokio::time::timeout(DRAIN_DEADLINE, volume.gate.drained()).await.map_err(|_| "requests of clients do not complete")?;
     // Its last epoch is the one that is granted: no cut of its group comes behind that.
     replica.join(None);
+    let mut cuts = JoinSet::new();
+    for other in others.iter().filter(|other| other.status().borrow().phase == Phase::Online) {
+        let other = other.clone();
+        cuts.spawn(async move { other.snapshot(Box::new(|_| {})).await.is_ok() });
+    }
+    if !cuts.is_empty() {
+        let first = replica.snapshot(Box::new(|_| {}));
+        let _ = tokio::time::timeout(OTHERS_DEADLINE, async { tokio::join!(first, cuts.join_all()) }).await;
+    }
     let last = tokio::time::timeout(LAST_EPOCH_DEADLINE, replica.snapshot(Box::new(|_| {}))).await;
     last.map_err(|_| "the last changes do not get to the standby in time")?.map(drop).map_err(|_| "the connection broke")
 }
@@ -233,6 +254,8 @@ pub(super) struct Copy {
     pub committed: Epoch,
     pub base: Base,
     pub lineage: Lineage,
+    /// The site that is primary now, if that is known.
+    pub follows: Option<String>,
     /// What it holds now is to be kept, beside what it will hold.
     pub old: Option<(Point, Lost)>,
 }
@@ -240,7 +263,7 @@ pub(super) struct Copy {
 impl Volumes {
     /// Records the copy's place, then the role, then begins to receive. The image is durable as it stands, and nothing comes into it any more.
     pub(super) fn become_standby(&mut self, volume: &Arc<Volume>, name: &VolumeName, copy: Copy, granted: Option<Granted>) -> Outcome<()> {
-        let Copy { committed, base, lineage, old } = copy;
+        let Copy { committed, base, lineage, follows, old } = copy;
         let id = volume_id(&self.get(name)?.record)?;
         // A journal of an earlier time as standby is all folded.
         if_there(std::fs::remove_dir_all(self.state_dir.journal(&id.to_string()))).map_err(io_error)?;
@@ -254,6 +277,9 @@ impl Volumes {
         place.store(&*self.catalogue as &dyn Catalogue, Persist::Synced).map_err(io_error)?;
         self.change(name, |record| {
             record.role = RecordedRole::Standby;
+            if let Some(site) = &follows {
+                record.follow(site);
+            }
             record.granted = granted;
             record.wanted_generation = None;
             record.successor.clear();

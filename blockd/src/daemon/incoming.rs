@@ -7,6 +7,7 @@ use crate::catalogue::{RecordedRole, VolumeRecord};
 use crate::volume::{Gate, GateState};
 use replicator::site_link::request::{self, Answer, Question, lineage_of};
 use replicator::site_link::{self, REPLICATION, REQUEST};
+use replicator::standby::StandbyService;
 use replicator::transport::{IncomingStream, ResetCode};
 use replicator_engine::generation::{Id, Lineage, Relation};
 use replicator_engine::wire::{Attach, Envelope, Message, Refusal, Refused};
@@ -64,13 +65,22 @@ impl Daemon {
         };
         let found = {
             let volumes = self.volumes.lock().await;
-            volumes.by_id(&id.to_string()).filter(|open| open.record.peer.as_ref().is_some_and(|peer| peer.site == from)).map(|open| {
+            volumes.by_id(&id.to_string()).filter(|open| open.record.peer_at(&from).is_some()).map(|open| {
                 let standby = if let Part::Standby(standby) = &open.part { Some(standby.clone()) } else { None };
                 (standby, open.volume.clone(), open.record.clone())
             })
         };
         match found {
-            Some((Some(standby), volume, _)) => standby.serve(stream, &volume.counters).await,
+            Some((Some(standby), volume, record)) => {
+                let session = StandbyService::next_session();
+                let follows = self.note_primary(&record, &from, &standby, session);
+                let ended = tokio::select! {
+                    ended = standby.serve(session, stream, &volume.counters) => ended,
+                    never = follows => match never {},
+                };
+                self.meet_rival(&record.name, &from, &standby).await;
+                ended
+            }
             Some((None, volume, record)) => self.turn_away(stream, &volume.gate, &record).await,
             None => {
                 let lineage = Lineage::first(Id::default());
@@ -135,6 +145,9 @@ impl Daemon {
             }
             Ok(Question::Groups { groups }) => answer_of(self.note_groups(from, groups).await.map(|()| Answer::Done)),
             Ok(Question::Alone { volume }) => answer_of(self.tell_alone(&from.to_string(), &volume).await),
+            Ok(Question::Everywhere { volume, epoch }) => {
+                answer_of(self.note_everywhere(&from.to_string(), &volume, epoch).await.map(|()| Answer::Done))
+            }
             Ok(Question::Fence { volume, trial }) => answer_of(self.stand_still(&from.to_string(), &volume, trial).await),
             Ok(Question::TrialOver { volume, generations }) => {
                 answer_of(self.trials_are_over(&from.to_string(), &volume, &generations).await)

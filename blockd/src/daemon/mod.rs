@@ -23,8 +23,10 @@ mod points;
 mod promotion;
 mod proof;
 mod replication;
+mod rivals;
 mod settings;
 mod sites;
+mod standbys;
 pub(crate) mod state_dir;
 mod status;
 mod trial;
@@ -150,6 +152,7 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots, runner: Opt
     let events = tokio::spawn(daemon.clone().watch_events(teller));
     let verifies = tokio::spawn(daemon.clone().verify_in_time(config.proof.clone()));
     let teller = tokio::spawn(daemon.clone().tell_groups());
+    let everywhere = tokio::spawn(daemon.clone().tell_everywhere());
     let standbys = tokio::spawn(daemon.clone().watch_standbys());
     let trials = tokio::spawn(daemon.watch_trials());
 
@@ -170,6 +173,7 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots, runner: Opt
     standbys.abort();
     teller.abort();
     trials.abort();
+    everywhere.abort();
     volumes.lock().await.stop().await;
     sites.stop().await;
     Ok(())

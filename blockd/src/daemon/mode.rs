@@ -3,7 +3,8 @@
 use super::Daemon;
 use super::handover::wrong_state;
 use super::part::{Part, orders, rules};
-use super::settings::{asked, nothing_for, record_of};
+use super::settings::{asked, nothing_for};
+use super::standbys::standby_named;
 use super::status;
 use crate::admin::Outcome;
 use crate::catalogue::{PeerRecord, RecordedRole};
@@ -19,16 +20,14 @@ impl Daemon {
     /// Returns once a weaker mode is in force; a stronger one is caught up with behind the answer.
     pub(super) async fn change_mode(&self, name: &VolumeName, request: &SetMode) -> Outcome<VolumeStatus> {
         let (record, _operation) = self.begin(name).await?;
-        let Some(peer) = record.peer.filter(|_| record.role == RecordedRole::Primary) else {
+        if record.role != RecordedRole::Primary {
             return Err(wrong_state(format!("{name} is not replicated from here"), "change the mode at its primary"));
-        };
-        if let Some(to) = request.to.as_ref().filter(|to| **to != peer.name) {
-            return Err(ApiError::new(ErrorCode::NotFound, format!("{name} is not replicated to {to}, but to {}", peer.name)));
         }
+        let peer = standby_named(&record, request.to.as_ref())?.clone();
         let wanted = Replicate { mode: Some(request.mode), schedule: request.schedule.clone(), ..nothing_for(peer.name.clone()) };
         let peer = asked(&wanted, peer)?;
         self.check_settings_in_group(name, &peer).await?;
-        self.volumes.lock().await.change(name, |record| record.peer = Some(peer.clone()))?;
+        self.change_peer(name, &peer).await?;
         self.obey(name, &peer, rules(&peer)).await?;
         self.settings_heard(name).await;
         self.volumes.lock().await.get(name).map(status::status)
@@ -41,14 +40,12 @@ impl Daemon {
 
     /// Has the replica follow these rules, and waits a little for it.
     async fn obey(&self, name: &VolumeName, peer: &PeerRecord, rules: Rules) -> Outcome<()> {
-        let replica = match &self.volumes.lock().await.get(name)?.part {
-            Part::Primary(primary) => {
-                primary.settings.send_replace(record_of(peer));
-                primary.replica.clone()
-            }
-            // It follows what is recorded when it begins.
-            _ => return Ok(()),
+        let found = match &self.volumes.lock().await.get(name)?.part {
+            Part::Primary(primary) => primary.to(&peer.site).map(|part| part.replica.clone()),
+            _ => None,
         };
+        // It follows what is recorded when it begins.
+        let Some(replica) = found else { return Ok(()) };
         replica.set_orders(Orders { rules, ..orders(peer) });
         let mut seen = replica.status();
         let follows = seen.wait_for(|seen| seen.promise.wanted == rules.wanted && seen.promise.in_force <= rules.wanted);

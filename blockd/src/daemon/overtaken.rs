@@ -63,13 +63,13 @@ impl Daemon {
             tracing::error!(volume = %name, %error, "the catalogue cannot be written; the volume stays fenced");
         }
         // Nobody lets them go any more.
-        volume.intake.held().close();
+        volume.intake.held().close_all();
         let drained = tokio::time::timeout(DRAIN_DEADLINE, volume.gate.drained()).await.is_ok();
         let part = self.volumes.lock().await.take_part(name);
         let Part::Primary(primary) = part else { return };
         let changed = tokio::task::block_in_place(|| primary.stop()).filter(|_| drained);
         // A write that waits for its epoch would do so for ever.
-        volume.intake.thaw();
+        volume.intake.thaw_all();
         let catalogue = self.volumes.lock().await.catalogue.clone();
         let written = match (changed, volume_id(&record)) {
             (Some(changed), Ok(id)) => tokio::task::block_in_place(|| remember_changed(&*catalogue, id, &volume, &changed)),
@@ -82,6 +82,9 @@ impl Daemon {
 
     pub(super) async fn discard_and_follow(&self, name: &VolumeName, request: &Resync) -> Outcome<Resynced> {
         let (record, _operation) = self.begin(name).await?;
+        if record.role == RecordedRole::Standby && !record.successor.is_empty() {
+            return self.give_up_later_points(record, request).await;
+        }
         if record.role == RecordedRole::Standby && request.discard_local {
             return self.let_old_go(name, request.yes).await;
         }
@@ -100,7 +103,7 @@ impl Daemon {
             check_settled(&record, &volume)?;
         }
         let id = volume_id(&record)?;
-        let changed = divergence::changed_alone(&*catalogue, id, &volume).map_err(io_error)?.blocks;
+        let changed = divergence::changed_alone(&*catalogue, &record, id, &volume).map_err(io_error)?.blocks;
         let (blocks, bytes) = (changed.len(), changed.len() * BLOCK_BYTES as u64);
         let (mine, theirs) = (lineage_of(&record.lineage), lineage_of(&record.successor));
         let (Some(mine), Some(theirs)) = (mine, theirs) else {
@@ -137,19 +140,17 @@ impl Daemon {
         let id = volume_id(record)?;
         let catalogue = self.volumes.lock().await.catalogue.clone();
         tokio::task::block_in_place(|| volume.image.sync_data()).map_err(io_error)?;
-        let site = record.peer.as_ref().map_or("", |peer| &peer.site);
-        let known = memory::load_known(&*catalogue, &memory::known_key(id, site)).map_err(io_error)?;
         let mut volumes = self.volumes.lock().await;
         let left = tokio::task::block_in_place(|| leave_off(volume));
         let (changed, old) = (changed | &left.blocks, old.map(|point| (point, left)));
-        let copy = match mine.relation(&theirs) {
+        let copy = match divergence::in_common(record, &*catalogue, id).map_err(io_error)? {
             // A standby that was promoted below what it had acknowledged lost something: what differs is anybody's guess.
             // And of one that never committed, or whose copy could not be used, nothing is known here.
-            Relation::TheirsAhead(branch) if known.is_some_and(|known| known.acked <= branch) => {
+            Some((_, branch)) => {
                 let changed = coarse(changed, block_count(volume.size_bytes()) as u32);
-                Copy { committed: branch, base: Base::PointBut(changed), lineage: mine.clone(), old }
+                Copy { committed: branch, base: Base::PointBut(changed), lineage: mine.clone(), follows: None, old }
             }
-            _ => Copy { committed: 0, base: Base::Unfinished, lineage: theirs, old },
+            None => Copy { committed: 0, base: Base::Unfinished, lineage: theirs, follows: None, old },
         };
         // A primary that finds it after a crash would take it for all that changed.
         memory::take_changed(&*catalogue, id).map_err(io_error)?;
@@ -160,7 +161,7 @@ impl Daemon {
 }
 
 /// The set in whole extents if it would not fit a frame block by block.
-fn coarse(changed: RoaringBitmap, blocks: u32) -> RoaringBitmap {
+pub(super) fn coarse(changed: RoaringBitmap, blocks: u32) -> RoaringBitmap {
     let mut changed = changed;
     changed.remove_range(blocks..);
     changed.optimize();

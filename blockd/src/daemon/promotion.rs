@@ -12,7 +12,7 @@
 use super::going_back::lead_back;
 use super::handover::{HANDOVER_DEADLINE, wrong_state};
 use super::lease::Inherited;
-use super::part::{Part, PrimaryStart, peer_site, volume_id};
+use super::part::{Base, Part, PrimaryStart, peer_site, volume_id};
 use super::points::{check_point, past_error};
 use super::trial::not_on_trial;
 use super::volumes::{io_error, random_id};
@@ -26,9 +26,10 @@ use replicator::clock::unix_ms;
 use replicator::primary::memory;
 use replicator::site_link::request::{self, Answer, Question, lineage_of, lineage_records, parse_id};
 use replicator::standby::{Rollback, Settled, StandbyService};
+use replicator_engine::history::History;
+use replicator_engine::sender::Known;
 use replicator_engine::tracker::Epoch;
-use replicator_engine::wire::Base;
-use roaring::RoaringBitmap;
+use replicator_engine::wire;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -133,7 +134,7 @@ impl Daemon {
             Some(point) => standby.settle_at(point).await.map_err(past_error)?,
             None => (standby.settle().await.map_err(io_error)?, None),
         };
-        if settled.base != Base::Point {
+        if settled.base != wire::Base::Point {
             return Err(wrong_state(format!("{name} has no recovery point here"), "at the primary, `tern wait --for in-sync`"));
         }
         if !settled.damaged.is_empty() {
@@ -144,7 +145,8 @@ impl Daemon {
             let message = format!("{name} was handed over at recovery point {epoch}, but this copy stands at {}", settled.epoch);
             return Err(ApiError::new(ErrorCode::WouldLoseData, message).with_hint("--force accepts that"));
         }
-        Ok((settled.epoch, self.become_primary(name, &settled, rollback, how).await?))
+        let epoch = settled.epoch;
+        Ok((epoch, self.become_primary(name, settled, rollback, how).await?))
     }
 
     pub(super) async fn standby(&self, name: &VolumeName) -> Outcome<Arc<StandbyService>> {
@@ -229,7 +231,7 @@ impl Daemon {
         Ok(())
     }
 
-    async fn become_primary(&self, name: &VolumeName, settled: &Settled, rollback: Option<Rollback>, how: PromotionKind) -> Outcome<u64> {
+    async fn become_primary(&self, name: &VolumeName, settled: Settled, rollback: Option<Rollback>, how: PromotionKind) -> Outcome<u64> {
         // The image it is a view over is about to be written to.
         self.end_any_drill(name).await;
         let (volume, record, part) = {
@@ -245,19 +247,24 @@ impl Daemon {
             None => random_id()?,
         };
         let (id, lineage) = (volume_id(&record)?, settled.lineage.promoted(generation, settled.epoch));
-        let site = record.peer.as_ref().map_or("", |peer| &peer.site);
         let mut rollback = rollback;
         let begun = rollback.as_mut().map_or(Ok(()), |rollback| tokio::task::block_in_place(|| rollback.begin(lineage.current())));
         begun.map_err(io_error)?;
         let mut volumes = self.volumes.lock().await;
-        let (catalogue, known_key): (Arc<dyn Catalogue>, _) = (volumes.catalogue.clone(), memory::known_key(id, site));
-        let known = memory::prepare_promotion(&catalogue, id, &known_key, settled.epoch, &volume.intake).map_err(io_error)?;
+        let catalogue: Arc<dyn Catalogue> = volumes.catalogue.clone();
+        // Where a standby stands is known once it attaches, and what it lacks then. Until it has that, the activity log has it, too.
+        let owed = if settled.history.floor() <= settled.epoch { settled.history } else { History::new(settled.epoch) };
+        let known = Known { replica: None, acked: owed.floor() };
+        let sites: Vec<_> = record.peers().map(|peer| (peer.site.as_str(), known)).collect();
+        memory::prepare_promotion(&catalogue, id, settled.epoch, &sites, &owed.blocks(), &volume.intake).map_err(io_error)?;
+        let bases = sites.iter().map(|_| Base { known: Some(known), owed: owed.clone(), ..Base::default() }).collect();
         // From here on this site is primary, whatever happens.
         volumes.change(name, |record| {
             record.role = RecordedRole::Primary;
             record.lineage = lineage_records(&lineage);
             record.wanted_generation = None;
             record.granted = None;
+            record.successor.clear();
             // Who was fenced for a trial stays so until it hears of this generation.
             record.voided.clear();
             record.size_bytes = settled.size_bytes;
@@ -274,13 +281,7 @@ impl Daemon {
         .map_err(io_error)?;
         volume.intake.start_logging();
         let record = volumes.get(name)?.record.clone();
-        let part = volumes.start_primary(PrimaryStart {
-            volume: &volume,
-            record: &record,
-            known: Some(known),
-            compare_first: RoaringBitmap::new(),
-            not_before_ms,
-        })?;
+        let part = volumes.start_primary(PrimaryStart { volume: &volume, record: &record, bases, not_before_ms })?;
         volumes.put_part(name, part);
         volume.gate.reopen();
         // Not before this site is primary: a promotion that fails costs no point. What is left of them goes when it is a standby again.

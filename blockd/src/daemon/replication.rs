@@ -1,9 +1,10 @@
 //! Beginning and ending replication, and what a primary does on demand.
 
 use super::Daemon;
-use super::handover::DRAIN_DEADLINE;
+use super::handover::{DRAIN_DEADLINE, wrong_state};
 use super::lease::Fencing;
-use super::part::{Part, PrimaryStart, orders, peer_site, volume_id};
+use super::part::{Base, Part, PrimaryStart, orders, peer_site, volume_id};
+use super::standbys::{SECOND_SITE, check_several, standby_named};
 use super::volumes::{io_error, random_id};
 use super::{settings, status};
 use crate::admin::{Outcome, ProgressSink};
@@ -14,9 +15,11 @@ use replicator::primary::{Replica, ReplicaError, memory};
 use replicator::site_link::request::{self, Answer, Question, lineage_of, lineage_records, parse_id};
 use replicator_engine::block::{BLOCK_BYTES, MAX_BLOCKS};
 use replicator_engine::generation::Lineage;
-use roaring::RoaringBitmap;
+use replicator_engine::sender::Phase;
+use replicator_engine::tracker::LaneId;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
 
 /// How old a recovery point may become unless told otherwise.
 const DEFAULT_RPO: Span = Span::from_seconds(5);
@@ -43,20 +46,24 @@ impl Daemon {
         let fencing = Fencing::of(request)?;
         let site = self.sites.peer(&request.to)?;
         let (record, _operation) = self.begin(name).await?;
-        let recorded = record.peer.clone().filter(|peer| record.role == RecordedRole::Primary && peer.site == site.id.to_string());
+        let recorded = record.peer_at(&site.id.to_string()).filter(|_| record.role == RecordedRole::Primary).cloned();
+        let recorded_already = recorded.is_some();
         let at_first = || PeerRecord::new(site.id.to_string(), request.to.clone(), DEFAULT_RPO.duration().as_millis() as u64);
         let peer = settings::asked(request, recorded.unwrap_or_else(at_first))?;
         let peer = PeerRecord { lease: self.lease_terms(&fencing, &peer)?, ..peer };
+        if record.role == RecordedRole::Primary && !recorded_already {
+            self.check_alone(&record, SECOND_SITE).await?;
+        }
         self.check_settings_in_group(name, &peer).await?;
-        let goes_on = match (record.role, &record.peer) {
-            (RecordedRole::Standalone, _) => false,
-            (RecordedRole::Primary, Some(old)) if old.site == peer.site => true,
-            (RecordedRole::Primary, Some(old)) => {
-                let error = ApiError::new(ErrorCode::WrongState, format!("{name} is replicated to {} already", old.name));
-                return Err(error.with_hint(format!("`tern replicate {name} --stop` ends that")));
+        let goes_on = match record.role {
+            RecordedRole::Standalone => false,
+            RecordedRole::Primary if record.fenced && !recorded_already => {
+                return Err(wrong_state(format!("{name} is fenced here"), "`tern status` says why: another site may have been promoted"));
             }
+            RecordedRole::Primary => recorded_already,
             _ => return Err(ApiError::new(ErrorCode::WrongState, format!("this site is not the primary of {name}"))),
         };
+        check_several(&record, &peer)?;
         let lineage = match lineage_of(&record.lineage) {
             Some(lineage) => lineage,
             None => Lineage::first(random_id()?),
@@ -70,7 +77,11 @@ impl Daemon {
             self.end_automatic(&record, peer.lease.as_ref(), request.force).await?;
             return self.change_settings(name, peer).await;
         }
-        self.start_replicating(name, peer, &lineage).await?;
+        match record.role {
+            RecordedRole::Primary => self.add_standby(name, peer).await?,
+            _ => self.start_replicating(name, peer, &lineage).await?,
+        }
+        self.settings_heard(name).await;
         self.volumes.lock().await.get(name).map(status::status)
     }
 
@@ -107,23 +118,26 @@ impl Daemon {
         let durable = tokio::task::block_in_place(|| volume.image.sync_data()).map_err(io_error);
         let mut volumes = self.volumes.lock().await;
         let record = volumes.get(name)?.record.clone();
-        let start = PrimaryStart { volume: &volume, record: &record, known: None, compare_first: RoaringBitmap::new(), not_before_ms: 0 };
+        let start = PrimaryStart { volume: &volume, record: &record, bases: vec![Base::default()], not_before_ms: 0 };
         let part = durable.and_then(|()| volumes.start_primary(start)).inspect_err(|_| volumes.restore(name))?;
         volumes.put_part(name, part);
         Ok(())
     }
 
     async fn change_settings(&self, name: &VolumeName, peer: PeerRecord) -> Outcome<VolumeStatus> {
+        let volumes = self.volumes.lock().await;
+        let old = volumes.get(name)?.record.peer_at(&peer.site).and_then(|peer| peer.lease.clone());
+        drop(volumes);
+        self.change_peer(name, &peer).await?;
         let mut volumes = self.volumes.lock().await;
-        let old = volumes.get(name)?.record.peer.as_ref().and_then(|peer| peer.lease.clone());
-        volumes.change(name, |record| record.peer = Some(peer.clone()))?;
         let mut part = volumes.take_part(name);
         let open = volumes.get(name)?;
         let mut kept = Ok(());
         if let Part::Primary(primary) = &mut part {
-            primary.replica.set_orders(orders(&peer));
-            primary.bandwidth.send_replace(peer.bandwidth_bits_per_second);
-            primary.settings.send_replace(settings::record_of(&peer));
+            if let Some(part) = primary.to(&peer.site) {
+                part.replica.set_orders(orders(&peer));
+                part.bandwidth.send_replace(peer.bandwidth_bits_per_second);
+            }
             if old != peer.lease {
                 kept = volumes.keep_lease(&open.volume, &open.record, primary, 0);
             }
@@ -155,7 +169,7 @@ impl Daemon {
         let mut volumes = self.volumes.lock().await;
         if let Some(open) = volumes.open.get(&name) {
             let same = open.record.id == volume && open.record.role == RecordedRole::Standby;
-            let ours = open.record.peer.as_ref().is_some_and(|peer| peer.site == from.to_string());
+            let ours = open.record.peer_at(&from.to_string()).is_some();
             return if same && ours {
                 Ok(())
             } else {
@@ -179,13 +193,18 @@ impl Daemon {
         volumes.create_standby(record, lineage)
     }
 
-    pub(super) async fn end_replication(&self, name: &VolumeName, force: bool) -> Outcome<VolumeStatus> {
+    pub(super) async fn end_replication(&self, name: &VolumeName, request: &StopReplication) -> Outcome<VolumeStatus> {
         let (record, _operation) = self.begin(name).await?;
-        let Some(peer) = record.peer.as_ref().filter(|_| record.role == RecordedRole::Primary) else {
+        if record.role != RecordedRole::Primary {
             return Err(ApiError::new(ErrorCode::WrongState, format!("{name} is not replicated from here")));
-        };
+        }
         self.check_alone(&record, "stopped").await?;
-        self.end_automatic(&record, None, force).await?;
+        let peer = standby_named(&record, request.to.as_ref())?;
+        if !record.others.is_empty() {
+            self.remove_standby(&record, peer).await?;
+            return self.volumes.lock().await.get(name).map(status::status);
+        }
+        self.end_automatic(&record, None, request.force).await?;
         self.promise_nothing(name, peer).await?;
         let part = self.volumes.lock().await.take_part(name);
         tokio::task::block_in_place(|| part.stop());
@@ -201,11 +220,13 @@ impl Daemon {
         let volume = volumes.get(name)?.volume.clone();
         drop(volumes);
         volume.intake.stop_logging();
-        volume.intake.thaw();
+        volume.intake.thaw_all();
+        volume.intake.end_lanes_after(1);
         volume.intake.log().clear().map_err(io_error)?;
         // A later replication counts its own epochs: no write of an old one may end in them.
         let closed = async {
-            while !volume.intake.tracker().is_closed() {
+            let first = volume.intake.tracker();
+            while !first.is_marked() && volume.intake.begin_lane(LaneId::FIRST).is_none() || !first.is_closed() {
                 tokio::time::sleep(CLOSING_POLL).await;
             }
         };
@@ -220,10 +241,21 @@ impl Daemon {
     /// The replica of a volume whose primary is this site.
     pub(super) async fn replica(&self, name: &VolumeName) -> Outcome<Arc<Replica>> {
         match &self.volumes.lock().await.get(name)?.part {
-            Part::Primary(primary) => Ok(primary.replica.clone()),
+            Part::Primary(primary) => Ok(primary.first().replica.clone()),
             _ => Err(ApiError::new(ErrorCode::WrongState, format!("{name} is not replicated from here"))
                 .with_hint(format!("`tern replicate {name} --to SITE` begins that; at a standby, ask its primary"))),
         }
+    }
+
+    /// The replica at this site, or the first, and the volume's others.
+    pub(super) async fn replicas(&self, name: &VolumeName, site: Option<&str>) -> Outcome<(Arc<Replica>, Vec<Arc<Replica>>)> {
+        let first = self.replica(name).await?;
+        let volumes = self.volumes.lock().await;
+        let Part::Primary(primary) = &volumes.get(name)?.part else { return Ok((first, Vec::new())) };
+        let nobody = || ApiError::new(ErrorCode::WrongState, format!("{name} is not replicated to the site that asks"));
+        let chosen = site.map_or(Ok(first), |site| primary.to(site).map(|part| part.replica.clone()).ok_or_else(nobody))?;
+        let others = primary.replicas.iter().map(|part| part.replica.clone()).filter(|other| !Arc::ptr_eq(other, &chosen));
+        Ok((chosen.clone(), others.collect()))
     }
 
     pub(super) async fn wait_for(&self, name: &VolumeName, condition: Condition, progress: &ProgressSink) -> Outcome<VolumeStatus> {
@@ -248,12 +280,26 @@ impl Daemon {
         }
     }
 
-    /// Tells the epoch as soon as it is cut: what is written from then on is not in it.
+    /// Tells the epoch as soon as it is cut: what is written from then on is not in it. Of several standbys each gets an epoch of its own; those that
+    /// are there are waited for, and the number is the lowest: all of them have that one, or one that contains it.
     pub(super) async fn cut_now(&self, name: &VolumeName, progress: ProgressSink) -> Outcome<Snapshot> {
-        let replica = self.replica(name).await?;
-        let told = Box::new(move |epoch| progress.report(Progress { done: epoch, ..Progress::phase("cut") }));
         let began = Instant::now();
-        let epoch = replica.snapshot(told).await.map_err(|error| replica_error(name, &error))?;
+        let (first, others) = self.replicas(name, None).await?;
+        let mut all = vec![first];
+        all.extend(others);
+        let is_there = |replica: &Arc<Replica>| replica.status().borrow().phase == Phase::Online;
+        if all.iter().any(is_there) {
+            all.retain(is_there);
+        }
+        let progress = Arc::new(progress);
+        let mut cuts = JoinSet::new();
+        for replica in all {
+            let progress = progress.clone();
+            let told = Box::new(move |epoch| progress.report(Progress { done: epoch, ..Progress::phase("cut") }));
+            cuts.spawn(async move { replica.snapshot(told).await });
+        }
+        let epochs: Result<Vec<_>, _> = cuts.join_all().await.into_iter().collect();
+        let epoch = epochs.map_err(|error| replica_error(name, &error))?.into_iter().min().expect("there is a replica");
         Ok(Snapshot { epoch, seconds: began.elapsed().as_secs_f64() })
     }
 

@@ -1,15 +1,17 @@
 //! What the operator set for a replica: asked for, recorded, and told to the standby, which goes by it once it is primary itself.
 
 use super::part::Part;
+use super::volumes::Volumes;
 use super::{Daemon, sites::Sites};
 use crate::admin::Outcome;
-use crate::catalogue::{PeerRecord, RecordedRole};
+use crate::catalogue::{PeerRecord, RecordedRole, VolumeRecord};
 use blockd_api::*;
 use replicator::identity::SiteId;
 use replicator::primary::PrimaryStatus;
-use replicator::site_link::request::{Answer, Question, SettingsRecord};
+use replicator::site_link::request::{Answer, OtherStandby, Question, SettingsRecord};
 use replicator_engine::schedule::{MAX_PERIOD_MS, Schedule};
 use replicator_engine::sender::Phase;
+use replicator_engine::tracker::MAX_LANES;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -97,19 +99,27 @@ pub(super) fn record_of(peer: &PeerRecord) -> SettingsRecord {
         on_disconnect: peer.on_disconnect.map(|choice| choice.as_str().to_owned()),
         ack_timeout_ms: peer.ack_timeout_ms,
         schedule: peer.schedule.clone(),
+        others: Vec::new(),
     }
 }
 
+/// What this standby of the volume is told: how it is replicated to, and which others there are.
+pub(super) fn told_to(record: &VolumeRecord, peer: &PeerRecord) -> SettingsRecord {
+    let others = record.peers().filter(|other| other.site != peer.site);
+    let told = |other: &PeerRecord| OtherStandby { site: other.site.clone(), name: other.name.to_string(), settings: record_of(other) };
+    SettingsRecord { others: others.map(told).collect(), ..record_of(peer) }
+}
+
 /// What is recorded of what the other site told.
-fn recorded(told: SettingsRecord, peer: &PeerRecord) -> Outcome<PeerRecord> {
+fn recorded(told: &SettingsRecord, peer: &PeerRecord) -> Outcome<PeerRecord> {
     let unknown = |error: String| invalid(error, "upgrade this site");
     check(PeerRecord {
         mode: told.mode.parse().map_err(unknown)?,
         rpo_ms: told.rpo_ms,
         bandwidth_bits_per_second: told.bandwidth_bits_per_second.filter(|bits| *bits > 0),
-        on_disconnect: told.on_disconnect.map(|word| word.parse()).transpose().map_err(unknown)?,
+        on_disconnect: told.on_disconnect.as_deref().map(str::parse).transpose().map_err(unknown)?,
         ack_timeout_ms: told.ack_timeout_ms,
-        schedule: told.schedule,
+        schedule: told.schedule.clone(),
         ..peer.clone()
     })
 }
@@ -119,25 +129,79 @@ impl Daemon {
     pub(super) async fn note_settings(&self, from: &str, volume: &str, told: SettingsRecord) -> Outcome<()> {
         let mut volumes = self.volumes.lock().await;
         let of = volumes.by_id(volume).filter(|open| open.record.role == RecordedRole::Standby && open.record.trial.is_none());
-        let of = of.and_then(|open| Some((open.record.name.clone(), open.record.peer.clone().filter(|peer| peer.site == from)?)));
-        let (name, old) = of.ok_or_else(|| ApiError::new(ErrorCode::NotFound, "this site has no standby of the volume"))?;
-        let new = recorded(told, &old)?;
-        if new == old { Ok(()) } else { volumes.change(&name, |record| record.peer = Some(new)) }
+        let of = of.filter(|open| open.record.peer_at(from).is_some()).map(|open| open.record.clone());
+        let old = of.ok_or_else(|| ApiError::new(ErrorCode::NotFound, "this site has no standby of the volume"))?;
+        let mut new = old.clone();
+        new.follow(from);
+        let peer = new.peer.as_ref().expect("it follows a site that it knows");
+        let (peer, others) = (recorded(&told, peer)?, self.others_of(from, &told)?);
+        (new.peer, new.others) = (Some(peer), others);
+        if let (false, Ok(Part::Standby(standby))) = (new.others.is_empty(), volumes.get(&old.name).map(|open| &open.part)) {
+            standby.everywhere(0);
+        }
+        if new == old { Ok(()) } else { volumes.change(&old.name, |record| *record = new) }
     }
 
-    /// Waits a little until the standby, if it is there, has heard what is recorded. If not, it hears it when it attaches.
+    /// The other standbys of the primary at `from`, as it tells of them: each once, and neither itself nor this one.
+    fn others_of(&self, from: &str, told: &SettingsRecord) -> Outcome<Vec<PeerRecord>> {
+        let improper = || invalid("the question names no proper standby", "upgrade this site");
+        let mut others: Vec<PeerRecord> = Vec::new();
+        for other in &told.others {
+            let site: SiteId = other.site.parse().map_err(|_| improper())?;
+            let told_name = other.name.parse().map_err(|_| improper())?;
+            let (id, name) = (site.to_string(), self.sites.peer_by_id(&site).unwrap_or(told_name));
+            let is_known = id == self.id || id == from || others.iter().any(|known| known.site == id);
+            if !is_known && others.len() < MAX_LANES - 1 {
+                others.push(recorded(&other.settings, &PeerRecord::new(id, name, other.settings.rpo_ms))?);
+            }
+        }
+        Ok(others)
+    }
+
+    /// Records what is set for one of the volume's standbys, and has all of them told.
+    pub(super) async fn change_peer(&self, name: &VolumeName, peer: &PeerRecord) -> Outcome<()> {
+        let mut volumes = self.volumes.lock().await;
+        volumes.change(name, |record| {
+            if let Some(old) = record.peers_mut().find(|old| old.site == peer.site) {
+                *old = peer.clone();
+            }
+        })?;
+        volumes.tell_standbys(name);
+        Ok(())
+    }
+
+    /// Waits a little until the standbys, if they are there, have heard what is recorded. If not, they hear it when they attach.
     pub(super) async fn settings_heard(&self, name: &VolumeName) {
         let volumes = self.volumes.lock().await;
         let Ok(Part::Primary(primary)) = volumes.get(name).map(|open| &open.part) else { return };
-        let (settings, mut heard, mut status) = (primary.settings.borrow().clone(), primary.heard.clone(), primary.replica.status());
+        let hearing: Vec<_> =
+            primary.replicas.iter().map(|part| (part.settings.borrow().clone(), part.heard.clone(), part.replica.status())).collect();
         drop(volumes);
         let told = async {
-            tokio::select! {
-                _ = heard.wait_for(|heard| heard.as_ref() == Some(&settings)) => {}
-                _ = status.wait_for(|seen| seen.phase != Phase::Online) => {}
+            for (settings, mut heard, mut status) in hearing {
+                tokio::select! {
+                    _ = heard.wait_for(|heard| heard.as_ref() == Some(&settings)) => {}
+                    _ = status.wait_for(|seen| seen.phase != Phase::Online) => {}
+                }
             }
         };
         let _ = tokio::time::timeout(TELL_DEADLINE, told).await;
+    }
+}
+
+impl Volumes {
+    /// Has each standby of a primary told what is recorded.
+    pub(super) fn tell_standbys(&self, name: &VolumeName) {
+        let Ok(open) = self.get(name) else { return };
+        let Part::Primary(primary) = &open.part else { return };
+        for part in &primary.replicas {
+            if let Some(peer) = open.record.peer_at(&part.site) {
+                part.settings.send_if_modified(|settings| {
+                    let now = told_to(&open.record, peer);
+                    now != std::mem::replace(settings, now.clone())
+                });
+            }
+        }
     }
 }
 
@@ -189,7 +253,7 @@ mod tests {
         for rpo_ms in [0, 99, MAX_PERIOD_MS + 1, u64::MAX] {
             assert!(check(peer(rpo_ms)).is_err());
             let told = SettingsRecord { rpo_ms, ..record_of(&peer(5000)) };
-            assert!(recorded(told, &peer(5000)).is_err(), "{rpo_ms}");
+            assert!(recorded(&told, &peer(5000)).is_err(), "{rpo_ms}");
         }
         assert!(check(peer(MAX_PERIOD_MS)).is_ok());
     }

@@ -3,8 +3,9 @@
 use super::going_back;
 use super::lease::status as lease;
 use super::old;
-use super::part::{Part, rules};
+use super::part::{Part, PrimaryPart, ReplicaPart, rules};
 use super::proof;
+use super::rivals;
 use super::settings::schedule_of;
 use super::trial;
 use super::volumes::{OpenVolume, Unopened};
@@ -20,6 +21,7 @@ use replicator_engine::acknowledgement::{Promise, Standing};
 use replicator_engine::block::BLOCK_BYTES;
 use replicator_engine::sender::Phase;
 use replicator_engine::wire::Refusal;
+use std::cmp::Ordering;
 
 /// Changes count as faster than the link once the recovery point is older than this many times the target.
 const NOT_CONVERGING_RPOS: u64 = 10;
@@ -125,14 +127,13 @@ pub(super) fn status(open: &OpenVolume) -> VolumeStatus {
     };
     match (&open.part, peer) {
         (Part::Primary(primary), Some(peer)) => {
-            let seen = primary.replica.status();
-            of_primary(&mut status, &seen.borrow(), peer);
+            status = of_replicas(status, primary, &open.record);
             lease::of_primary(&mut status, open, primary, peer);
-            unless_alive(&mut status, seen.has_changed().is_ok());
         }
         (Part::Standby(standby), _) => {
             let seen = standby.status();
             of_standby(&mut status, &seen.borrow());
+            rivals::of_standby(&mut status, &open.record);
             lease::of_standby(&mut status, open);
             unless_alive(&mut status, seen.has_changed().is_ok());
         }
@@ -176,7 +177,44 @@ fn unless_alive(status: &mut VolumeStatus, alive: bool) {
     }
 }
 
+/// Each standby, and beside that what describes the one that is furthest behind its promise.
+fn of_replicas(status: VolumeStatus, primary: &PrimaryPart, record: &VolumeRecord) -> VolumeStatus {
+    let of_one = |part: &ReplicaPart| {
+        let peer = record.peer_at(&part.site)?;
+        let (seen, mut status) = (part.replica.status(), status.clone());
+        of_primary(&mut status, &seen.borrow(), peer);
+        unless_alive(&mut status, seen.has_changed().is_ok());
+        Some(status)
+    };
+    let all: Vec<VolumeStatus> = primary.replicas.iter().filter_map(of_one).collect();
+    let replicas = all.iter().map(of_replica).collect();
+    // The first of equals.
+    let worst = all.into_iter().rev().max_by(|a, b| distance(a).partial_cmp(&distance(b)).unwrap_or(Ordering::Equal));
+    VolumeStatus { replicas, ..worst.unwrap_or(status) }
+}
+
+/// How far a standby is behind its promise: whether that is broken, whether it is not in sync, its RPO by what was asked for, its backlog.
+fn distance(status: &VolumeStatus) -> (bool, bool, f64, u64) {
+    let rpo = status.rpo_seconds.map_or(f64::INFINITY, |rpo| rpo / status.rpo_target_seconds.unwrap_or(1.0).max(0.001));
+    (!status.promise_held, status.state != State::InSync, rpo, status.backlog_bytes)
+}
+
+fn of_replica(status: &VolumeStatus) -> ReplicaStatus {
+    ReplicaStatus {
+        site: status.peer.clone().expect("a replica is somewhere"),
+        mode: status.mode,
+        state: status.state,
+        promise_held: status.promise_held,
+        epoch_committed: status.epoch_committed,
+        rpo_seconds: status.rpo_seconds,
+        backlog_bytes: status.backlog_bytes,
+    }
+}
+
 fn of_primary(status: &mut VolumeStatus, seen: &PrimaryStatus, peer: &PeerRecord) {
+    (status.peer, status.mode) = (Some(peer.name.clone()), peer.mode);
+    status.schedule = peer.schedule.clone().filter(|_| peer.mode == Mode::Snapshot);
+    status.bandwidth_bits_per_second = peer.bandwidth_bits_per_second;
     status.state = primary_state(seen, peer);
     let block = BLOCK_BYTES as u64;
     status.promise_held = is_promise_held(seen, peer);
@@ -197,14 +235,6 @@ fn of_primary(status: &mut VolumeStatus, seen: &PrimaryStatus, peer: &PeerRecord
         State::Suspended => Some(format!("clients wait for the standby; requests that were begun: {}", seen.promise.waiting)),
         _ => None,
     });
-    status.replicas = vec![ReplicaStatus {
-        site: peer.name.clone(),
-        mode: status.mode,
-        state: status.state,
-        epoch_committed: status.epoch_committed,
-        rpo_seconds: status.rpo_seconds,
-        backlog_bytes: status.backlog_bytes,
-    }];
 }
 
 pub(super) fn is_in_time(seen: &PrimaryStatus, peer: &PeerRecord) -> bool {

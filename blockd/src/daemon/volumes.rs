@@ -5,11 +5,11 @@ use super::exports::FrontEnds;
 use super::groups::Groups;
 use super::lease::Grants;
 use super::old;
-use super::part::{Overtaken, Part, PrimaryStart, volume_id};
+use super::part::{Base, Lacking, Overtaken, Part, PrimaryStart, volume_id};
 use super::proof;
 use super::sites::Sites;
 use super::state_dir::StateDir;
-use crate::catalogue::{MadeBy, RecordedRole, RocksCatalogue, VolumeRecord};
+use crate::catalogue::{MadeBy, PeerRecord, RecordedRole, RocksCatalogue, VolumeRecord};
 use crate::metrics::Metrics;
 use crate::sandbox::Roots;
 use crate::store::{Image, StoreError};
@@ -187,17 +187,17 @@ impl Volumes {
         let id = volume_id(record)?;
         let blocks = block_count(volume.size_bytes()) as u32;
         volume.intake.start_logging();
-        volume.intake.thaw();
-        let exact = memory::take_changed(&*self.catalogue, id).map_err(io_error)?;
-        let compare_first = match &exact {
-            Some(_) => RoaringBitmap::new(),
-            None => hot.iter().flat_map(|extent| extent_blocks(extent).blocks()).filter(|block| *block < blocks).collect(),
+        volume.intake.thaw_all();
+        let stopped = memory::take_changed(&*self.catalogue, id).map_err(io_error)?;
+        let hot: RoaringBitmap = hot.iter().flat_map(|extent| extent_blocks(extent).blocks()).filter(|block| *block < blocks).collect();
+        let base = |peer: &PeerRecord| {
+            let known = memory::load_known(&*self.catalogue, &memory::known_key(id, &peer.site)).map_err(io_error)?;
+            let exact = stopped.of(&peer.site);
+            Ok(Base { known, marked: exact.unwrap_or(&hot).clone(), compare: exact.is_none(), ..Base::default() })
         };
-        volume.intake.tracker().mark(exact.as_ref().unwrap_or(&compare_first), Some(1));
-        let site = record.peer.as_ref().map_or("", |peer| &peer.site);
-        let known = memory::load_known(&*self.catalogue, &memory::known_key(id, site)).map_err(io_error)?;
+        let bases = record.peers().map(base).collect::<Result<_, ApiError>>()?;
         let (not_before_ms, _) = self.grants.close(&record.id);
-        self.start_primary(PrimaryStart { volume, record, known, compare_first, not_before_ms })
+        self.start_primary(PrimaryStart { volume, record, bases, not_before_ms })
     }
 
     /// Makes an empty standby for a primary at another site.
@@ -230,7 +230,7 @@ impl Volumes {
         let image = open.volume.image.clone();
         image.grow_once(size_bytes, || self.change(name, |record| record.size_bytes = size_bytes))?;
         if let Part::Primary(primary) = &self.get(name)?.part {
-            primary.replica.resized(size_bytes);
+            primary.replicas.iter().for_each(|part| part.replica.resized(size_bytes));
         }
         Ok(())
     }
@@ -353,11 +353,14 @@ fn activity_key(id: Id) -> Vec<u8> {
     format!("al/{id}/").into_bytes()
 }
 
-/// Writes down which blocks the standby lacks, for a volume that nobody writes to any more. Only if the content is as durable: after a
-/// power loss the standby might be ahead of it.
-pub(super) fn remember_changed(catalogue: &dyn Catalogue, id: Id, volume: &Volume, changed: &RoaringBitmap) -> io::Result<()> {
+/// Writes down which blocks each standby lacks, for a volume that nobody writes to any more. Only if the content is as durable: after a
+/// power loss a standby might be ahead of it.
+pub(super) fn remember_changed(catalogue: &dyn Catalogue, id: Id, volume: &Volume, changed: &Lacking) -> io::Result<()> {
     volume.image.sync_data()?;
-    memory::store_changed(catalogue, id, changed)
+    for (site, remains) in changed {
+        memory::store_known(catalogue, &memory::known_key(id, site), remains.known, Persist::Eventually)?;
+    }
+    memory::store_changed(catalogue, id, changed.iter().map(|(site, remains)| (site.as_str(), &remains.changed)))
 }
 
 pub(super) fn if_there(removed: io::Result<()>) -> io::Result<()> {

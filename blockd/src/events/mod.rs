@@ -7,6 +7,7 @@
 //! The daemon may execute nothing once it has locked itself in, and what it told would be told from within the same walls. So a process of
 //! its own, the [`runner`], is started before: it knows one program, and runs it with what comes through the pipe.
 
+mod promises;
 pub mod runner;
 mod teller;
 mod watch;

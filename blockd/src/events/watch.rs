@@ -1,7 +1,8 @@
 //! Edges of a volume's states. What comes and goes counts once it has stayed for a while, either way.
 
 use super::Kind;
-use blockd_api::{LastVerify, Role, State, VolumeName, VolumeStatus, human_seconds};
+use super::promises::Promises;
+use blockd_api::{LastVerify, Role, State, VolumeName, VolumeStatus};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ pub struct Watch {
 
 #[derive(Debug)]
 struct Seen {
-    rpo: Level,
+    promises: Promises,
     split: Level,
     full: Level,
     fenced: bool,
@@ -34,15 +35,15 @@ struct Seen {
 
 /// A state that comes and goes.
 #[derive(Debug, Default)]
-struct Level {
-    told: bool,
+pub(super) struct Level {
+    pub told: bool,
     /// Since when it is otherwise than told.
     since: Option<Instant>,
 }
 
 impl Level {
     /// It holds or not; says whether that is to be told now.
-    fn see(&mut self, holds: bool, lasting: Duration, now: Instant) -> bool {
+    pub fn see(&mut self, holds: bool, lasting: Duration, now: Instant) -> bool {
         if holds == self.told {
             self.since = None;
             return false;
@@ -74,7 +75,7 @@ impl Seen {
     /// What was found before the daemon began is not told again; a state that lasts is.
     fn first(volume: &VolumeStatus) -> Self {
         Self {
-            rpo: Level::default(),
+            promises: Promises::default(),
             split: Level::default(),
             full: Level::default(),
             fenced: false,
@@ -92,19 +93,7 @@ impl Seen {
     }
 
     fn see(&mut self, volume: &VolumeStatus, now: Instant) -> Vec<(Kind, String)> {
-        let mut happened = Vec::new();
-        let is_primary =
-            volume.role == Role::Primary && !matches!(volume.state, State::InitialSync | State::Fenced | State::SplitBrain | State::Trial);
-        if !is_primary {
-            // Who promises nothing keeps nothing, either.
-            self.rpo = Level::default();
-        } else if self.rpo.see(!volume.promise_held, LASTING, now) {
-            happened.push(if self.rpo.told {
-                (Kind::RpoBroken, broken(volume))
-            } else {
-                (Kind::RpoKept, "the promise holds again".into())
-            });
-        }
+        let mut happened = self.promises.see(volume, LASTING, now);
         if self.split.see(volume.state == State::SplitBrain, Duration::ZERO, now) {
             let words = ["both sites were primary at once", "one of the two sites follows the other"];
             happened.push(if self.split.told { (Kind::SplitBrain, words[0].into()) } else { (Kind::SplitEnded, words[1].into()) });
@@ -154,11 +143,6 @@ impl Seen {
     }
 }
 
-fn broken(volume: &VolumeStatus) -> String {
-    let age = volume.rpo_seconds.map_or_else(|| "not known how old".to_owned(), |age| format!("{} old", human_seconds(age)));
-    format!("mode {}, {}: what the standby lacks is {age}", volume.mode, volume.state)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,6 +179,20 @@ mod tests {
         let once = [times(broken.clone(), 60), times(held.clone(), 3), times(broken, 9), times(held, 9)].concat();
         assert_eq!(told(once), [Kind::RpoBroken, Kind::RpoKept]);
         assert_eq!(told(times(serde_json::json!({"promise_held": false, "state": "initial-sync"}), 60)), [], "nothing was promised yet");
+    }
+
+    #[test]
+    fn a_promise_that_is_broken_at_one_standby_hides_none_at_another() {
+        let of = |site: &str, state: &str, held: bool| {
+            serde_json::json!({"site": site, "mode": "async", "state": state, "promise_held": held, "epoch_committed": 7,
+                "rpo_seconds": 9.0, "backlog_bytes": 1})
+        };
+        let seen = |far: bool, near: bool| serde_json::json!({"promise_held": far && near, "replicas": [of("milan", "disconnected", far), of("oregon", "disconnected", near)]});
+        let states = [times(seen(false, true), 9), times(seen(false, false), 9), times(seen(false, true), 9), times(seen(true, true), 9)];
+        assert_eq!(told(states.concat()), [Kind::RpoBroken, Kind::RpoBroken, Kind::RpoKept, Kind::RpoKept]);
+        let first_sync = serde_json::json!({"state": "initial-sync",
+            "replicas": [of("milan", "initial-sync", false), of("oregon", "disconnected", false)]});
+        assert_eq!(told(times(first_sync, 9)), [Kind::RpoBroken], "the far one has promised nothing yet, the near one has");
     }
 
     #[test]

@@ -153,6 +153,12 @@ impl Scrape {
 
     fn encode_replicas(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let replicas = || self.status.volumes.iter().flat_map(|volume| volume.replicas.iter().map(move |replica| (volume, replica)));
+        let mut family =
+            encoder.encode_descriptor("replica_promise_held", "Whether a standby's promise holds.", None, MetricType::Gauge)?;
+        for (volume, replica) in replicas() {
+            let held = u64::from(replica.promise_held);
+            family.encode_family(&[("volume", &*volume.name), ("site", &*replica.site)])?.encode_gauge(&held)?;
+        }
         let mut family = encoder.encode_descriptor("replica_backlog_bytes", "What a standby still has to get.", None, MetricType::Gauge)?;
         for (volume, replica) in replicas() {
             family.encode_family(&[("volume", &*volume.name), ("site", &*replica.site)])?.encode_gauge(&replica.backlog_bytes)?;

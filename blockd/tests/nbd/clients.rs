@@ -1,6 +1,7 @@
 //! Real clients.
 
 use crate::site::{Site, client, try_client};
+use replicator_engine::tracker::LaneId;
 use std::fs;
 
 const MIB: u64 = 1 << 20;
@@ -112,10 +113,13 @@ fn nbdinfo_maps_what_is_not_at_the_standby() {
     };
     assert_eq!(entries(&map), [[0, 64 * MIB, 0]], "without a standby nothing is dirty");
     let dirty = roaring::RoaringBitmap::from_iter((0..3).chain(256..512));
-    volume.intake.behind().set(Box::new(move |run, reply| {
-        let asked = roaring::RoaringBitmap::from_iter(run.blocks());
-        reply.send(&dirty & asked).unwrap();
-    }));
+    volume.intake.behind().set(
+        LaneId::FIRST,
+        Box::new(move |run, reply| {
+            let asked = roaring::RoaringBitmap::from_iter(run.blocks());
+            reply.send(&dirty & asked).unwrap();
+        }),
+    );
     let map = client("nbdinfo", &arguments).unwrap();
     assert_eq!(entries(&map), [[0, 12288, 1], [12288, MIB - 12288, 0], [MIB, MIB, 1], [2 * MIB, 62 * MIB, 0]]);
     let totals = client("nbdinfo", &["--map=tern:dirty", "--totals", &uri]).unwrap();

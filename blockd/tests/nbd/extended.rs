@@ -3,6 +3,7 @@
 use crate::raw::Raw;
 use crate::site::Site;
 use blockd::nbd::wire::{EXTENDED_CHUNK_MAGIC, EXTENDED_REQUEST_MAGIC, chunk, command, command_flag, option, option_reply};
+use replicator_engine::tracker::LaneId;
 use std::sync::{Arc, Mutex};
 
 const GIB: u64 = 1 << 30;
@@ -98,7 +99,7 @@ fn a_volume_that_does_not_answer_holds_up_no_other_volumes_holes() {
         let unanswered = unanswered.clone();
         move |_, reply| unanswered.lock().unwrap().push(reply)
     };
-    volume.intake.behind().set(Box::new(ask));
+    volume.intake.behind().set(LaneId::FIRST, Box::new(ask));
     site.export(&site.volume("vm2", GIB), &site.socket("other.sock"));
     // Each thread has one of each.
     let mut stuck: Vec<_> = (0..2).map(|_| attach(&site)).collect();
@@ -111,7 +112,7 @@ fn a_volume_that_does_not_answer_holds_up_no_other_volumes_holes() {
         other.request(command::TRIM, 1, 0, 1 << 20, &[]);
         assert_eq!(other.reply(), (0, 1));
     }
-    volume.intake.behind().set(Box::new(|_, _| ()));
+    volume.intake.behind().set(LaneId::FIRST, Box::new(|_, _| ()));
     unanswered.lock().unwrap().clear();
     stuck.iter_mut().for_each(|client| drop(reply(client, 0)));
 }

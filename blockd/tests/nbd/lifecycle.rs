@@ -7,6 +7,7 @@ use blockd::nbd::{ExportError, NbdOptions};
 use blockd::request::Access;
 use blockd::volume::GateState;
 use replicator_engine::block::{BLOCK_BYTES, Run};
+use replicator_engine::tracker::LaneId;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::Ordering::SeqCst;
@@ -83,13 +84,13 @@ fn a_write_that_has_to_wait_for_its_admission_is_answered_after_it() {
     client.request(command::WRITE, 1, 0, 4096, &[1; 4096]);
     assert_eq!(client.reply(), (0, 1), "the activity log is written first");
     // From the cut on until the epoch is frozen, what it changed is not overwritten; nor is it lost afterwards.
-    volume.intake.cut();
+    volume.intake.cut(LaneId::FIRST).unwrap();
     client.request(command::WRITE, 2, 100, 1000, &[2; 1000]);
     client.request(command::READ, 3, 100, 1, &[]);
     assert_eq!(client.reply(), (0, 3));
     assert_eq!(client.receive(1).unwrap(), [1]);
     assert!(client.is_silent());
-    let frozen = volume.intake.try_freeze().expect("no write of the epoch is under way");
+    let frozen = volume.intake.try_freeze(LaneId::FIRST).expect("no write of the epoch is under way");
     assert!(frozen.contains(0));
     assert_eq!(client.reply(), (0, 2));
     client.request(command::READ, 4, 99, 2, &[]);

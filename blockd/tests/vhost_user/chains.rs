@@ -3,6 +3,7 @@
 use crate::raw::{MEMORY_BYTES, READ, Raw, WRITABLE, WRITE};
 use crate::site::{Site, eventually};
 use blockd::request::Access;
+use replicator_engine::tracker::LaneId;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use vhost::vhost_user::VhostUserFrontend;
 
@@ -86,7 +87,7 @@ fn a_head_that_is_in_flight_is_not_taken_again() {
     let (site, mut raw) = started();
     assert_eq!(raw.request(WRITE, 0, 4096), OK);
     // A write over a block of the epoch that closes waits, so it is in flight as long as the test likes.
-    site.volume.intake.cut();
+    site.volume.intake.cut(LaneId::FIRST).unwrap();
     let header = raw.next_header();
     let head = raw.next_head();
     raw.offer(WRITE, 0, 4096);
@@ -95,7 +96,7 @@ fn a_head_that_is_in_flight_is_not_taken_again() {
     raw.kick();
     eventually("the kick is seen", || raw.kick_is_seen());
     let stopping = std::thread::spawn(move || (raw.stop(), raw));
-    eventually("the epoch is closed", || site.volume.intake.try_freeze().is_some());
+    eventually("the epoch is closed", || site.volume.intake.try_freeze(LaneId::FIRST).is_some());
     let (_, mut raw) = stopping.join().unwrap();
     // The first is done. The others are refused: given back without a word, or not taken at all.
     assert_eq!(raw.memory.get(header as usize + 16, 1), [OK]);
@@ -112,7 +113,7 @@ fn a_request_in_flight_is_over_when_the_reset_is() {
     let (site, mut raw) = started();
     raw.memory.put(raw.next_data() as usize, &[7; 4096]);
     assert_eq!(raw.request(WRITE, 64, 4096), OK);
-    site.volume.intake.cut();
+    site.volume.intake.cut(LaneId::FIRST).unwrap();
     raw.memory.put(raw.next_data() as usize, &[9; 4096]);
     raw.offer(WRITE, 64, 4096);
     raw.kick();
@@ -121,7 +122,7 @@ fn a_request_in_flight_is_over_when_the_reset_is() {
         raw.reset();
         raw
     });
-    eventually("the epoch is closed", || site.volume.intake.try_freeze().is_some());
+    eventually("the epoch is closed", || site.volume.intake.try_freeze(LaneId::FIRST).is_some());
     let mut raw = resetting.join().unwrap();
     let (content, used) = (site.content(0, MIB as usize), raw.used());
     assert!(content[..64 * 512].iter().all(|byte| *byte == 0), "sector 0 is untouched");

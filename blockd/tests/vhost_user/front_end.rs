@@ -4,6 +4,7 @@ use crate::raw::{MEMORY_BYTES, NEXT, QUEUE_SIZE, READ, Raw, WRITABLE, WRITE};
 use crate::site::{Site, eventually};
 use crate::sys::Shared;
 use blockd::request::Access;
+use replicator_engine::tracker::LaneId;
 use rustix::fs::{MemfdFlags, memfd_create};
 use std::fs::File;
 use std::io::Read;
@@ -88,11 +89,11 @@ fn what_is_being_carried_out_is_on_record() {
     assert_eq!(raw.request(WRITE, 0, 4096), OK);
     assert!(!record.is_marked(0));
     // A write over a block whose epoch is closing waits.
-    site.volume.intake.cut();
+    site.volume.intake.cut(LaneId::FIRST).unwrap();
     raw.offer(WRITE, 0, 4096);
     raw.kick();
     eventually("it is taken", || record.is_marked(4));
-    eventually("the epoch is closed", || site.volume.intake.try_freeze().is_some());
+    eventually("the epoch is closed", || site.volume.intake.try_freeze(LaneId::FIRST).is_some());
     raw.wait_used(2);
     assert_eq!(raw.stop(), 2);
     assert!(!record.is_marked(4));

@@ -6,6 +6,7 @@ use crate::site::{Site, eventually};
 use crate::sys::Direction::{Read, Write};
 use blockd::request::Access;
 use blockd::volume::GateState;
+use replicator_engine::tracker::LaneId;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 const MIB: usize = 1 << 20;
@@ -221,7 +222,7 @@ fn writes_over_frozen_blocks_wait_until_the_old_content_is_kept() {
     let site = Site::serve(1 << 20, Access::ReadWrite);
     let mut driver = Driver::connect(&site.socket(), 1, MIB);
     driver.write(0, &[1; 8192]);
-    site.volume.intake.cut();
+    site.volume.intake.cut(LaneId::FIRST).unwrap();
     // The epoch before is closing: nothing of it may be overwritten, but reads and other blocks go on.
     driver.memory.put(0, &[2; 4096]);
     driver.memory.queue(&mut driver.queues[0], Write, 0, 0, 4096, 1).unwrap();
@@ -233,7 +234,7 @@ fn writes_over_frozen_blocks_wait_until_the_old_content_is_kept() {
     assert_eq!(driver.memory.get(65536, 4096), [1; 4096]);
     assert_eq!(site.content(0, 4096), [1; 4096]);
     // Now it is frozen: the old content is kept, and the write goes on.
-    eventually("the epoch is closed", || site.volume.intake.try_freeze().is_some());
+    eventually("the epoch is closed", || site.volume.intake.try_freeze(LaneId::FIRST).is_some());
     assert_eq!(driver.complete(0, 1), [(1, 0)]);
     assert_eq!(site.content(0, 8192), [[2; 4096], [1; 4096]].concat());
     site.volume.gate.set(GateState::Shut);
@@ -246,14 +247,14 @@ fn a_ring_is_not_stopped_before_a_write_that_waits_is_done() {
     let mut raw = Raw::connect(&site.socket());
     raw.start(0);
     assert_eq!(raw.request(WRITE, 0, 4096), 0);
-    site.volume.intake.cut();
+    site.volume.intake.cut(LaneId::FIRST).unwrap();
     raw.offer(WRITE, 0, 4096);
     raw.offer(WRITE, 64, 4096);
     raw.kick();
     // The second one is through, so the first one waits.
     raw.wait_used(2);
     let stopping = std::thread::spawn(move || (raw.stop(), raw));
-    eventually("the epoch is closed", || site.volume.intake.try_freeze().is_some());
+    eventually("the epoch is closed", || site.volume.intake.try_freeze(LaneId::FIRST).is_some());
     let (base, raw) = stopping.join().unwrap();
     assert_eq!((base, raw.used()), (3, 3));
     assert!(raw.statuses().all(|status| status == 0));

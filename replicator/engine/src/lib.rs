@@ -14,6 +14,7 @@
 //! - [`tracker`]: the epoch word, writes in flight and the dirty maps that the request path touches.
 //! - [`generation`]: who may be primary; lineage, staleness and split brain.
 //! - [`group`]: one cut for several volumes.
+//! - [`history`]: what changed from epoch to epoch, for the other standbys of one that is promoted.
 //! - [`wire`]: the messages between two sites and their encoding.
 //! - [`sender`]: the primary's side of one replica.
 //! - [`receiver`]: the standby's side.
@@ -27,6 +28,7 @@ pub mod acknowledgement;
 pub mod block;
 pub mod generation;
 pub mod group;
+pub mod history;
 pub mod lease;
 pub mod receiver;
 pub mod schedule;

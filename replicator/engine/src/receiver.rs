@@ -25,6 +25,8 @@ pub struct Receiver {
     /// Size that the attached primary began with.
     announced_bytes: u64,
     attached: bool,
+    /// A primary that branched before the last committed epoch, and was refused for that.
+    rival: Option<Lineage>,
     digest: EpochDigest,
     /// Staged by the attempt under way, or by an earlier one and confirmed by this one.
     staged: RoaringBitmap,
@@ -63,6 +65,8 @@ pub enum Staged {
     Goes,
 }
 
+const NO_ATTACH: &str = "the stream did not begin with an attach";
+
 impl Receiver {
     /// A receiver of `volume`, whose copy `replica` stands at `committed` with `base`; `unconfirmed` is what earlier attempts staged.
     pub fn new(
@@ -83,6 +87,7 @@ impl Receiver {
             size_bytes,
             announced_bytes: size_bytes,
             attached: false,
+            rival: None,
             digest: EpochDigest::default(),
             staged: RoaringBitmap::new(),
             unconfirmed,
@@ -114,6 +119,11 @@ impl Receiver {
         &self.staged
     }
 
+    /// A primary that continues an epoch before the last one that is committed here, since it was refused.
+    pub fn rival(&self) -> Option<&Lineage> {
+        self.rival.as_ref()
+    }
+
     /// Whether a primary is attached.
     pub fn is_attached(&self) -> bool {
         self.attached
@@ -136,7 +146,7 @@ impl Receiver {
             return self.handle_attach(attach);
         }
         if !self.attached {
-            return Err(self.refuse(Refusal::Protocol, "the stream did not begin with an attach"));
+            return Err(self.refuse(Refusal::Protocol, NO_ATTACH));
         }
         if envelope.generation != self.lineage.current() {
             return Err(self.refuse(Refusal::Stale, "the message is of another generation than the stream"));
@@ -153,18 +163,34 @@ impl Receiver {
         }
     }
 
-    fn handle_attach(&mut self, attach: Attach) -> Result<Step, Refused> {
+    /// A rival that was refused at an earlier time.
+    pub fn set_rival(&mut self, rival: Option<Lineage>) {
+        self.rival = rival;
+    }
+
+    /// Whether a stream that begins with this message is taken. Nothing changes but that a rival is noted.
+    pub fn judge(&mut self, first: &Message) -> Result<(), Refused> {
+        match first {
+            Message::Attach(attach) => self.judge_attach(attach).map(drop),
+            _ => Err(self.refuse(Refusal::Protocol, NO_ATTACH)),
+        }
+    }
+
+    /// Whether this primary is taken, and what becomes of what is staged then.
+    fn judge_attach(&mut self, attach: &Attach) -> Result<Staged, Refused> {
         if attach.volume != self.volume {
             return Err(self.refuse(Refusal::Unrelated, "another volume has this name here"));
         }
+        let has_point = matches!(self.base, Base::Point | Base::PointBut(_)) && !self.may_have_lost_content();
         let staged = match self.lineage.relation(&attach.lineage) {
-            Relation::Same => Staged::Stays,
-            Relation::TheirsAhead(branch) if self.committed <= branch || !matches!(self.base, Base::Point | Base::PointBut(_)) => {
-                Staged::Goes
-            }
+            Relation::Same => self.outdated().map_or(Ok(Staged::Stays), Err)?,
+            Relation::TheirsAhead(branch) if self.committed <= branch || !has_point => Staged::Goes,
             // A copy that never had content takes whichever volume it was made for.
             _ if self.base == Base::Blank => Staged::Goes,
-            Relation::TheirsAhead(_) => return Err(self.refuse(Refusal::Diverged, "this standby has epochs beyond the branch")),
+            Relation::TheirsAhead(_) => {
+                self.rival = Some(attach.lineage.clone());
+                return Err(self.refuse(Refusal::Diverged, "this standby has epochs beyond the branch"));
+            }
             Relation::MineAhead(_) => return Err(self.refuse(Refusal::Stale, "this site has seen a later generation of the volume")),
             Relation::Split => return Err(self.refuse(Refusal::SplitBrain, "both sites were primary since they last agreed")),
             Relation::Unrelated => return Err(self.refuse(Refusal::Unrelated, "the two volumes have no generation in common")),
@@ -173,18 +199,40 @@ impl Receiver {
         if attach.size_bytes < self.size_bytes && self.base == Base::Point {
             return Err(self.refuse(Refusal::Protocol, &smaller(self.size_bytes)));
         }
-        self.restart_epoch();
         // A primary that has forgotten that it grew will never confirm what it sent from there.
         let beyond = self.unconfirmed.max().is_some_and(|last| u64::from(last) >= block_count(attach.size_bytes));
-        let staged = if beyond { Staged::Goes } else { staged };
+        Ok(if beyond { Staged::Goes } else { staged })
+    }
+
+    fn handle_attach(&mut self, attach: Attach) -> Result<Step, Refused> {
+        let staged = self.judge_attach(&attach)?;
+        if attach.lineage.current().id != self.lineage.current().id && self.may_have_lost_content() {
+            self.base = Base::Unfinished;
+        }
+        self.restart_epoch();
         if staged == Staged::Goes {
             self.unconfirmed.clear();
         }
         self.attached = true;
+        self.rival = None;
         self.lineage = attach.lineage.clone();
         self.announced_bytes = attach.size_bytes;
         let answer = Message::Attached(Attached { replica: self.replica, committed: self.committed, base: self.base.clone() });
         Ok(Step::Adopt { lineage: attach.lineage, staged, answer })
+    }
+
+    /// Whether a primary that was overtaken may have left content in the copy that no other site has or knows of: it was followed, and what it
+    /// sent went straight to a copy that is no recovery point yet.
+    fn may_have_lost_content(&self) -> bool {
+        // The generation that such a copy came from committed its epoch; one that it followed since began there or later.
+        matches!(self.base, Base::PointBut(_)) && self.lineage.current().branch_epoch >= self.committed
+    }
+
+    /// What the primary of the generation that is followed has to hear, if a later one was refused: whoever learned of that acknowledges nothing
+    /// for an earlier one, though it does not follow.
+    pub fn outdated(&self) -> Option<Refused> {
+        let later = self.rival.as_ref().filter(|rival| matches!(self.lineage.relation(rival), Relation::TheirsAhead(_)))?;
+        Some(Refused { reason: Refusal::Stale, text: "another site was promoted meanwhile".into(), lineage: later.clone() })
     }
 
     fn handle_blocks(&mut self, blocks: Blocks) -> Step {
@@ -265,131 +313,4 @@ fn smaller(size_bytes: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::wire::Encoding;
-    use bytes::Bytes;
-
-    fn lineage() -> Lineage {
-        Lineage::first(Id([1; 16]))
-    }
-
-    fn receiver(base: Base, committed: Epoch) -> Receiver {
-        Receiver::new(Id([7; 16]), Id([8; 16]), lineage(), 1 << 20, committed, base, RoaringBitmap::new())
-    }
-
-    fn send(receiver: &mut Receiver, lineage: &Lineage, message: Message) -> Result<Step, Refusal> {
-        receiver.handle_message(Envelope { generation: lineage.current(), message }).map_err(|refused| refused.reason)
-    }
-
-    fn attach(receiver: &mut Receiver, lineage: &Lineage) -> Result<Step, Refusal> {
-        send(receiver, lineage, Message::Attach(Attach { volume: Id([7; 16]), size_bytes: 1 << 20, lineage: lineage.clone() }))
-    }
-
-    fn blocks(start: u32) -> Blocks {
-        let runs = vec![(Run::new(start, 1).unwrap(), Content::Data)];
-        Blocks { runs, encoding: Encoding::Plain, digest: [start as u8; 32], payload: Bytes::from(vec![0; 4096]) }
-    }
-
-    fn commit(epoch: Epoch, sent: &[&Blocks]) -> Message {
-        let mut digest = EpochDigest::default();
-        sent.iter().for_each(|blocks| digest.add(blocks));
-        let (blocks, digest) = digest.value();
-        Message::Commit(Commit { epoch, blocks, digest, size_bytes: 1 << 20, cut_unix_ms: 0, group: None })
-    }
-
-    #[test]
-    fn an_epoch_with_a_missing_message_is_not_committed() {
-        let mut receiver = receiver(Base::Point, 5);
-        attach(&mut receiver, &lineage()).unwrap();
-        send(&mut receiver, &lineage(), Message::Blocks(blocks(1))).unwrap();
-        assert_eq!(send(&mut receiver, &lineage(), commit(6, &[&blocks(1), &blocks(2)])), Err(Refusal::Protocol));
-        assert!(matches!(send(&mut receiver, &lineage(), commit(6, &[&blocks(1)])), Ok(Step::Commit(_))));
-    }
-
-    #[test]
-    fn a_block_of_a_broken_attempt_must_come_again_before_a_commit() {
-        let mut receiver = receiver(Base::Point, 5);
-        attach(&mut receiver, &lineage()).unwrap();
-        send(&mut receiver, &lineage(), Message::Blocks(blocks(1))).unwrap();
-        receiver.handle_disconnected();
-        attach(&mut receiver, &lineage()).unwrap();
-        assert_eq!(send(&mut receiver, &lineage(), commit(7, &[])), Err(Refusal::Protocol));
-        receiver.handle_compared(Against::Epoch, &[Run::new(1, 1).unwrap()]);
-        assert!(matches!(send(&mut receiver, &lineage(), commit(7, &[])), Ok(Step::Commit(_))));
-    }
-
-    #[test]
-    fn what_was_confirmed_in_a_broken_attempt_must_be_confirmed_again() {
-        let mut receiver = receiver(Base::Point, 5);
-        attach(&mut receiver, &lineage()).unwrap();
-        send(&mut receiver, &lineage(), Message::Blocks(blocks(1))).unwrap();
-        for _ in 0..2 {
-            receiver.handle_disconnected();
-            attach(&mut receiver, &lineage()).unwrap();
-            assert_eq!(send(&mut receiver, &lineage(), commit(7, &[])), Err(Refusal::Protocol));
-            receiver.handle_compared(Against::Epoch, &[Run::new(0, 4).unwrap()]);
-            assert!(matches!(send(&mut receiver, &lineage(), commit(7, &[])), Ok(Step::Commit(_))));
-        }
-    }
-
-    /// Lesson: generations come first, both ways (ceph#17979).
-    #[test]
-    fn an_old_generation_is_refused_before_anything_else() {
-        let new = lineage().promoted(Id([2; 16]), 5);
-        let mut receiver = receiver(Base::Point, 5);
-        attach(&mut receiver, &new).unwrap();
-        assert_eq!(attach(&mut receiver, &lineage()), Err(Refusal::Stale));
-        assert_eq!(send(&mut receiver, &lineage(), Message::Blocks(blocks(1))), Err(Refusal::Stale));
-        assert_eq!(attach(&mut receiver, &lineage().promoted(Id([3; 16]), 5)), Err(Refusal::SplitBrain));
-    }
-
-    #[test]
-    fn an_old_generation_of_a_smaller_volume_is_told_that_it_is_old() {
-        let new = lineage().promoted(Id([2; 16]), 5);
-        let mut receiver = Receiver::new(Id([7; 16]), Id([8; 16]), new, 2 << 20, 6, Base::Point, RoaringBitmap::new());
-        assert_eq!(attach(&mut receiver, &lineage()), Err(Refusal::Stale));
-    }
-
-    #[test]
-    fn epochs_beyond_the_branch_are_not_overwritten_silently() {
-        assert_eq!(attach(&mut receiver(Base::Point, 6), &lineage().promoted(Id([2; 16]), 5)), Err(Refusal::Diverged));
-        assert!(attach(&mut receiver(Base::Point, 5), &lineage().promoted(Id([2; 16]), 5)).is_ok());
-    }
-
-    #[test]
-    fn a_size_that_no_image_can_have_is_refused_before_it_is_recorded() {
-        for size_bytes in [0, u64::MAX, (MAX_BLOCKS + 1) * BLOCK_BYTES as u64, (1 << 20) + 512] {
-            let mut receiver = receiver(Base::Point, 5);
-            let wrong = Attach { volume: Id([7; 16]), size_bytes, lineage: lineage() };
-            assert_eq!(send(&mut receiver, &lineage(), Message::Attach(wrong)), Err(Refusal::Protocol));
-            attach(&mut receiver, &lineage()).unwrap();
-            let Message::Commit(right) = commit(6, &[]) else { unreachable!() };
-            assert_eq!(send(&mut receiver, &lineage(), Message::Commit(Commit { size_bytes, ..right })), Err(Refusal::Protocol));
-        }
-    }
-
-    #[test]
-    fn a_commit_names_a_size_that_has_all_blocks_and_is_not_smaller_than_before() {
-        let mut receiver = receiver(Base::Point, 5);
-        attach(&mut receiver, &lineage()).unwrap();
-        assert!(send(&mut receiver, &lineage(), Message::Blocks(blocks(256))).is_ok());
-        let Message::Commit(right) = commit(6, &[&blocks(256)]) else { unreachable!() };
-        let sized = |size_bytes| Message::Commit(Commit { size_bytes, ..right.clone() });
-        assert_eq!(send(&mut receiver, &lineage(), sized(1 << 20)), Err(Refusal::Protocol));
-        let Ok(Step::Commit(grown)) = send(&mut receiver, &lineage(), sized((1 << 20) + 4096)) else { panic!("it grew") };
-        receiver.handle_committed(&grown);
-        assert_eq!(send(&mut receiver, &lineage(), commit(7, &[])), Err(Refusal::Protocol));
-        assert_eq!(attach(&mut receiver, &lineage()), Err(Refusal::Protocol));
-    }
-
-    #[test]
-    fn what_was_staged_beyond_the_end_of_a_primary_that_forgot_its_growth_goes() {
-        let mut receiver = receiver(Base::Point, 5);
-        attach(&mut receiver, &lineage()).unwrap();
-        send(&mut receiver, &lineage(), Message::Blocks(blocks(256))).unwrap();
-        receiver.handle_disconnected();
-        assert!(matches!(attach(&mut receiver, &lineage()), Ok(Step::Adopt { staged: Staged::Goes, .. })));
-        assert!(matches!(send(&mut receiver, &lineage(), commit(6, &[])), Ok(Step::Commit(_))));
-    }
-}
+mod tests;

@@ -71,9 +71,11 @@ impl ActivityLog {
         Ok(())
     }
 
-    /// Lets extents cool for which `is_clean` still holds once no new write can take them for hot.
-    pub fn cool(&self, candidates: &RoaringBitmap, is_clean: impl Fn(u32) -> bool) -> io::Result<()> {
+    /// Lets extents cool for which `is_clean` still holds once no new write can take them for hot. `begin` is called first; nobody else cools
+    /// extents meanwhile.
+    pub fn cool(&self, candidates: &RoaringBitmap, begin: impl FnOnce(), is_clean: impl Fn(u32) -> bool) -> io::Result<()> {
         let _changing = self.changing.lock().expect("no panic under this lock");
+        begin();
         let mut cooled = RoaringBitmap::new();
         for extent in candidates {
             // A write marks its blocks before it looks at the log: either it finds the extent cold, or `is_clean` finds its mark.

@@ -1,6 +1,7 @@
-//! Who knows what a volume's standby does not have: the thread that replicates it, if there is one.
+//! Who knows what a volume's standbys do not have: the threads that replicate it, if there are any.
 
 use replicator_engine::block::Run;
+use replicator_engine::tracker::{LaneId, MAX_LANES};
 use roaring::RoaringBitmap;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Mutex, PoisonError};
@@ -10,21 +11,25 @@ pub type AskBehind = Box<dyn Fn(Run, SyncSender<RoaringBitmap>) + Send>;
 
 /// See the module's documentation.
 #[derive(Default)]
-pub struct Behind(Mutex<Option<AskBehind>>);
+pub struct Behind(Mutex<[Option<AskBehind>; MAX_LANES]>);
 
 impl Behind {
-    /// From now on somebody knows. An answer that never comes, because what was asked is gone, is none.
-    pub fn set(&self, ask: AskBehind) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(ask);
+    /// From now on somebody knows of this standby. An answer that never comes, because what was asked is gone, is none.
+    pub fn set(&self, lane: LaneId, ask: AskBehind) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)[lane.index()] = Some(ask);
     }
 
-    /// The blocks of `run` that may differ from the standby; without a standby there are none. Waits for the thread that knows.
+    /// The blocks of `run` that may differ from one of the standbys; without a standby there are none. Waits for the threads that know.
     pub fn within(&self, run: Run) -> RoaringBitmap {
-        let (reply, answer) = std::sync::mpsc::sync_channel(1);
-        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(ask) => ask(run, reply),
-            None => return RoaringBitmap::new(),
-        }
-        answer.recv().unwrap_or_default()
+        let answers: Vec<_> = {
+            let asks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let ask = |ask: &AskBehind| {
+                let (reply, answer) = std::sync::mpsc::sync_channel(1);
+                ask(run, reply);
+                answer
+            };
+            asks.iter().flatten().map(ask).collect()
+        };
+        answers.into_iter().fold(RoaringBitmap::new(), |all, answer| all | answer.recv().unwrap_or_default())
     }
 }

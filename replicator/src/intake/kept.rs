@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-/// How much content may be kept.
+/// How much content may be kept of a volume, for all of its standbys: each has an equal share, so that a slow one does not use up another's.
 #[derive(Clone, Debug)]
 pub struct KeptLimits {
     /// In memory.
@@ -47,10 +47,10 @@ impl KeptBlocks {
         Self { limits, inner: Mutex::default() }
     }
 
-    /// Keeps the content of `block`, unless there is no room: then the epoch counts as overflowed.
-    pub fn keep(&self, block: BlockNumber, content: &[u8]) {
+    /// Keeps the content of `block`, unless there is no room: then the epoch counts as overflowed. The limits are for so many that keep something.
+    pub fn keep(&self, block: BlockNumber, content: &[u8], sharers: u64) {
         let mut inner = self.inner.lock().expect("no panic under this lock");
-        match inner.store(&self.limits, content) {
+        match inner.store(&self.limits, sharers, content) {
             Ok(place) => drop(inner.blocks.insert(block, place)),
             Err(error) => {
                 tracing::warn!(block, %error, "no room to keep the content of a frozen block: the cut is given up");
@@ -94,13 +94,13 @@ impl KeptBlocks {
 }
 
 impl Inner {
-    fn store(&mut self, limits: &KeptLimits, content: &[u8]) -> io::Result<Place> {
-        if self.memory_bytes + BLOCK_BYTES as u64 <= limits.memory_bytes {
+    fn store(&mut self, limits: &KeptLimits, sharers: u64, content: &[u8]) -> io::Result<Place> {
+        if self.memory_bytes + BLOCK_BYTES as u64 <= limits.memory_bytes / sharers {
             self.memory_bytes += BLOCK_BYTES as u64;
             return Ok(Place::Memory(content.into()));
         }
         let slot = self.spill_blocks;
-        if (slot + 1) * BLOCK_BYTES as u64 > limits.spill_bytes {
+        if (slot + 1) * BLOCK_BYTES as u64 > limits.spill_bytes / sharers {
             return Err(io::Error::new(io::ErrorKind::StorageFull, "the spill quota is used up"));
         }
         if self.spill.is_none() {
@@ -123,15 +123,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn content_goes_to_memory_then_to_the_spill_file_then_overflows() {
+    fn content_goes_to_memory_then_to_the_spill_file_then_overflows_at_its_share() {
         let block = BLOCK_BYTES as u64;
-        let limits = KeptLimits { memory_bytes: block, spill_bytes: block, spill_dir: std::env::temp_dir() };
+        let limits = KeptLimits { memory_bytes: 2 * block, spill_bytes: 2 * block, spill_dir: std::env::temp_dir() };
         let kept = KeptBlocks::new(limits);
         for number in 0..2 {
-            kept.keep(number, &[number as u8 + 1; BLOCK_BYTES]);
+            kept.keep(number, &[number as u8 + 1; BLOCK_BYTES], 2);
         }
         assert_eq!((kept.used_bytes(), kept.overflowed()), ((block, block), false));
-        kept.keep(2, &[3; BLOCK_BYTES]);
+        kept.keep(2, &[3; BLOCK_BYTES], 2);
         assert!(kept.overflowed());
         let mut content = vec![0; BLOCK_BYTES];
         for number in 0..2 {

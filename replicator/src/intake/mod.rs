@@ -7,7 +7,9 @@
 //! ```
 //!
 //! Parked writes go through one thread, the *lane*, which never waits for one write before it looked at the others: a write of the open
-//! epoch waits for the one before to close, and that may hang on a write that is parked behind it.
+//! epoch waits for the one before to close, and that may hang on a write that is parked behind it. Each of the volume's standbys has its own
+//! frozen blocks, and what is kept of them: a write is ready once it is in nobody's way. It waits only for cuts that were made before it
+//! began, so no two wait for each other.
 
 mod activity_log;
 mod behind;
@@ -25,7 +27,7 @@ pub use together::PreparedCut;
 
 use crate::disk::{BlockDevice, Pages};
 use replicator_engine::block::{BLOCK_BYTES, Run};
-use replicator_engine::tracker::{Begun, Epoch, Tracker, Write};
+use replicator_engine::tracker::{Begun, Epoch, LaneId, MAX_LANES, Tracker, Write};
 use roaring::RoaringBitmap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -44,17 +46,24 @@ pub struct Intake {
     tracker: Tracker,
     image: Arc<dyn BlockDevice>,
     log: ActivityLog,
-    kept: KeptBlocks,
+    limits: KeptLimits,
+    sides: [OnceLock<Side>; MAX_LANES],
     behind: Behind,
     held: Held,
     /// Whether the volume has a standby: without one the activity log is not written.
     replicated: AtomicBool,
     /// Held while old content is kept and while an epoch is cut, so that both mean the same frozen epoch.
-    cutting: Mutex<Cutting>,
+    cutting: Mutex<[Cutting; MAX_LANES]>,
     lane: OnceLock<mpsc::Sender<(Parked, Waiter)>>,
 }
 
-/// How far the epoch before the open one has come.
+/// What one of the volume's standbys needs of it.
+struct Side {
+    tracker: Tracker,
+    kept: KeptBlocks,
+}
+
+/// How far the epoch that a standby's lane was cut at last has come.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Cutting {
     /// Writes of it may still be under way, or what changed in it is not written down yet: nothing of it may be overwritten.
@@ -89,18 +98,33 @@ impl Intake {
             tracker: Tracker::new(first),
             image,
             log,
-            kept: KeptBlocks::new(limits),
+            limits,
+            sides: Default::default(),
             behind: Behind::default(),
             held: Held::default(),
             replicated: AtomicBool::new(false),
-            cutting: Mutex::new(Cutting::Frozen),
+            cutting: Mutex::new([Cutting::Frozen; MAX_LANES]),
             lane: OnceLock::new(),
         }
     }
 
-    /// The tracker behind it.
+    /// The tracker behind it, as the first standby sees it.
     pub fn tracker(&self) -> &Tracker {
         &self.tracker
+    }
+
+    /// The tracker behind it, as this standby sees it.
+    pub fn tracker_of(&self, lane: LaneId) -> &Tracker {
+        &self.side(lane).tracker
+    }
+
+    fn side(&self, lane: LaneId) -> &Side {
+        let make = || Side { tracker: self.tracker.lane(lane), kept: KeptBlocks::new(self.limits.clone()) };
+        self.sides[lane.index()].get_or_init(make)
+    }
+
+    fn sides(&self) -> impl Iterator<Item = (LaneId, &Side)> {
+        LaneId::all().filter_map(|lane| Some((lane, self.sides[lane.index()].get()?)))
     }
 
     /// The activity log behind it.
@@ -108,9 +132,15 @@ impl Intake {
         &self.log
     }
 
-    /// The old content of frozen blocks.
-    pub fn kept(&self) -> &KeptBlocks {
-        &self.kept
+    /// The old content of the blocks that are frozen for a standby.
+    pub fn kept(&self, lane: LaneId) -> &KeptBlocks {
+        &self.side(lane).kept
+    }
+
+    /// Bytes of old content kept now, in memory and in spill files.
+    pub fn kept_bytes(&self) -> (u64, u64) {
+        let used = self.sides().map(|(_, side)| side.kept.used_bytes());
+        used.fold((0, 0), |(memory, spill), (more_memory, more_spill)| (memory + more_memory, spill + more_spill))
     }
 
     /// What the standby does not have.
@@ -140,8 +170,8 @@ impl Intake {
     pub fn restart(&self, first: Epoch) -> io::Result<()> {
         let mut cutting = self.cutting.lock().expect("no panic under this lock");
         self.log.clear()?;
-        self.kept.clear();
-        *cutting = Cutting::Frozen;
+        self.sides().for_each(|(_, side)| side.kept.clear());
+        *cutting = [Cutting::Frozen; MAX_LANES];
         self.tracker.restart(first);
         Ok(())
     }
@@ -170,30 +200,73 @@ impl Intake {
         }
     }
 
-    /// Closes the open epoch to new writes and returns it.
-    pub fn cut(&self) -> Epoch {
+    /// From now on each write is marked for this standby, too. The epoch after which that is so, once it has closed; `None` while another one
+    /// is closing.
+    pub fn begin_lane(&self, lane: LaneId) -> Option<Epoch> {
         let mut cutting = self.cutting.lock().expect("no panic under this lock");
-        self.kept.clear();
-        *cutting = Cutting::Closing;
-        self.tracker.cut()
+        let side = self.side(lane);
+        side.tracker.is_closed().then(|| {
+            side.kept.clear();
+            cutting[lane.index()] = Cutting::Frozen;
+            side.tracker.begin_lane()
+        })
     }
 
-    /// What changed in the epoch that was cut last, once all its writes have finished. From then on its blocks may be overwritten.
-    pub fn try_freeze(&self) -> Option<RoaringBitmap> {
+    /// The volume does not have this standby any more.
+    pub fn end_lane(&self, lane: LaneId) {
+        self.thaw(lane);
+        let _cutting = self.cutting.lock().expect("no panic under this lock");
+        self.side(lane).tracker.end_lane();
+        self.held.forget(lane);
+    }
+
+    /// The volume's standbys have the first `count` lanes, and no others.
+    pub fn end_lanes_after(&self, count: usize) {
+        LaneId::all().skip(count).filter(|lane| self.sides[lane.index()].get().is_some()).for_each(|lane| self.end_lane(lane));
+    }
+
+    /// Closes the open epoch to new writes and returns it: it ends what this standby is sent next. `None` while another one is closing.
+    pub fn cut(&self, lane: LaneId) -> Option<Epoch> {
         let mut cutting = self.cutting.lock().expect("no panic under this lock");
-        if !self.tracker.is_closed() {
+        let Side { tracker, kept } = self.side(lane);
+        tracker.is_closed().then(|| {
+            kept.clear();
+            cutting[lane.index()] = Cutting::Closing;
+            tracker.cut()
+        })
+    }
+
+    /// What changed in the epoch that was cut last for this standby, and not in one before, once all its writes have finished. From then on
+    /// its blocks may be overwritten.
+    pub fn try_freeze(&self, lane: LaneId) -> Option<RoaringBitmap> {
+        let mut cutting = self.cutting.lock().expect("no panic under this lock");
+        let tracker = &self.side(lane).tracker;
+        if !tracker.has_closed(tracker.first_open().saturating_sub(1)) {
             return None;
         }
-        *cutting = Cutting::Frozen;
-        Some(self.tracker.frozen().snapshot())
+        cutting[lane.index()] = Cutting::Frozen;
+        Some(tracker.freeze())
     }
 
-    /// The frozen epoch is given up, or one that is still closing; its blocks were marked again. Nothing waits for it from now on.
-    pub fn thaw(&self) {
+    /// The standby's frozen epoch is given up, or one that is still closing; its blocks were marked again. Nothing waits for it from now on.
+    pub fn thaw(&self, lane: LaneId) {
         let mut cutting = self.cutting.lock().expect("no panic under this lock");
-        *cutting = Cutting::Frozen;
-        self.tracker.thaw();
-        self.kept.clear();
+        let Side { tracker, kept } = self.side(lane);
+        cutting[lane.index()] = Cutting::Frozen;
+        tracker.thaw();
+        kept.clear();
+    }
+
+    /// The same for every standby.
+    pub fn thaw_all(&self) {
+        LaneId::all().filter(|lane| self.sides[lane.index()].get().is_some()).for_each(|lane| self.thaw(lane));
+    }
+
+    /// Lets extents cool whose content every standby has. The image has been synced, and this standby has acknowledged nothing since; its sender
+    /// has `in_doubt`.
+    pub fn cool(&self, lane: LaneId, in_doubt: &RoaringBitmap) -> io::Result<()> {
+        let tracker = self.tracker_of(lane);
+        self.log.cool(&self.log.hot(), || tracker.settle_away(in_doubt), |extent| tracker.is_clean(extent_blocks(extent)))
     }
 
     /// Makes the activity log cover the writes of all `parked`, durably.
@@ -207,21 +280,21 @@ impl Intake {
             return Ok(Ok(parked.write));
         }
         let cutting = self.cutting.lock().expect("no panic under this lock");
-        // If the write's own epoch was cut meanwhile, the one before it has shipped.
-        if self.tracker.open_epoch() != parked.write.epoch() {
-            return Ok(Ok(parked.write));
-        }
-        if *cutting == Cutting::Closing {
+        // For a standby that was cut again meanwhile, what was frozen before has shipped.
+        let in_its_way = |side: &Side| side.tracker.frozen().intersects(parked.write.run()) && !side.tracker.has_turned(&parked.write);
+        if self.sides().any(|(lane, side)| cutting[lane.index()] == Cutting::Closing && in_its_way(side)) {
             return Err(parked);
         }
-        match self.keep_run(parked.write.run()) {
-            Ok(()) => Ok(Ok(parked.write)),
-            Err(error) => Ok(self.fail(parked, error)),
+        for (_, side) in self.sides().filter(|(_, side)| in_its_way(side)) {
+            if let Err(error) = self.keep_run(side, parked.write.run()) {
+                return Ok(self.fail(parked, error));
+            }
         }
+        Ok(Ok(parked.write))
     }
 
-    fn keep_run(&self, run: Run) -> io::Result<()> {
-        let frozen = self.tracker.frozen();
+    fn keep_run(&self, side: &Side, run: Run) -> io::Result<()> {
+        let (frozen, sharers) = (side.tracker.frozen(), self.tracker.lanes().count().max(1) as u64);
         let mut buffer = Pages::new(run.len.min(KEPT_AT_ONCE));
         let mut at = run.start;
         while let Some(start) = frozen.next(at).filter(|start| *start < run.end()) {
@@ -231,7 +304,7 @@ impl Intake {
             let content = &mut buffer[..piece.len_bytes() as usize];
             self.image.read(piece, content)?;
             for (block, content) in piece.blocks().zip(content.chunks_exact(BLOCK_BYTES)) {
-                self.kept.keep(block, content);
+                side.kept.keep(block, content, sharers);
                 // Whoever ships the block clears its bit after reading it: the one who finds it clear knows that the other has the content.
                 frozen.clear(block);
             }

@@ -1,8 +1,8 @@
 //! A cut of this volume together with others, while no write joins an epoch of any of them.
 
-use super::{Cutting, Intake};
+use super::{Cutting, Intake, Side};
 use replicator_engine::block::Run;
-use replicator_engine::tracker::{Begun, Epoch};
+use replicator_engine::tracker::{Begun, Epoch, LaneId, MAX_LANES};
 use std::sync::MutexGuard;
 
 /// A write that meets a hold looks so often before it lets others run.
@@ -10,17 +10,21 @@ const SPINS: u32 = 100;
 
 /// A volume that is about to be cut. Dropped, its writes go on.
 pub struct PreparedCut<'a> {
-    intake: &'a Intake,
-    cutting: MutexGuard<'a, Cutting>,
+    side: &'a Side,
+    lane: LaneId,
+    cutting: MutexGuard<'a, [Cutting; MAX_LANES]>,
 }
 
 impl Intake {
     /// Gets everything out of the way of a cut that might take time; `None` if something does take time just now. The epoch before has
     /// shipped.
-    pub fn try_prepare_cut(&self) -> Option<PreparedCut<'_>> {
-        let cutting = self.cutting.try_lock().ok()?;
-        self.kept.clear();
-        Some(PreparedCut { intake: self, cutting })
+    pub fn try_prepare_cut(&self, lane: LaneId) -> Option<PreparedCut<'_>> {
+        let (side, cutting) = (self.side(lane), self.cutting.try_lock().ok()?);
+        // A standby that the volume had until just now may have left an epoch that is closing.
+        side.tracker.is_closed().then(|| {
+            side.kept.clear();
+            PreparedCut { side, lane, cutting }
+        })
     }
 
     /// Joins the open epoch, once it is not held.
@@ -39,19 +43,19 @@ impl Intake {
 impl PreparedCut<'_> {
     /// No write joins an epoch from now on, until this is dropped.
     pub fn hold(&self) {
-        self.intake.tracker.hold();
+        self.side.tracker.hold();
     }
 
     /// Closes the open epoch and returns it.
     pub fn cut(&mut self) -> Epoch {
-        *self.cutting = Cutting::Closing;
-        self.intake.tracker.cut()
+        self.cutting[self.lane.index()] = Cutting::Closing;
+        self.side.tracker.cut()
     }
 }
 
 impl Drop for PreparedCut<'_> {
     fn drop(&mut self) {
-        self.intake.tracker.release();
+        self.side.tracker.release();
     }
 }
 

@@ -45,6 +45,7 @@ impl Acknowledging {
 impl Shell {
     /// Lets requests go that need not wait any more, and does what the policy asks for. Nothing in mode `async` without a lease.
     pub(super) fn acknowledge(&mut self, now_ms: u64) {
+        let lane = self.setup.lane;
         if self.acknowledging.policy.is_idle() {
             if self.acknowledging.status.wanted > Promise::Local {
                 self.stand(PromiseStatus::default());
@@ -52,14 +53,14 @@ impl Shell {
             self.setup.told.hold();
             let held = self.setup.intake.held();
             if held.lease().is_needed() {
-                held.let_go(self.sender.safe());
-                self.acknowledging.status.waiting = held.look().requests;
+                held.let_go(lane, self.sender.safe());
+                self.acknowledging.status.waiting = held.look(lane).requests;
             }
             return;
         }
         let intake = self.setup.intake.clone();
-        let (tracker, held) = (intake.tracker(), intake.held());
-        let waiting = held.look();
+        let (tracker, held) = (self.tracker.clone(), intake.held());
+        let waiting = held.look(lane);
         let attached = *self.sender.phase() == Phase::Online;
         let mut view = View {
             now_ms,
@@ -72,7 +73,7 @@ impl Shell {
         while let Some(step) = self.acknowledging.policy.poll(&view) {
             match step {
                 Step::Enforce(promise) => {
-                    held.enforce(promise);
+                    held.enforce(lane, promise);
                     view.open = tracker.open_epoch();
                     self.acknowledging.policy.handle_enforced(promise, view.open);
                     self.tell(promise);
@@ -89,7 +90,7 @@ impl Shell {
                 }
             }
         }
-        held.let_go(view.safe);
+        held.let_go(lane, view.safe);
         let policy = &self.acknowledging.policy;
         match policy.standing(&view) {
             Standing::Held => self.setup.told.hold(),
@@ -97,11 +98,13 @@ impl Shell {
             // It holds, or is given up only once the witness knows.
             Standing::Suspended => {}
         }
-        if policy.wants_cut(view.open) || waiting.newest.is_some_and(|newest| newest >= view.open) {
+        // Epochs before that one are on their way to this standby, or there.
+        let first_open = tracker.first_open();
+        if policy.wants_cut(first_open) || waiting.newest.is_some_and(|newest| newest >= first_open) {
             self.sender.request_cut();
         }
         let (wanted, in_force, standing) = (self.acknowledging.rules.wanted, policy.in_force(), policy.standing(&view));
-        self.stand(PromiseStatus { wanted, in_force, standing, waiting: held.look().requests });
+        self.stand(PromiseStatus { wanted, in_force, standing, waiting: held.look(lane).requests });
     }
 
     fn stand(&mut self, status: PromiseStatus) {

@@ -9,7 +9,7 @@ use crate::clock::unix_ms;
 use crate::intake::Intake;
 use replicator_engine::generation::Id;
 use replicator_engine::group::{self, Complete, GroupCut, Ledger, Rounds, Turn};
-use replicator_engine::tracker::Epoch;
+use replicator_engine::tracker::{Epoch, LaneId};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
@@ -67,7 +67,8 @@ pub(super) struct Made {
 
 struct Member {
     ticket: u64,
-    intake: Arc<Intake>,
+    /// Its intake, and which lane of it is its standby's: the volume has no other.
+    intake: (Arc<Intake>, LaneId),
     inbox: mpsc::Sender<Input>,
     /// Its thread stands still.
     parked: bool,
@@ -116,7 +117,7 @@ impl Cutter {
     }
 
     /// The place of a member, for its thread.
-    pub(super) fn seat(self: &Arc<Self>, member: usize, intake: Arc<Intake>, inbox: mpsc::Sender<Input>) -> Seat {
+    pub(super) fn seat(self: &Arc<Self>, member: usize, intake: (Arc<Intake>, LaneId), inbox: mpsc::Sender<Input>) -> Seat {
         let ticket = self.tickets.fetch_add(1, Relaxed);
         let mut state = self.lock();
         state.forget(member);
@@ -147,7 +148,7 @@ impl Cutter {
     /// Cuts all. Everybody else stands still. `None`: it would take too long just now.
     fn cut_all(&self, state: &mut State) -> Option<()> {
         let intakes: Vec<_> = state.members.iter().flatten().map(|member| member.intake.clone()).collect();
-        let mut prepared = intakes.iter().map(|intake| intake.try_prepare_cut()).collect::<Option<Vec<_>>>()?;
+        let mut prepared = intakes.iter().map(|(intake, lane)| intake.try_prepare_cut(*lane)).collect::<Option<Vec<_>>>()?;
         let began = Instant::now();
         prepared.iter().for_each(|member| member.hold());
         let made = group::may_cut(began.elapsed().as_millis() as u64).then(|| prepared.iter_mut().map(|member| member.cut()).collect());

@@ -11,7 +11,7 @@ use std::time::Instant;
 impl Shell {
     /// The volume's place in a group from now on, if it has one.
     pub(super) fn sit(&mut self, place: Option<Place>) {
-        self.seat = place.map(|(cutter, member, inbox)| cutter.seat(member, self.setup.intake.clone(), inbox));
+        self.seat = place.map(|(cutter, member, inbox)| cutter.seat(member, (self.setup.intake.clone(), self.setup.lane), inbox));
         self.sender.request_cut();
     }
 
@@ -25,7 +25,7 @@ impl Shell {
             return Ok(action);
         }
         // Before the others wait for it.
-        self.setup.epochs.cover(self.setup.intake.tracker().open_epoch() + 1)?;
+        self.setup.epochs.lock().expect("no panic under this lock").cover(self.tracker.open_epoch() + 1)?;
         Ok(match seat.ask() {
             Asked::Alone => action,
             Asked::Wait => Action::Wait(u64::MAX),
@@ -36,14 +36,17 @@ impl Shell {
         })
     }
 
-    /// Cuts, unless that was done with the group.
+    /// Cuts, unless that was done with the group, or another standby's epoch is closing by now: then once more.
     pub(super) fn cut(&mut self, now_ms: u64) -> io::Result<()> {
         let made = self.made.take();
         let epoch = match made {
             Some(made) => made.epoch,
             None => {
-                self.setup.epochs.cover(self.setup.intake.tracker().open_epoch() + 1)?;
-                self.setup.intake.cut()
+                // Held until the cut is made: no other lane uses up the numbers.
+                let mut numbers = self.setup.epochs.lock().expect("no panic under this lock");
+                numbers.cover(self.tracker.open_epoch() + 1)?;
+                let Some(epoch) = self.setup.intake.cut(self.setup.lane) else { return Ok(()) };
+                epoch
             }
         };
         // Looked at after the cut: the volume was at least so large for every write before it.
@@ -69,8 +72,6 @@ impl Shell {
 
     /// Whether what is left to send fits the next epoch, of the whole group if there is one.
     pub(super) fn is_converged(&self, now_ms: u64) -> bool {
-        self.sender.safe().is_some()
-            && self.sender.is_converged(self.setup.intake.tracker(), now_ms)
-            && self.seat.as_ref().is_none_or(Seat::is_together)
+        self.sender.safe().is_some() && self.sender.is_converged(&self.tracker, now_ms) && self.seat.as_ref().is_none_or(Seat::is_together)
     }
 }

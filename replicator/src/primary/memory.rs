@@ -7,9 +7,10 @@
 //! - When the newest recovery point was cut, where cuts are made by the clock: an older value makes the next one come earlier.
 //! - After a clean stop, exactly which blocks the standby lacks. Read once, and gone before the next write.
 
-use crate::catalogue::{Catalogue, Persist};
+use crate::catalogue::{Catalogue, Change, Persist};
 use crate::intake::Intake;
 use replicator_engine::acknowledgement::Promise;
+use replicator_engine::block::runs;
 use replicator_engine::generation::Id;
 use replicator_engine::sender::Known;
 use replicator_engine::tracker::Epoch;
@@ -85,12 +86,13 @@ pub fn load_known(catalogue: &dyn Catalogue, key: &[u8]) -> io::Result<Option<Kn
 
 /// Records what the standby is known to have.
 pub fn store_known(catalogue: &dyn Catalogue, key: &[u8], known: Option<Known>, persist: Persist) -> io::Result<()> {
-    let encode = |known: Known| {
-        let mut value = known.acked.to_le_bytes().to_vec();
-        value.extend(known.replica.iter().flat_map(|id| id.0));
-        value
-    };
-    catalogue.apply(&[(key.to_vec(), known.map(encode))], persist)
+    catalogue.apply(&[(key.to_vec(), known.map(encode_known))], persist)
+}
+
+fn encode_known(known: Known) -> Vec<u8> {
+    let mut value = known.acked.to_le_bytes().to_vec();
+    value.extend(known.replica.iter().flat_map(|id| id.0));
+    value
 }
 
 /// Records what is known now if that is something else than what is `stored`. Fails only where the stream has to end: content that was sent
@@ -110,15 +112,26 @@ pub fn remember_known(catalogue: &dyn Catalogue, key: &[u8], stored: &mut Option
 }
 
 /// What a promotion writes down before the role: a crash in between leaves a standby, and a crash behind it a primary whose numbers are its
-/// own. The copy stands at `epoch`, and nobody writes to it yet.
-pub fn prepare_promotion(catalogue: &Arc<dyn Catalogue>, volume: Id, known_key: &[u8], epoch: Epoch, intake: &Intake) -> io::Result<Known> {
+/// own. The copy stands at `epoch`, and nobody writes to it yet. Of each other site with this volume: what it is known to have at least; what
+/// may have changed since then is `owed`, which the activity log has from now on.
+pub fn prepare_promotion(
+    catalogue: &Arc<dyn Catalogue>,
+    volume: Id,
+    epoch: Epoch,
+    sites: &[(&str, Known)],
+    owed: &RoaringBitmap,
+    intake: &Intake,
+) -> io::Result<()> {
     let first = EpochNumbers::first_unused(&**catalogue, volume)?.max(epoch + 1);
     EpochNumbers::open(catalogue.clone(), volume, first)?;
     intake.restart(first)?;
-    let known = Known { replica: None, acked: epoch };
-    store_known(&**catalogue, known_key, Some(known), Persist::Synced)?;
-    take_changed(&**catalogue, volume)?;
-    Ok(known)
+    intake.log().heat(runs(owed))?;
+    // What was known at an earlier time as primary is known no more.
+    let known = catalogue.scan(&known_key(volume, ""))?.into_iter().map(|(key, _)| (key, None));
+    let changed = load_changed(&**catalogue, volume)?;
+    let mut changes: Vec<Change> = known.chain(changed.keys(volume).map(|key| (key, None))).collect();
+    changes.extend(sites.iter().map(|(site, known)| (known_key(volume, site), Some(encode_known(*known)))));
+    catalogue.apply(&changes, Persist::Synced)
 }
 
 /// The key of what holds for a volume and its standby at a site.
@@ -161,37 +174,73 @@ pub fn forget_promises(catalogue: &dyn Catalogue, volume: Id) -> io::Result<()> 
     if changes.is_empty() { Ok(()) } else { catalogue.apply(&changes, Persist::Synced) }
 }
 
-fn changed_key(volume: Id) -> Vec<u8> {
-    format!("changed/{volume}").into_bytes()
+/// The key of which blocks a site lacks after a clean stop; without a site, of what was written down when a volume had one standby.
+fn changed_key(volume: Id, site: &str) -> Vec<u8> {
+    let site = if site.is_empty() { String::new() } else { format!("/{site}") };
+    format!("changed/{volume}{site}").into_bytes()
+}
+
+/// What a clean stop wrote down: which blocks each standby lacks.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CleanStop(Vec<(String, RoaringBitmap)>);
+
+impl CleanStop {
+    /// Which blocks the standby at this site lacks.
+    pub fn of(&self, site: &str) -> Option<&RoaringBitmap> {
+        self.0.iter().find(|(of, _)| of == site || of.is_empty()).map(|(_, changed)| changed)
+    }
+
+    fn keys(&self, volume: Id) -> impl Iterator<Item = Vec<u8>> {
+        self.0.iter().map(move |(site, _)| changed_key(volume, site))
+    }
 }
 
 /// Takes what a clean stop wrote down; it is gone afterwards, durably.
-pub fn take_changed(catalogue: &dyn Catalogue, volume: Id) -> io::Result<Option<RoaringBitmap>> {
+pub fn take_changed(catalogue: &dyn Catalogue, volume: Id) -> io::Result<CleanStop> {
     let changed = load_changed(catalogue, volume)?;
-    if changed.is_some() {
-        catalogue.apply(&[(changed_key(volume), None)], Persist::Synced)?;
+    let gone: Vec<_> = changed.keys(volume).map(|key| (key, None)).collect();
+    if !gone.is_empty() {
+        catalogue.apply(&gone, Persist::Synced)?;
     }
     Ok(changed)
 }
 
 /// What a clean stop wrote down.
-pub fn load_changed(catalogue: &dyn Catalogue, volume: Id) -> io::Result<Option<RoaringBitmap>> {
-    let key = changed_key(volume);
-    let Some(value) = catalogue.get(&key)? else { return Ok(None) };
-    RoaringBitmap::deserialize_from(&value[..]).map(Some).map_err(|_| damaged(&key))
+pub fn load_changed(catalogue: &dyn Catalogue, volume: Id) -> io::Result<CleanStop> {
+    let prefix = changed_key(volume, "");
+    let decode = |(key, value): (Vec<u8>, Vec<u8>)| {
+        let site = String::from_utf8(key[prefix.len()..].to_vec()).map_err(|_| damaged(&key))?;
+        let blocks = RoaringBitmap::deserialize_from(&value[..]).map_err(|_| damaged(&key))?;
+        Ok((site.trim_start_matches('/').to_owned(), blocks))
+    };
+    Ok(CleanStop(catalogue.scan(&prefix)?.into_iter().map(decode).collect::<io::Result<_>>()?))
 }
 
-/// Writes down, durably, which blocks the standby lacks. No write may follow before they were taken.
-pub fn store_changed(catalogue: &dyn Catalogue, volume: Id, changed: &RoaringBitmap) -> io::Result<()> {
-    let mut value = Vec::with_capacity(changed.serialized_size());
-    changed.serialize_into(&mut value)?;
-    catalogue.apply(&[(changed_key(volume), Some(value))], Persist::Synced)
+/// Writes down, durably and together, which blocks each standby lacks. No write may follow before they were taken.
+pub fn store_changed<'a>(
+    catalogue: &dyn Catalogue,
+    volume: Id,
+    changed: impl IntoIterator<Item = (&'a str, &'a RoaringBitmap)>,
+) -> io::Result<()> {
+    let encode = |(site, blocks): (&str, &RoaringBitmap)| {
+        let mut value = Vec::with_capacity(blocks.serialized_size());
+        blocks.serialize_into(&mut value)?;
+        Ok((changed_key(volume, site), Some(value)))
+    };
+    let changes = changed.into_iter().map(encode).collect::<io::Result<Vec<_>>>()?;
+    catalogue.apply(&changes, Persist::Synced)
+}
+
+/// Forgets everything of one site, which is no standby of the volume any more, or becomes one.
+pub fn forget_site(catalogue: &dyn Catalogue, volume: Id, site: &str) -> io::Result<()> {
+    let keys = [known_key(volume, site), promise_key(volume, site), point_key(volume, site), changed_key(volume, site)];
+    catalogue.apply(&keys.map(|key| (key, None)), Persist::Synced)
 }
 
 /// Forgets everything of a volume that is deleted or begins anew.
 pub fn forget(catalogue: &dyn Catalogue, volume: Id) -> io::Result<()> {
-    let mut keys = vec![changed_key(volume)];
-    for prefix in [known_key(volume, ""), promise_key(volume, ""), point_key(volume, "")] {
+    let mut keys = Vec::new();
+    for prefix in [changed_key(volume, ""), known_key(volume, ""), promise_key(volume, ""), point_key(volume, "")] {
         keys.extend(catalogue.scan(&prefix)?.into_iter().map(|(key, _)| key));
     }
     let changes: Vec<_> = keys.into_iter().map(|key| (key, None)).collect();
@@ -230,10 +279,14 @@ mod tests {
         forget_promises(&*catalogue, volume).unwrap();
         assert_eq!(load_point(&*catalogue, &key).unwrap(), None);
         let changed = RoaringBitmap::from_iter([3, 4, 70_000]);
-        store_changed(&*catalogue, volume, &changed).unwrap();
-        assert_eq!(RoaringBitmap::deserialize_from(&value(&format!("changed/{hex}"))[..]).unwrap(), changed);
-        assert_eq!(take_changed(&*catalogue, volume).unwrap(), Some(changed));
-        assert_eq!(take_changed(&*catalogue, volume).unwrap(), None);
+        store_changed(&*catalogue, volume, [("SITE", &changed)]).unwrap();
+        assert_eq!(RoaringBitmap::deserialize_from(&value(&format!("changed/{hex}/SITE"))[..]).unwrap(), changed);
+        let taken = take_changed(&*catalogue, volume).unwrap();
+        assert_eq!((taken.of("SITE"), taken.of("ELSEWHERE")), (Some(&changed), None));
+        assert_eq!(take_changed(&*catalogue, volume).unwrap(), CleanStop::default());
+        store_changed(&*catalogue, volume, [("", &changed)]).unwrap();
+        assert_eq!(take_changed(&*catalogue, volume).unwrap().of("SITE"), Some(&changed), "of a time with one standby");
+        assert_eq!(take_changed(&*catalogue, volume).unwrap(), CleanStop::default());
     }
 
     #[test]
@@ -261,7 +314,7 @@ mod tests {
     fn values_that_cannot_be_read_are_an_error_with_their_key() {
         let (catalogue, volume) = (MemoryCatalogue::default(), Id([0x77; 16]));
         let (epoch, known, promise) = (key(volume), known_key(volume, "SITE"), promise_key(volume, "SITE"));
-        let bad = [epoch, known.clone(), promise.clone(), changed_key(volume)].map(|key| (key, Some(vec![1, 2, 3])));
+        let bad = [epoch, known.clone(), promise.clone(), changed_key(volume, "SITE")].map(|key| (key, Some(vec![1, 2, 3])));
         catalogue.apply(&bad, Persist::Synced).unwrap();
         let errors = [
             EpochNumbers::first_unused(&catalogue, volume).unwrap_err(),

@@ -37,9 +37,10 @@ use memory::EpochNumbers;
 use replicator_engine::acknowledgement::{Rules, Standing};
 use replicator_engine::block::Run;
 use replicator_engine::generation::{Id, Lineage};
+use replicator_engine::history::History;
 use replicator_engine::schedule::Schedule;
 use replicator_engine::sender::{Known, Settings};
-use replicator_engine::tracker::Epoch;
+use replicator_engine::tracker::{Epoch, LaneId};
 use roaring::RoaringBitmap;
 use std::io;
 use std::sync::atomic::AtomicU64;
@@ -70,12 +71,14 @@ pub struct Setup {
     pub orders: Orders,
     /// The volume's intake; its activity log must be written from before the call.
     pub intake: Arc<Intake>,
+    /// Which of the volume's standbys it is; writes are marked for it from before the call.
+    pub lane: LaneId,
     /// The volume's content.
     pub image: Arc<dyn BlockDevice>,
     /// Where things are remembered.
     pub catalogue: Arc<dyn Catalogue>,
-    /// Epoch numbers that may be used.
-    pub epochs: EpochNumbers,
+    /// Epoch numbers that may be used, by all of the volume's replicas.
+    pub epochs: Arc<Mutex<EpochNumbers>>,
     /// What the standby acknowledged; everything that changed since is marked in the tracker.
     pub known: Option<Known>,
     /// Where that is remembered.
@@ -86,6 +89,8 @@ pub struct Setup {
     pub point_key: Vec<u8>,
     /// What the witness is to know of it.
     pub told: Arc<Told>,
+    /// What changed at this copy before it was promoted, and the standby may lack, if it was another one then.
+    pub owed: History,
     /// Marked blocks that the standby may have already.
     pub compare_first: RoaringBitmap,
     /// The volume's totals.
@@ -132,12 +137,12 @@ pub type OnCut = Box<dyn Fn(Epoch) + Send>;
 pub type OnStanding = Arc<dyn Fn(Standing) + Send + Sync>;
 
 /// Whatever ends the thread, nobody waits for it any more.
-struct ClosesHeld(Arc<Intake>, OnStanding);
+struct ClosesHeld(Arc<Intake>, LaneId, OnStanding);
 
 impl Drop for ClosesHeld {
     fn drop(&mut self) {
-        self.0.held().close();
-        (self.1)(Standing::Held);
+        self.0.held().close(self.1);
+        (self.2)(Standing::Held);
     }
 }
 
@@ -182,18 +187,18 @@ impl Replica {
     pub fn start(setup: Setup) -> io::Result<Self> {
         let (inbox, inputs) = mpsc::channel();
         let (publish, status) = watch::channel(PrimaryStatus::default());
-        let (asked, intake, on_standing) = (inbox.clone(), setup.intake.clone(), setup.on_standing.clone());
+        let (asked, intake, lane, on_standing) = (inbox.clone(), setup.intake.clone(), setup.lane, setup.on_standing.clone());
         let shell = shell::Shell::new(setup, publish)?;
         let nudge = inbox.clone();
-        intake.held().open(shell.in_force(), Box::new(move || drop(nudge.send(Input::Held))));
-        let closes = ClosesHeld(intake.clone(), on_standing);
+        intake.held().open(lane, shell.in_force(), Box::new(move || drop(nudge.send(Input::Held))));
+        let closes = ClosesHeld(intake.clone(), lane, on_standing);
         let run = move || {
             let _closes = closes;
             shell.run(&inputs)
         };
         let thread = std::thread::Builder::new().name("tern-primary".into()).spawn(run)?;
         // Nobody waits for an answer from a thread that is gone: with its inbox the question is dropped.
-        intake.behind().set(Box::new(move |run, reply| drop(asked.send(Input::Behind(run, reply)))));
+        intake.behind().set(lane, Box::new(move |run, reply| drop(asked.send(Input::Behind(run, reply)))));
         Ok(Self { inbox, status, sessions: AtomicU64::new(1), thread: Mutex::new(Some(thread)) })
     }
 

@@ -2,8 +2,9 @@
 
 use crate::codec::add_content;
 use crate::disk::{BlockDevice, Pages};
-use crate::intake::Intake;
+use crate::intake::KeptBlocks;
 use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run};
+use replicator_engine::tracker::Tracker;
 use replicator_engine::wire::Compare;
 use roaring::RoaringBitmap;
 use std::io;
@@ -21,12 +22,12 @@ pub fn open(image: &dyn BlockDevice, runs: &[Run]) -> io::Result<Pages> {
 }
 
 /// The blocks of `runs` as they were when the epoch closed: content that was kept goes before the image's.
-pub fn frozen(image: &dyn BlockDevice, intake: &Intake, runs: &[Run]) -> io::Result<Pages> {
+pub fn frozen(image: &dyn BlockDevice, tracker: &Tracker, kept: &KeptBlocks, runs: &[Run]) -> io::Result<Pages> {
     let mut content = open(image, runs)?;
-    let frozen = intake.tracker().frozen();
+    let frozen = tracker.frozen();
     for (block, content) in runs.iter().flat_map(|run| run.blocks()).zip(content.chunks_exact_mut(BLOCK_BYTES)) {
         // Whoever finds the bit set first has the block: if it is still set, nobody has overwritten what was read.
-        if !frozen.clear(block) && !intake.kept().take(block, content)? && !intake.kept().overflowed() {
+        if !frozen.clear(block) && !kept.take(block, content)? && !kept.overflowed() {
             return Err(io::Error::other(format!("block {block} of the frozen epoch is neither in the image nor kept")));
         }
     }

@@ -9,13 +9,12 @@ use super::{Input, OnCut, Outgoing, PrimaryStatus, Remains, ReplicaError, Sessio
 use crate::clock::unix_ms;
 use crate::codec::Encoder;
 use crate::counters;
-use crate::intake::extent_blocks;
 use bytes::Bytes;
 use replicator_engine::acknowledgement::Promise;
 use replicator_engine::block::Run;
 use replicator_engine::schedule::Clock;
 use replicator_engine::sender::{Action, Known, Phase, Sender};
-use replicator_engine::tracker::Epoch;
+use replicator_engine::tracker::{Epoch, Tracker};
 use replicator_engine::wire::{Against, Blocks, Compare, Compared, Content, Envelope, Message};
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -29,6 +28,8 @@ const TICK: Duration = Duration::from_millis(50);
 const FIRST_MS: u64 = 1;
 /// How often the status is published while there is work.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(20);
+/// How long a cut waits before it is tried again.
+const CLOSING_NAP: Duration = Duration::from_millis(1);
 /// How often extents of the activity log may cool, and totals are stored.
 const COOL_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -43,6 +44,8 @@ pub(super) struct Snapshot {
 /// See the module's documentation.
 pub(super) struct Shell {
     pub(super) setup: Setup,
+    /// The volume's, as this standby's lane sees it.
+    pub(super) tracker: Tracker,
     pub(super) sender: Sender,
     pub(super) acknowledging: Acknowledging,
     pub(super) scheduling: Scheduling,
@@ -72,8 +75,11 @@ impl Shell {
     pub(super) fn new(setup: Setup, status: watch::Sender<PrimaryStatus>) -> io::Result<Self> {
         let compare_first = setup.compare_first.clone();
         let size_bytes = setup.image.size_bytes();
+        let tracker = setup.intake.tracker_of(setup.lane).clone();
         let mut sender = Sender::new(setup.orders.settings, setup.volume, size_bytes, setup.lineage.clone(), setup.known, compare_first);
-        if !setup.intake.tracker().open().is_empty() {
+        let mut setup = setup;
+        sender.handle_promoted(&tracker, std::mem::take(&mut setup.owed));
+        if !tracker.open().is_empty() {
             sender.forget_ages();
         }
         let recorded = load_promise(&*setup.catalogue, &setup.promise_key)?;
@@ -85,6 +91,7 @@ impl Shell {
             acknowledging: Acknowledging::new(setup.orders.rules, recorded),
             scheduling,
             setup,
+            tracker,
             sender,
             encoder: Encoder::new()?,
             connection: None,
@@ -116,7 +123,7 @@ impl Shell {
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => break,
             };
-            self.setup.intake.tracker().set_now(self.now_ms());
+            self.tracker.set_now(self.now_ms());
             let mut stop = false;
             while let Some(input) = next {
                 stop |= matches!(input, Input::Stop);
@@ -159,7 +166,7 @@ impl Shell {
             }
             Input::Verify(progress, rate, reply) => self.begin_verify(progress, rate, reply),
             // Whoever asked may have left.
-            Input::Behind(run, reply) => drop(reply.try_send(self.sender.behind(self.setup.intake.tracker(), run))),
+            Input::Behind(run, reply) => drop(reply.try_send(self.sender.behind(&self.tracker, run))),
             Input::Resized(size_bytes) => self.sender.handle_resized(size_bytes),
             Input::Orders(orders) => {
                 self.sender.set_settings(orders.settings);
@@ -180,7 +187,7 @@ impl Shell {
     /// Lets the connection go, if there is one: its task sees its end of the channel close.
     fn disconnect(&mut self) {
         if self.connection.take().is_some() {
-            self.sender.handle_disconnected(self.setup.intake.tracker());
+            self.sender.handle_disconnected(&self.tracker);
             self.seat.iter().for_each(Seat::handle_broken);
             self.asked.clear();
             if let Some(verification) = &mut self.verification {
@@ -197,7 +204,7 @@ impl Shell {
             }
             self.count_duplicates(compared);
         }
-        self.sender.handle_message(self.setup.intake.tracker(), message, now_ms)?;
+        self.sender.handle_message(&self.tracker, message, now_ms)?;
         if self.sender.known() != self.stored {
             self.remember();
         }
@@ -247,10 +254,10 @@ impl Shell {
     /// Does one thing, and says how long there is nothing to do.
     fn work(&mut self) -> Duration {
         let now_ms = self.now_ms();
-        if self.setup.intake.kept().overflowed() {
-            self.sender.handle_overflow(self.setup.intake.tracker());
+        if self.setup.intake.kept(self.setup.lane).overflowed() {
+            self.sender.handle_overflow(&self.tracker);
             self.seat.iter().for_each(Seat::handle_broken);
-            self.setup.intake.thaw();
+            self.setup.intake.thaw(self.setup.lane);
             self.cut_again();
         }
         if self.cooled.elapsed() >= COOL_INTERVAL {
@@ -259,7 +266,12 @@ impl Shell {
         }
         self.acknowledge(now_ms);
         self.keep_time(Clock { now_ms, unix_ms: unix_ms() });
-        let action = self.sender.poll(self.setup.intake.tracker(), now_ms);
+        let action = self.sender.poll(&self.tracker, now_ms);
+        if action == Action::Cut && !self.tracker.is_closed() {
+            // Another standby's epoch is closing.
+            self.publish();
+            return CLOSING_NAP;
+        }
         let action = match self.in_step(action) {
             Ok(action) => action,
             Err(error) => {
@@ -299,14 +311,14 @@ impl Shell {
             }
             Action::FindAllocated => {
                 let allocated = read::allocated(image)?;
-                self.sender.handle_allocated(self.setup.intake.tracker(), &allocated);
+                self.sender.handle_allocated(&self.tracker, &allocated);
             }
             Action::ShipOpen(runs) => {
                 let content = read::open(image, &runs)?;
                 self.ship(&runs, &content, now_ms);
             }
             Action::ShipFrozen(runs) => {
-                let content = read::frozen(image, &self.setup.intake, &runs)?;
+                let content = read::frozen(image, &self.tracker, self.setup.intake.kept(self.setup.lane), &runs)?;
                 self.ship(&runs, &content, now_ms);
             }
             Action::Ask(ticket, runs) => {
@@ -317,8 +329,8 @@ impl Shell {
             }
             Action::Cut => self.cut(now_ms)?,
             Action::Freeze => {
-                if let Some(changed) = self.setup.intake.try_freeze() {
-                    self.sender.handle_frozen(self.setup.intake.tracker(), changed, unix_ms());
+                if let Some(changed) = self.setup.intake.try_freeze(self.setup.lane) {
+                    self.sender.handle_frozen(&self.tracker, changed, unix_ms());
                 }
             }
             Action::Wait(_) => {}
@@ -362,15 +374,7 @@ impl Shell {
             return;
         }
         // The standby's acknowledgements do not move meanwhile: this thread handles them.
-        let cooled = setup.image.sync().and_then(|()| {
-            let in_doubt = self.sender.unacknowledged();
-            let tracker = setup.intake.tracker();
-            let is_clean = |extent| {
-                let run = extent_blocks(extent);
-                !tracker.open().intersects(run) && !tracker.frozen().intersects(run) && in_doubt.range_cardinality(run.blocks()) == 0
-            };
-            setup.intake.log().cool(&hot, is_clean)
-        });
+        let cooled = setup.image.sync().and_then(|()| setup.intake.cool(setup.lane, &self.sender.unacknowledged()));
         if let Err(error) = cooled {
             tracing::warn!(volume = %setup.volume, %error, "activity log: nothing cooled");
         }
@@ -378,7 +382,7 @@ impl Shell {
 
     fn publish(&mut self) {
         self.published = Instant::now();
-        let tracker = self.setup.intake.tracker();
+        let tracker = &self.tracker;
         let now_ms = self.now_ms();
         let known = self.sender.known();
         let phase = self.sender.phase().clone();
@@ -409,7 +413,7 @@ impl Shell {
     }
 
     fn remains(self) -> Remains {
-        let tracker = self.setup.intake.tracker();
+        let tracker = &self.tracker;
         let mut changed = self.sender.unacknowledged();
         changed |= tracker.open().snapshot();
         changed |= tracker.frozen().snapshot();

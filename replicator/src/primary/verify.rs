@@ -237,7 +237,7 @@ impl Shell {
         let image = &*self.setup.image;
         let mut chunk = verification.take_chunk(image)?;
         let unacknowledged = self.sender.unacknowledged();
-        let tracker = self.setup.intake.tracker();
+        let tracker = &self.tracker;
         let in_doubt =
             |block: &BlockNumber| tracker.open().contains(*block) || tracker.frozen().contains(*block) || unacknowledged.contains(*block);
         let doubtful: RoaringBitmap = chunk.iter().filter(in_doubt).collect();

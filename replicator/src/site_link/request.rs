@@ -56,7 +56,7 @@ pub fn parse_id(text: &str) -> Option<Id> {
 }
 
 /// What the operator set for a replica, as sites tell each other.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SettingsRecord {
     /// A word of the admin API's modes.
     pub mode: String,
@@ -74,6 +74,20 @@ pub struct SettingsRecord {
     /// When mode `snapshot` cuts: a span or cron syntax; `None`: only when asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<String>,
+    /// The primary's other standbys: they are to be the new primary's, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<OtherStandby>,
+}
+
+/// Another standby of the same volume, as its primary tells of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherStandby {
+    /// Its site's id.
+    pub site: String,
+    /// Its site's name.
+    pub name: String,
+    /// What the operator set for it. It names no others.
+    pub settings: SettingsRecord,
 }
 
 /// A consistency group, as its primary tells of it.
@@ -126,6 +140,13 @@ pub enum Question {
         volume: String,
         /// What was set.
         settings: SettingsRecord,
+    },
+    /// Every standby has this epoch of the volume, and all before it.
+    Everywhere {
+        /// The volume's id, in hexadecimal.
+        volume: String,
+        /// The epoch.
+        epoch: u64,
     },
     /// What do you have of this volume that I lack, now that both of us were primary?
     Alone {
@@ -315,8 +336,16 @@ pub(super) mod tests {
             on_disconnect: Some("suspend".into()),
             ack_timeout_ms: Some(3000),
             schedule: Some("15m".into()),
+            others: Vec::new(),
         };
-        check(&Question::Settings { volume: volume.clone(), settings });
+        check(&Question::Settings { volume: volume.clone(), settings: settings.clone() });
+        let other = OtherStandby {
+            site: "SITE".into(),
+            name: "milan".into(),
+            settings: SettingsRecord { mode: "async".into(), rpo_ms: 5000, ..SettingsRecord::default() },
+        };
+        check(&Question::Settings { volume: volume.clone(), settings: SettingsRecord { others: vec![other], ..settings } });
+        check(&Question::Everywhere { volume: volume.clone(), epoch: 17 });
         check(&Question::Alone { volume: volume.clone() });
         let trial = Id([0x33; 16]).to_string();
         check(&Question::Fence { volume: volume.clone(), trial: None });

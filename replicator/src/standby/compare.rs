@@ -60,6 +60,9 @@ impl<F: SegmentFiles> Standby<F> {
             equal.insert_range(run.blocks());
         }
         equal -= &different;
+        if compare.against == Against::Epoch {
+            self.found_equal |= &equal;
+        }
         let equal: Vec<Run> = runs(&equal).collect();
         if let Some(checked) = &checked {
             self.learn(checked, compare, &different);

@@ -22,9 +22,13 @@ const MAX_UNREAD_ANSWERS: usize = 128;
 static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
 
 impl StandbyService {
+    /// A number for the next stream.
+    pub fn next_session() -> Session {
+        NEXT_SESSION.fetch_add(1, Relaxed)
+    }
+
     /// One stream, from its beginning to its end.
-    pub async fn serve(&self, mut stream: IncomingStream, counters: &Counters) -> Result<(), StreamError> {
-        let session: Session = NEXT_SESSION.fetch_add(1, Relaxed);
+    pub async fn serve(&self, session: Session, mut stream: IncomingStream, counters: &Counters) -> Result<(), StreamError> {
         let (sink, mut answers) = mpsc::channel::<Bytes>(MAX_UNREAD_ANSWERS);
         let meter = WireMeter::new(&stream.link);
         let room = Arc::new(Semaphore::new(MAX_WAITING_BYTES));

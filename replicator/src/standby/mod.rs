@@ -22,6 +22,7 @@ mod segments;
 mod service;
 mod staged;
 mod status;
+mod streams;
 mod trouble;
 mod views;
 
@@ -35,7 +36,7 @@ pub use rollback::Rollback;
 pub use scrub::{Round, Step as ScrubStep};
 pub use scrubbing::ScrubPace;
 pub use segments::SegmentDir;
-pub use service::{Open, StandbyService};
+pub use service::{Open, Session, StandbyService};
 pub use status::{Settled, StandbyStatus};
 pub use views::OpenView;
 
@@ -49,6 +50,7 @@ use checked::Checked;
 use fold::Fold;
 use replicator_engine::block::Run;
 use replicator_engine::generation::{Generation, Lineage};
+use replicator_engine::history::History;
 use replicator_engine::receiver::{Receiver, Staged, Step};
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::{Base, Blocks, Commit, Content, DecodeError, Envelope, Message, Refusal, Refused};
@@ -70,6 +72,10 @@ pub struct Standby<F> {
     fold: Fold<F>,
     /// Fingerprints of what an attempt that was broken off left in the journal; only while a stream may ask for them.
     staged: Option<StagedContent>,
+    /// What its epochs changed; only if the volume has other standbys, and since this one knows that.
+    history: Option<History>,
+    /// Blocks that a primary compared, and need not send: others may lack them nevertheless, so they belong to the next epoch's history.
+    found_equal: RoaringBitmap,
     image: Arc<dyn BlockDevice>,
     /// The same, if its blocks are known by their digests.
     checked: Option<Arc<Checked>>,
@@ -139,6 +145,8 @@ impl<F: SegmentFiles> Standby<F> {
             journal,
             fold,
             staged: None,
+            history: None,
+            found_equal: RoaringBitmap::new(),
             image,
             checked: None,
             old: None,
@@ -187,6 +195,38 @@ impl<F: SegmentFiles> Standby<F> {
         }
     }
 
+    /// The volume has other standbys, and each has this epoch.
+    pub fn handle_everywhere(&mut self, epoch: Epoch) {
+        let committed = self.place.committed;
+        self.history.get_or_insert_with(|| History::new(committed)).forget_until(epoch);
+    }
+
+    /// What changed here of late; nothing is known of what came before the point where the copy stands, if nobody told that others need it.
+    pub fn history(&self) -> History {
+        self.history.clone().unwrap_or_else(|| History::new(self.place.committed))
+    }
+
+    /// A primary that continues an epoch before the last one that is committed here, since it was refused.
+    pub fn rival(&self) -> Option<&Lineage> {
+        self.receiver.rival()
+    }
+
+    /// One that was refused at an earlier time.
+    pub fn set_rival(&mut self, rival: Option<Lineage>) {
+        self.receiver.set_rival(rival);
+    }
+
+    /// What to tell a primary that is attached, if a later one was refused since.
+    pub fn outdated(&self) -> Option<Refused> {
+        self.receiver.is_attached().then(|| self.receiver.outdated()).flatten()
+    }
+
+    /// Whether a stream that begins like this is taken. Nothing changes but that a rival is noted.
+    pub fn judge(&mut self, first: &Bytes) -> Result<(), StandbyError> {
+        let envelope = Envelope::decode(first.clone())?;
+        self.receiver.judge(&envelope.message).map_err(StandbyError::Refused)
+    }
+
     /// The stream broke.
     pub fn handle_disconnected(&mut self) {
         self.receiver.handle_disconnected();
@@ -217,6 +257,8 @@ impl<F: SegmentFiles> Standby<F> {
         }
         if self.place.lineage != lineage {
             self.place.lineage = lineage;
+            // What has to be compared may depend on which lineage was adopted before.
+            self.place.base = self.receiver.base().clone();
             self.place.store(&*self.catalogue, Persist::Synced)?;
         }
         Ok(())
@@ -268,6 +310,13 @@ impl<F: SegmentFiles> Standby<F> {
             self.fold.add(Point::of(commit), self.receiver.staged());
         }
         self.fold.place.committed(Point::of(commit));
+        let found_equal = std::mem::take(&mut self.found_equal);
+        match &mut self.history {
+            // What came before did not go through a journal.
+            Some(history) if first => *history = History::new(commit.epoch),
+            Some(history) => history.add(commit.epoch, &(found_equal | self.receiver.staged())),
+            None => {}
+        }
         self.receiver.handle_committed(commit);
         self.staged = None;
         self.place.committed = commit.epoch;

@@ -4,7 +4,7 @@ use super::grouped::Patience;
 use super::scrubbing::{Asked, Scrub, ScrubPace};
 use super::trouble::{Trouble, Work};
 use super::views::{Ask, Views};
-use super::{Board, GroupPlace, Health, PastError, Place, Rollback, Settled, Standby, StandbyError, StandbyStatus};
+use super::{Board, GroupPlace, Health, PastError, Place, Rollback, Settled, Standby, StandbyStatus};
 use crate::clock::unix_ms;
 use crate::disk::SegmentFiles;
 use crate::journal::JournalError;
@@ -13,13 +13,12 @@ use crate::undo::Kept;
 use bytes::Bytes;
 use replicator_engine::generation::Lineage;
 use replicator_engine::tracker::Epoch;
-use replicator_engine::wire::{Base, Envelope, Message, Refusal, Refused};
+use replicator_engine::wire::Base;
 use std::io;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc as tokio_mpsc, oneshot, watch};
 
 /// Committed content that waits to be folded, in bytes of journal: beyond it, folding goes before taking in more. What waits is what a
@@ -46,6 +45,7 @@ pub(super) enum Input {
     ForgetOld(oneshot::Sender<io::Result<()>>),
     Scrub(Asked),
     Regroup(Option<(Arc<Board>, usize)>),
+    Everywhere(Epoch),
     Resume,
     Stop,
 }
@@ -103,6 +103,11 @@ impl StandbyService {
         answer.await.unwrap_or_else(|_| Err(is_stopping()))
     }
 
+    /// The volume has other standbys, and each has this epoch: what changes from now on is remembered for the day on which one is promoted.
+    pub fn everywhere(&self, epoch: Epoch) {
+        self.tell(Input::Everywhere(epoch));
+    }
+
     /// Takes primaries again.
     pub fn resume(&self) {
         self.tell(Input::Resume);
@@ -140,23 +145,28 @@ pub(super) enum Progress {
     Committed,
 }
 
+/// A stream, and where its answers go.
+pub(super) type Connection = (Session, tokio_mpsc::Sender<Bytes>);
+
 pub(super) struct Shell<F> {
     /// `None` after its disk failed, until it is opened again.
     pub(super) standby: Option<Standby<F>>,
     open: Open<F>,
     /// What it is opened with.
     pub(super) place: GroupPlace,
-    connection: Option<(Session, tokio_mpsc::Sender<Bytes>)>,
+    pub(super) connection: Option<Connection>,
     /// What has come of the connection.
     pub(super) progress: Progress,
+    /// A stream that began while a primary was attached, and has not said whose it is.
+    pub(super) contender: Option<Connection>,
     status: watch::Sender<StandbyStatus>,
     /// Whether the image must stay as it is.
     pub(super) settled: bool,
-    trouble: Trouble,
+    pub(super) trouble: Trouble,
     /// After folding failed: when it is tried again.
-    fold_not_before: Option<Instant>,
+    pub(super) fold_not_before: Option<Instant>,
     pub(super) patience: Patience,
-    log_limit: LogLimit,
+    pub(super) log_limit: LogLimit,
     views: Views,
     pub(super) scrub: Scrub,
 }
@@ -172,6 +182,7 @@ impl<F: SegmentFiles + 'static> Shell<F> {
             standby: Some(standby),
             open,
             connection: None,
+            contender: None,
             progress: Progress::Connected,
             status: publish,
             settled: false,
@@ -210,20 +221,19 @@ impl<F: SegmentFiles + 'static> Shell<F> {
                 // The stream ends with its sink; the primary tries again.
                 Input::Connected(..) if self.settled => {}
                 Input::Resume => self.settled = false,
-                Input::Connected(session, sink) => {
-                    self.disconnect();
-                    self.connection = Some((session, sink));
-                }
+                Input::Everywhere(epoch) => drop(self.standby.as_mut().map(|standby| standby.handle_everywhere(epoch))),
+                Input::Connected(session, sink) => self.handle_connected(session, sink),
                 Input::Disconnected(session) if self.is_current(session) => self.disconnect(),
                 Input::Frame(session, frame, _room) if self.is_current(session) => self.handle_frame(frame),
-                Input::Settle(reply) => drop(reply.send(self.settle())),
+                Input::Frame(session, frame, _room) => self.handle_contender(session, frame),
+                Input::Settle(reply) => drop(reply.send(self.settle().map(|()| self.settled()))),
                 Input::SettleAt(epoch, reply) => drop(reply.send(self.settle_at(epoch))),
                 Input::Points(reply) => drop(reply.send(self.points())),
                 Input::View(ask) => self.show(ask),
                 Input::ForgetOld(reply) => drop(reply.send(self.forget_old())),
                 Input::Scrub(asked) => self.scrub_now(asked),
                 Input::Regroup(place) => self.regroup(place),
-                Input::Disconnected(_) | Input::Frame(..) => {}
+                Input::Disconnected(_) => {}
             }
             while self.unfolded_bytes() > MAX_UNFOLDED_BYTES && self.fold() {}
         }
@@ -233,7 +243,7 @@ impl<F: SegmentFiles + 'static> Shell<F> {
         self.connection.as_ref().is_some_and(|(current, _)| *current == session)
     }
 
-    fn disconnect(&mut self) {
+    pub(super) fn disconnect(&mut self) {
         self.connection = None;
         self.progress = Progress::Connected;
         self.scrub.handle_disconnected();
@@ -243,75 +253,14 @@ impl<F: SegmentFiles + 'static> Shell<F> {
         self.publish();
     }
 
-    fn handle_frame(&mut self, frame: Bytes) {
-        match self.try_frame(frame) {
-            Ok(Some(answer)) => {
-                let progress = match &answer {
-                    Message::Committed(_) => {
-                        self.trouble.clear(Work::TakeIn);
-                        Some(Progress::Committed)
-                    }
-                    Message::Attached(_) => Some(Progress::Attached),
-                    _ => None,
-                };
-                self.progress = progress.unwrap_or(self.progress);
-                self.answer(answer);
-                if progress.is_some() {
-                    self.ask_for_repair();
-                    self.publish();
-                }
-            }
-            Ok(None) => {}
-            Err(refused) => {
-                if refused.reason != Refusal::Storage
-                    && let Some(left_out) = self.log_limit.admit(Instant::now())
-                {
-                    tracing::warn!(reason = ?refused.reason, text = refused.text, left_out, "replication: the primary is refused");
-                }
-                self.refuse(refused);
-            }
-        }
-    }
-
-    fn try_frame(&mut self, frame: Bytes) -> Result<Option<Message>, Refused> {
-        if let Err(error) = self.reopen() {
-            return Err(self.no_storage(error.to_string()));
-        }
-        if self.trouble.of_folding().is_some() {
-            self.fold_not_before = None;
-            while self.fold() {}
-        }
-        if let Some(text) = self.trouble.of_folding() {
-            return Err(self.no_storage(text.to_owned()));
-        }
-        let Some(standby) = &mut self.standby else { unreachable!("just opened") };
-        let error = match standby.handle_frame(frame) {
-            Ok(answer) => return Ok(answer),
-            Err(error) => error,
-        };
-        let refused = error.refusal(&standby.place().lineage);
-        if let StandbyError::Disk(disk) = &error {
-            self.trouble.set(Work::TakeIn, &error, disk.kind() == io::ErrorKind::StorageFull);
-            // Half a record may be at the journal's end: reading it again is what mends that.
-            self.standby = None;
-        }
-        Err(refused)
-    }
-
-    fn no_storage(&self, text: String) -> Refused {
-        let lineage = self.lineage().unwrap_or_else(|| Lineage::first(Default::default()));
-        Refused { reason: Refusal::Storage, text, lineage }
-    }
-
-    fn refuse(&mut self, refused: Refused) {
-        self.answer(Message::Refused(refused));
-        self.disconnect();
-    }
-
     pub(super) fn reopen(&mut self) -> Result<(), JournalError> {
         if self.standby.is_none() {
             match (self.open)() {
-                Ok(standby) => self.views.reopen(self.standby.insert(standby)),
+                Ok(standby) => {
+                    let standby = self.standby.insert(standby);
+                    standby.set_rival(self.status.borrow().rival.clone());
+                    self.views.reopen(standby);
+                }
                 Err(error) => {
                     let full = matches!(&error, JournalError::Io(error) if error.kind() == io::ErrorKind::StorageFull);
                     self.trouble.set(Work::Open, &error, full);
@@ -323,16 +272,7 @@ impl<F: SegmentFiles + 'static> Shell<F> {
         Ok(())
     }
 
-    pub(super) fn answer(&mut self, message: Message) {
-        let (Some((_, sink)), Some(lineage)) = (&self.connection, self.lineage()) else { return };
-        let sent = sink.try_send(Envelope { generation: lineage.current(), message }.encode());
-        if let Err(TrySendError::Full(_)) = sent {
-            tracing::warn!("replication: the primary asks and does not take the answers");
-            self.disconnect();
-        }
-    }
-
-    fn lineage(&self) -> Option<Lineage> {
+    pub(super) fn lineage(&self) -> Option<Lineage> {
         self.standby.as_ref().map(|standby| standby.place().lineage.clone()).or_else(|| self.status.borrow().lineage.clone())
     }
 
@@ -341,7 +281,7 @@ impl<F: SegmentFiles + 'static> Shell<F> {
     }
 
     /// Folds one message; says whether there is more to do now.
-    fn fold(&mut self) -> bool {
+    pub(super) fn fold(&mut self) -> bool {
         if self.fold_not_before.is_some_and(|at| Instant::now() < at) {
             return false;
         }
@@ -365,17 +305,18 @@ impl<F: SegmentFiles + 'static> Shell<F> {
         }
     }
 
-    fn settle(&mut self) -> io::Result<Settled> {
+    fn settle(&mut self) -> io::Result<()> {
         self.disconnect();
+        self.contender = None;
         self.settled = true;
         self.reopen().map_err(io::Error::other)?;
         let Some(standby) = &mut self.standby else { unreachable!("just opened") };
-        standby.settle()?;
-        Ok(self.settled())
+        standby.settle().map(drop)
     }
 
     fn settle_at(&mut self, epoch: Epoch) -> Result<(Settled, Option<Rollback>), PastError> {
-        let newest = self.settle()?;
+        self.settle()?;
+        let newest = self.settled();
         let Some(standby) = &mut self.standby else { unreachable!("it is settled") };
         let rollback = standby.go_back_to(epoch);
         if !matches!(rollback, Ok(None)) {
@@ -392,7 +333,7 @@ impl<F: SegmentFiles + 'static> Shell<F> {
         self.publish();
         let Some(standby) = &self.standby else { unreachable!("it is settled") };
         let Place { base, size_bytes, lineage, committed: epoch, .. } = standby.place().clone();
-        Settled { epoch, lineage, base, size_bytes, damaged: standby.damaged() }
+        Settled { epoch, lineage, base, size_bytes, damaged: standby.damaged(), history: standby.history() }
     }
 
     fn forget_old(&mut self) -> io::Result<()> {
@@ -417,9 +358,10 @@ impl<F: SegmentFiles + 'static> Shell<F> {
         !self.settled && self.standby.as_mut().is_some_and(|standby| standby.tidy_points(unix_ms()))
     }
 
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         let mut status = self.status.borrow().clone();
         status.attached = self.progress >= Progress::Attached;
+        status.session = self.connection.as_ref().map(|(session, _)| *session).filter(|_| status.attached);
         status.caught_up = self.progress == Progress::Committed;
         status.error = self.trouble.get().map(|(text, _)| text.to_owned());
         status.full = self.trouble.get().is_some_and(|(_, full)| full);
@@ -429,6 +371,7 @@ impl<F: SegmentFiles + 'static> Shell<F> {
             status.has_point = *base == Base::Point;
             status.lineage = Some(lineage.clone());
             status.size_bytes = *size_bytes;
+            status.rival = standby.rival().cloned();
             status.journal_bytes = standby.journal().used_bytes().0;
             status.staged = standby.journal().has_staged();
             status.points = standby.point_count();

@@ -1,7 +1,9 @@
 //! What the rest of the daemon sees of a standby.
 
+use super::service::Session;
 use super::{Health, KeptOld};
 use replicator_engine::generation::Lineage;
+use replicator_engine::history::History;
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::Base;
 use roaring::RoaringBitmap;
@@ -11,6 +13,8 @@ use roaring::RoaringBitmap;
 pub struct StandbyStatus {
     /// Whether a primary is attached: connected, and taken.
     pub attached: bool,
+    /// Whose stream it is that was opened last, attached or not.
+    pub session: Option<Session>,
     /// Whether that primary has committed an epoch. Its first one has all that was left to send: until then it catches up.
     pub caught_up: bool,
     /// Whether content has arrived that no epoch has yet.
@@ -23,6 +27,8 @@ pub struct StandbyStatus {
     pub committed: Epoch,
     /// The lineage that was last adopted.
     pub lineage: Option<Lineage>,
+    /// A primary that continues an epoch before the newest recovery point, and was refused for that.
+    pub rival: Option<Lineage>,
     /// Bytes of journal.
     pub journal_bytes: u64,
     /// How many recovery points there are.
@@ -46,7 +52,7 @@ pub struct StandbyStatus {
 }
 
 /// A copy that stands still at its last recovery point.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub struct Settled {
     /// The recovery point; 0 if there is none.
     pub epoch: Epoch,
@@ -58,4 +64,6 @@ pub struct Settled {
     pub size_bytes: u64,
     /// Blocks that the disk does not give back as they came.
     pub damaged: RoaringBitmap,
+    /// What changed of late: the volume's other standbys may lack it.
+    pub history: History,
 }

@@ -9,7 +9,7 @@ use replicator_engine::wire::{Against, Attach, Compare, Compared, EpochDigest};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
-const BLOCK: u64 = BLOCK_BYTES as u64;
+pub(super) const BLOCK: u64 = BLOCK_BYTES as u64;
 
 /// An image that ends where it ends, on a disk that may be full. Its file may be longer.
 #[derive(Default)]
@@ -177,6 +177,44 @@ fn a_volume_that_grew_is_folded_after_a_loss_of_power() {
     assert_eq!(reopened.place().size_bytes, 8 * BLOCK);
     assert_eq!(reopened.settle().unwrap().0, 1);
     assert_eq!(old.bytes(), [0, 0, 0, 0, 0, 0, 5, 0]);
+}
+
+#[test]
+fn a_block_that_was_found_equal_may_be_lacking_elsewhere() {
+    let (site, image) = (Site::new(4, Base::Point), Image::new(4));
+    let mut standby = site.open(&image);
+    standby.handle_everywhere(0);
+    let mut primary = Primary { blocks: 4, epoch: 0 };
+    primary.attach(&mut standby);
+    primary.send(&mut standby, 1, 5);
+    let mut compare = Compare::new(1, Against::Epoch);
+    compare.add(1, crate::codec::fingerprint(&[5; BLOCK_BYTES]));
+    compare.add(2, crate::codec::fingerprint(&[6; BLOCK_BYTES]));
+    standby.handle_frame(Primary::frame(Message::Compare(compare))).unwrap();
+    primary.send(&mut standby, 3, 7);
+    assert_eq!(standby.history().since(1), Some(RoaringBitmap::from_iter([1, 3])));
+}
+
+#[test]
+fn a_copy_that_followed_an_overtaken_primary_is_known_as_that_after_a_restart() {
+    let (mut site, image) = (Site::new(4, Base::PointBut(RoaringBitmap::from_iter([1]))), Image::new(4));
+    let attach = |site: &Site, lineage: Lineage| {
+        let generation = lineage.current();
+        let message = Message::Attach(Attach { volume: Id([7; 16]), size_bytes: 4 * BLOCK, lineage });
+        match site.open(&image).handle_frame(Envelope { generation, message }.encode()).unwrap() {
+            Some(Message::Attached(attached)) => attached.base,
+            other => panic!("{other:?}"),
+        }
+    };
+    (site.place.committed, site.place.folded) = (5, 5);
+    let first = Lineage::first(Id([1; 16])).promoted(Id([2; 16]), 5);
+    let second = first.promoted(Id([3; 16]), 9);
+    for (lineage, known) in
+        [(&first, Base::PointBut(RoaringBitmap::from_iter([1]))), (&second, Base::Unfinished), (&second, Base::Unfinished)]
+    {
+        assert_eq!(attach(&site, lineage.clone()), known);
+        site.place = Place::load(Id([7; 16]), &*site.catalogue).unwrap().unwrap();
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ use replicator::primary::memory::{self, EpochNumbers};
 use replicator::standby::Place;
 use replicator_engine::block::{BlockNumber, block_count};
 use replicator_engine::generation::{Id, Lineage, Relation};
+use replicator_engine::sender::Known;
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::Base;
 use roaring::RoaringBitmap;
@@ -47,7 +48,8 @@ impl Site {
         let lineage = place.lineage.promoted(generation, epoch);
         let intake = primary::intake(storage)?;
         let catalogue: Arc<dyn Catalogue> = storage.catalogue.clone();
-        let known = memory::prepare_promotion(&catalogue, VOLUME, &primary::known_key(), epoch, &intake)?;
+        let known = Known { replica: None, acked: epoch };
+        memory::prepare_promotion(&catalogue, VOLUME, epoch, &[("SITE", known)], &RoaringBitmap::new(), &intake)?;
         self.change(|record| {
             (record.role, record.lineage, record.size_bytes) = (Role::Primary, lineage.clone(), place.size_bytes);
         })?;
@@ -102,7 +104,7 @@ impl Site {
         }
         let (changed, _) = primary.stop();
         // If that cannot be written down, the activity log says it less exactly.
-        let _ = self.storage.image.sync().and_then(|()| memory::store_changed(&*self.storage.catalogue, VOLUME, &changed));
+        let _ = self.storage.image.sync().and_then(|()| memory::store_changed(&*self.storage.catalogue, VOLUME, [("SITE", &changed)]));
     }
 
     /// Gives up what changed here alone, and becomes the standby of the site that overtook this one.
@@ -112,7 +114,7 @@ impl Site {
             return Ok(());
         };
         let catalogue = &*self.storage.catalogue;
-        let mut changed = match memory::load_changed(catalogue, VOLUME)? {
+        let mut changed = match memory::load_changed(catalogue, VOLUME)?.of("SITE").cloned() {
             Some(exact) => exact,
             None => primary::activity_log(&self.storage)?.hot().iter().flat_map(|extent| extent_blocks(extent).blocks()).collect(),
         };

@@ -8,7 +8,7 @@ use super::status::status_of;
 use super::telling::Told;
 use super::{GroupRecord, MAX_GROUPS, no_group};
 use crate::admin::Outcome;
-use crate::catalogue::{PeerRecord, RecordedRole};
+use crate::catalogue::{PeerRecord, RecordedRole, VolumeRecord};
 use blockd_api::*;
 use replicator_engine::group::MAX_MEMBERS;
 use std::collections::BTreeSet;
@@ -53,6 +53,8 @@ impl Daemon {
         let record = self.wanted(name, volumes).await?;
         self.tell_with(&record, told).await?;
         let mut here = self.volumes.lock().await;
+        // One may have been replicated to a second site since it was asked.
+        here.members(&record)?.into_iter().try_for_each(|open| check_one_standby(&open.record))?;
         here.put_group(record)?;
         let group = here.groups.get(name).ok_or_else(|| no_group(name))?;
         Ok(status_of(&here, group))
@@ -79,6 +81,7 @@ impl Daemon {
                     "a volume is in one group",
                 ));
             }
+            check_one_standby(record)?;
             check_member(volume, &peer, peers.first())?;
             peers.push(peer);
             members.push(record.id.clone());
@@ -109,6 +112,15 @@ impl Daemon {
         self.regrouped.notify_one();
         Ok(Done {})
     }
+}
+
+/// Which cuts of a group belong together is said by the commits at one standby.
+fn check_one_standby(record: &VolumeRecord) -> Outcome<()> {
+    if record.others.is_empty() {
+        return Ok(());
+    }
+    let message = format!("{} is replicated to more than one site: a group has one standby site", record.name);
+    Err(wrong_state(message, "`tern replicate --stop --to SITE` ends replication to the others"))
 }
 
 /// Whether a volume may be in a group beside another.

@@ -103,7 +103,7 @@ impl Volumes {
     pub fn seat(&self, open: &OpenVolume) {
         let place = self.groups.place_of(&open.record.id);
         match &open.part {
-            Part::Primary(primary) => primary.replica.join(place.map(|(group, member)| (&group.cutter, member))),
+            Part::Primary(primary) => primary.first().replica.join(place.map(|(group, member)| (&group.cutter, member))),
             Part::Standby(standby) => standby.regroup(place.map(|(group, member)| (group.board.clone(), member))),
             Part::Idle => {}
         }

@@ -50,7 +50,7 @@ impl Daemon {
         let here = self.volumes.lock().await;
         let open = here.groups.get(&group.name).ok_or_else(|| no_group(&group.name))?;
         let replicas = here.members(&open.record)?.into_iter().map(|member| match &member.part {
-            Part::Primary(primary) => Ok(primary.replica.clone()),
+            Part::Primary(primary) => Ok(primary.first().replica.clone()),
             _ => Err(wrong_state(format!("{} is not replicated from here", member.record.name), "ask where the group is primary")),
         });
         Ok((open.cutter.status(), replicas.collect::<Outcome<_>>()?))

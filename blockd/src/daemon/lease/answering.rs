@@ -14,7 +14,7 @@ impl Daemon {
         if self.grants.duty() == Duty::Data {
             let volumes = self.volumes.lock().await;
             let record = volumes.by_id(&asked.volume).map(|open| &open.record);
-            let shared = record.filter(|record| record.peer.as_ref().is_some_and(|peer| peer.site == from));
+            let shared = record.filter(|record| record.peer_at(from).is_some());
             let record = shared.ok_or("this site is not the volume's standby, and no witness: `blockd --witness` makes it one")?;
             match (record.role, lineage_of(&record.lineage), lineage_of(&asked.lineage)) {
                 (RecordedRole::Standby, ..) if record.trial.is_some() => return Err("this site is promoted on trial".into()),

@@ -155,7 +155,7 @@ impl Volumes {
         let lease = volume.intake.held().lease();
         let Some((terms, peer)) = record.peer.as_ref().and_then(|peer| Some((peer.lease.clone()?, peer.clone()))) else {
             part.lease = None;
-            part.told.need(false);
+            part.first().told.need(false);
             lease.lift();
             return Ok(());
         };
@@ -163,20 +163,22 @@ impl Volumes {
         part.lease = None;
         let id = volume_id(record)?;
         let lineage = lineage_of(&record.lineage).ok_or_else(|| ApiError::new(ErrorCode::Internal, "a primary without a lineage"))?;
-        part.lease = Some(Keeper::start(KeeperSetup {
+        let first = part.first();
+        let keeper = Keeper::start(KeeperSetup {
             name: record.name.clone(),
             volume: volume.clone(),
             id,
             lineage,
             terms,
             links: self.sites.links.clone(),
-            told: part.told.clone(),
-            status: part.replica.status(),
-            is_in_time: is_in_time_now(peer, part.settings.subscribe()),
+            told: first.told.clone(),
+            status: first.replica.status(),
+            is_in_time: is_in_time_now(peer, first.settings.subscribe()),
             overtaken: self.overtaken.clone(),
             first_number: keeper::first_number(&*self.catalogue, id).map_err(io_error)?,
             not_before_ms,
-        }));
+        });
+        part.lease = Some(keeper);
         Ok(())
     }
 }

@@ -9,12 +9,13 @@ use crate::daemon::settings::schedule_of;
 use blockd_api::*;
 use replicator::catalogue::{Catalogue, Persist};
 use replicator::clock::unix_ms;
-use replicator::primary::{OnProgress, ReplicaError, Verified};
+use replicator::primary::{OnProgress, Replica, ReplicaError, Verified};
 use replicator_engine::schedule::{Clock, Timetable};
+use replicator_engine::sender::Phase;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How often it is looked whether something is due.
@@ -123,8 +124,8 @@ impl Daemon {
         progress: OnProgress,
         bytes_per_second: Option<u64>,
     ) -> Outcome<Verification> {
-        let replica = self.replica(name).await?;
-        let found = match replica.verify(progress, bytes_per_second).await {
+        let (first, others) = self.replicas(name, None).await?;
+        let found = match verify_all(std::iter::once(first).chain(others).collect(), progress, bytes_per_second).await {
             // Nothing was found out.
             Err(error @ (ReplicaError::Disconnected | ReplicaError::Stopped)) => return Err(replica_error(name, &error)),
             found => found,
@@ -169,6 +170,27 @@ fn last(before: Option<LastVerify>, found: &Result<Verification, ReplicaError>, 
             LastVerify { error: Some(error.to_string()), ..before.unwrap_or(nothing) }
         }
     }
+}
+
+/// Compares with one standby after the other, once all are there.
+async fn verify_all(replicas: Vec<Arc<Replica>>, progress: OnProgress, bytes_per_second: Option<u64>) -> Result<Verified, ReplicaError> {
+    if replicas.len() > 1 && replicas.iter().any(|replica| replica.status().borrow().phase != Phase::Online) {
+        return Err(ReplicaError::Disconnected);
+    }
+    let progress = Arc::new(Mutex::new(progress));
+    let mut all: Option<Verified> = None;
+    for replica in replicas {
+        let progress = progress.clone();
+        let told: OnProgress = Box::new(move |done, total| progress.lock().unwrap_or_else(PoisonError::into_inner)(done, total));
+        let found = replica.verify(told, bytes_per_second).await?;
+        all = Some(all.map_or(found, |before| Verified {
+            blocks_compared: before.blocks_compared + found.blocks_compared,
+            blocks_different: before.blocks_different + found.blocks_different,
+            blocks_unsettled: before.blocks_unsettled + found.blocks_unsettled,
+            at_epoch: before.at_epoch.min(found.at_epoch),
+        }));
+    }
+    all.ok_or(ReplicaError::Stopped)
 }
 
 /// From when on the schedule counts. `None` if that cannot be recorded: then nothing is due, rather than all the time.

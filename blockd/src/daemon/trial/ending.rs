@@ -5,7 +5,7 @@ use crate::admin::{Outcome, ProgressSink};
 use crate::catalogue::{RecordedRole, TrialRecord, VolumeRecord};
 use crate::daemon::Daemon;
 use crate::daemon::handover::{DRAIN_DEADLINE, client_active, wrong_state};
-use crate::daemon::part::{PrimaryStart, volume_id};
+use crate::daemon::part::{Base, PrimaryStart, volume_id};
 use crate::daemon::status;
 use crate::daemon::volumes::{Volumes, io_error};
 use crate::volume::Volume;
@@ -14,7 +14,6 @@ use replicator::primary::memory;
 use replicator::site_link::request::lineage_records;
 use replicator::standby::Rollback;
 use replicator_engine::block::BLOCK_BYTES;
-use roaring::RoaringBitmap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -166,9 +165,10 @@ impl Volumes {
         let (id, site) = (volume_id(&record)?, record.peer.as_ref().map_or("", |peer| &peer.site));
         volume.origin.clear();
         self.resume_going_back(volume, &record)?;
+        // One standby: with several there are no trials.
         let known = memory::load_known(&*self.catalogue, &memory::known_key(id, site)).map_err(io_error)?;
-        let part =
-            self.start_primary(PrimaryStart { volume, record: &record, known, compare_first: RoaringBitmap::new(), not_before_ms: 0 })?;
+        let bases = vec![Base { known, ..Base::default() }];
+        let part = self.start_primary(PrimaryStart { volume, record: &record, bases, not_before_ms: 0 })?;
         self.put_part(name, part);
         volume.gate.reopen();
         let goes_back = volume.origin.get().is_some();

@@ -34,6 +34,7 @@ use replicator::site_link::request::{lineage_of, lineage_records};
 use replicator::standby::{Rollback, Settled, StandbyService};
 use replicator_engine::block::block_count;
 use replicator_engine::generation::{Id, Lineage};
+use replicator_engine::sender::Known;
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::Base;
 use roaring::RoaringBitmap;
@@ -52,6 +53,15 @@ pub(super) fn not_on_trial(record: &VolumeRecord) -> Outcome<()> {
     let name = &record.name;
     let doing = if trial.taken_back { "its trial is being taken back" } else { "it is promoted on trial here" };
     Err(wrong_state(format!("{name}: {doing}"), "`tern commit` makes a trial final, `tern rollback` takes it back: then try again"))
+}
+
+/// Nobody would send to the other standbys meanwhile, and which of them may follow is known only in the end.
+fn check_no_others(record: &VolumeRecord) -> Outcome<()> {
+    if record.others.is_empty() {
+        return Ok(());
+    }
+    let message = format!("{} has more than one standby: what became of a trial would have to be undone at each", record.name);
+    Err(wrong_state(message, "`tern drill` tries a recovery point, `tern promote --force` goes on from it for good"))
 }
 
 /// The recovery point that a trial goes on from, and the lineage that the site has once it is final.
@@ -145,6 +155,7 @@ impl Daemon {
             let error = ApiError::new(ErrorCode::InvalidRequest, format!("a trial of {timeout_ms} ms"));
             return Err(error.with_hint("give --trial 1s or more, and 30 days or less"));
         }
+        check_no_others(record)?;
         if record.peer.as_ref().is_some_and(|peer| peer.lease.is_some()) || self.grants.terms(&record.id).is_some() {
             let message = format!("{} is fenced by leases: who may serve it is decided for good", record.name);
             return Err(wrong_state(message, "`tern drill` tries a recovery point, `tern promote --force` goes on from it"));
@@ -203,8 +214,11 @@ impl Volumes {
         timeout_ms: u64,
     ) -> Outcome<()> {
         let (id, catalogue): (Id, Arc<dyn Catalogue>) = (volume_id(record)?, self.catalogue.clone());
-        let site = record.peer.as_ref().map_or("", |peer| &peer.site);
-        memory::prepare_promotion(&catalogue, id, &memory::known_key(id, site), settled.epoch, &volume.intake).map_err(io_error)?;
+        // It may have been told of others since it was asked.
+        check_no_others(self.get(&record.name).map(|open| &open.record)?)?;
+        let known = Known { replica: None, acked: settled.epoch };
+        let sites: Vec<_> = record.peers().map(|peer| (peer.site.as_str(), known)).collect();
+        memory::prepare_promotion(&catalogue, id, settled.epoch, &sites, &RoaringBitmap::new(), &volume.intake).map_err(io_error)?;
         self.kept_place(record)?.begin().map_err(io_error)?;
         match rollback {
             Some(mut rollback) => rollback.begin(lineage.current()).map_err(io_error)?,

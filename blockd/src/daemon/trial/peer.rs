@@ -57,7 +57,7 @@ impl Daemon {
         let unknown = || ApiError::new(ErrorCode::NotFound, "the volume is not replicated between these sites");
         let name = self.volumes.lock().await.by_id(volume).map(|open| open.record.name.clone()).ok_or_else(unknown)?;
         let (record, _operation) = self.begin(&name).await?;
-        if record.peer.as_ref().is_none_or(|peer| peer.site != from) {
+        if record.peer_at(from).is_none() {
             return Err(unknown());
         }
         let is_over = record.fenced_for.as_ref().is_some_and(|trial| generations.contains(trial));

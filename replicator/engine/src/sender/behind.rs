@@ -2,10 +2,25 @@
 
 use super::{Cut, Phase, Sender};
 use crate::block::Run;
-use crate::tracker::Tracker;
+use crate::history::History;
+use crate::tracker::{Epoch, Tracker};
 use roaring::RoaringBitmap;
 
 impl Sender {
+    /// The standby was another standby before this copy was promoted: it may lack what changed here since the epoch that it has. What is `known`
+    /// of it is where this history begins.
+    pub fn handle_promoted(&mut self, tracker: &Tracker, owed: History) {
+        (self.owed_blocks, self.owed) = (owed.blocks(), owed);
+        tracker.note_away(&self.owed_blocks);
+    }
+
+    /// It says where it stands: what it lacks is marked, and nothing else is owed to it.
+    pub(super) fn settle_owed(&mut self, tracker: &Tracker, committed: Epoch) {
+        let owed = std::mem::take(&mut self.owed).since(committed).unwrap_or_default() & self.all_blocks();
+        self.mark_again(tracker, &owed, None);
+        self.owed_blocks.clear();
+    }
+
     /// The standby's disk has lost these blocks, named in order: they go with the next epoch, as though they had been written again.
     pub(super) fn handle_damaged(&mut self, tracker: &Tracker, damaged: &[Run]) -> Result<(), &'static str> {
         if !damaged.is_sorted_by(|run, next| run.end() <= next.start) {
@@ -44,6 +59,6 @@ impl Sender {
     fn unacknowledged_sets(&self) -> impl Iterator<Item = &RoaringBitmap> {
         let frozen = if let Cut::Frozen(frozen) = &self.cut { Some(&frozen.changed) } else { None };
         let pending = self.pending.iter().map(|pending| &pending.changed);
-        std::iter::once(&self.early).chain(self.asked.values()).chain(pending).chain(frozen)
+        [&self.early, &self.owed_blocks].into_iter().chain(self.asked.values()).chain(pending).chain(frozen)
     }
 }

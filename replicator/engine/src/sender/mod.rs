@@ -11,7 +11,7 @@
 //! Inputs are the `handle_*` methods; after each, [`Sender::poll`] is called until it answers [`Action::Wait`].
 //!
 //! Invariants
-//! - A block is in the tracker's open or frozen map, in `early`, in `asked`, in the frozen epoch's `changed`, or in a pending epoch's
+//! - A block is in the tracker's open or frozen map, in `early`, in `asked`, in `owed`, in the frozen epoch's `changed`, or in a pending epoch's
 //!   `changed`, from its write until a commit that contains that write is acknowledged. Shipped is not clean.
 //! - `compare_first` holds only blocks of the open map; it is a hint that saves bytes.
 //! - Nothing is sent between the last block of a cut epoch and its commit.
@@ -28,6 +28,7 @@ pub use poll::Action;
 use crate::block::{BlockNumber, MAX_BLOCKS, block_count};
 use crate::generation::{Id, Lineage, Relation};
 use crate::group::GroupCut;
+use crate::history::History;
 use crate::tracker::{Epoch, Tracker};
 use crate::wire::{Attach, Attached, Base, Blocks, Compared, EpochDigest, Message, Refusal, Refused};
 use backlog::{Frozen, Holes};
@@ -50,6 +51,9 @@ pub struct Sender {
     known: Option<Known>,
     compare_first: RoaringBitmap,
     early: RoaringBitmap,
+    /// What changed here before this copy was promoted, and the standby may lack, until it says where it stands; and all blocks of that.
+    owed: History,
+    owed_blocks: RoaringBitmap,
     asked: BTreeMap<u64, RoaringBitmap>,
     next_ticket: u64,
     holes: Holes,
@@ -138,6 +142,8 @@ impl Sender {
             known,
             compare_first,
             early: RoaringBitmap::new(),
+            owed: History::default(),
+            owed_blocks: RoaringBitmap::new(),
             asked: BTreeMap::new(),
             next_ticket: 0,
             holes: Holes::default(),
@@ -213,7 +219,7 @@ impl Sender {
         let asked: u64 = self.asked.values().map(RoaringBitmap::len).sum();
         let pending: u64 = self.pending.iter().map(|pending| pending.changed.len()).sum();
         let unsent_blocks = tracker.open().len() + frozen.0;
-        let in_doubt_blocks = tracker.open().len() + frozen.1 + holes + self.early.len() + asked + pending;
+        let in_doubt_blocks = tracker.open().len() + frozen.1 + holes + self.early.len() + asked + pending + self.owed_blocks.len();
         Backlog { unsent_blocks, in_doubt_blocks }
     }
 
@@ -329,6 +335,7 @@ impl Sender {
             None => self.known = Some(Known { replica: Some(attached.replica), acked: attached.committed }),
             Some(_) => self.known = None,
         }
+        self.settle_owed(tracker, attached.committed);
         self.pace.set_replica(attached.replica);
         self.mark_base = base;
     }

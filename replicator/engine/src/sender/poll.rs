@@ -32,9 +32,9 @@ pub enum Action {
 impl Sender {
     /// What to do next.
     pub fn poll(&mut self, tracker: &Tracker, now_ms: u64) -> Action {
-        if matches!(self.cut, Cut::Closing(_)) {
+        if let Cut::Closing(epoch) = self.cut {
             // Even without a connection: until it is frozen, writes over the epoch's blocks wait.
-            if tracker.is_closed() {
+            if tracker.has_closed(epoch) {
                 return Action::Freeze;
             }
             return Action::Wait(now_ms + 1);

@@ -1,26 +1,40 @@
 //! Which blocks changed in which epoch: the part of replication that the request path touches.
 //!
 //! A write calls [`Tracker::begin_write`] before it is submitted and [`Tracker::finish_write`] after it completed; both cost a few
-//! atomic operations. One thread, the *owner* (the volume's sender, or nobody), cuts epochs and drains the maps.
+//! atomic operations. Each standby of the volume has a *lane*: two maps of its own, and one thread, the lane's *owner* (its sender, or
+//! nobody), which cuts epochs and drains them.
 //!
 //! ```text
 //!            cut                   count of writers zero           every block taken
 //!   open ──────────► closing ──────────────────────────► frozen ──────────────────► shipped
+//!
+//!   epochs   1   2   3   4   5   6   7      one sequence for all lanes: each cut closes the open epoch
+//!   near     ────┘───┘       └───┘───┘      a lane's cut turns its own maps alone: what it freezes is
+//!   far              └───────────┘          all that changed since its last cut, under the newest number
 //! ```
 //!
 //! Invariants
-//! - A block's bit in the open map is set before its write is submitted, so a write of the next epoch that finds the bit in the closing
-//!   or frozen map knows that old content must be kept first.
-//! - At most one epoch is closing or frozen: two maps, used in turn by the epoch's parity, are enough.
+//! - The open epoch, which lanes there are and which map of each is open are one atomic word: a write learns all of it at one instant.
+//! - A block's bit is set in every lane's open map before its write is submitted, so a write of the next epoch that finds the bit in a
+//!   closing or frozen map knows that old content must be kept first.
+//! - At most one epoch is closing: the next cut, whoever makes it, waits until the writes of the one before have finished. Two counts of
+//!   writers, used in turn by the epoch's parity, are enough; and so are two maps a lane, of which the frozen one is empty before its next
+//!   cut.
 //! - [`Tracker::take_open`] never takes a block with a write in flight: what the owner reads after it is the content of a finished write,
 //!   and a write that starts later sets the bit again.
+//! - Before a block leaves a lane's maps for its sender, its region is noted as *away*: who looks at the maps first and at the notes
+//!   afterwards does not miss it.
 
 mod dirty_map;
+mod lanes;
 
 pub use dirty_map::DirtyMap;
+pub use lanes::{LaneId, MAX_LANES};
 
 use crate::block::{Run, runs};
+use lanes::{Lanes, Marks, Word};
 use roaring::RoaringBitmap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 /// Number of an epoch within a volume; never used twice.
@@ -34,14 +48,14 @@ const REGION_SLOTS: usize = 4096;
 #[derive(Debug)]
 #[must_use = "an unfinished write keeps its epoch from closing"]
 pub struct Write {
-    epoch: Epoch,
+    word: Word,
     run: Run,
 }
 
 impl Write {
     /// The epoch that the write belongs to.
     pub fn epoch(&self) -> Epoch {
-        self.epoch
+        self.word.epoch()
     }
 
     /// The blocks that the write touches.
@@ -55,21 +69,26 @@ impl Write {
 pub enum Begun {
     /// Nothing.
     Clear(Write),
-    /// Blocks of the closing or frozen epoch lie in its way: once that epoch has closed, their content must be kept.
+    /// Blocks of a closing or frozen epoch lie in its way: once that epoch has closed, their content must be kept.
     Frozen(Write),
 }
 
-/// See the module's documentation.
-pub struct Tracker {
-    open: AtomicU64,
+struct Shared {
+    word: AtomicU64,
     /// Nobody joins an epoch while other volumes of the group are cut at the same instant.
     held: AtomicBool,
+    /// By parity of the epoch.
     writers: [AtomicU64; 2],
-    maps: [DirtyMap; 2],
-    /// Time of the first write of the epoch, 0 if it has none; by parity.
-    oldest_ms: [AtomicU64; 2],
+    lanes: Lanes,
     regions: Box<[AtomicU32]>,
     now_ms: AtomicU64,
+}
+
+/// The volume's tracker, as one of its lanes sees it. See the module's documentation.
+#[derive(Clone)]
+pub struct Tracker {
+    shared: Arc<Shared>,
+    lane: LaneId,
 }
 
 fn parity(epoch: Epoch) -> usize {
@@ -77,38 +96,71 @@ fn parity(epoch: Epoch) -> usize {
 }
 
 impl Tracker {
-    /// A tracker whose open epoch is `first`.
+    /// A tracker whose open epoch is `first`, with its first lane.
     pub fn new(first: Epoch) -> Self {
-        Self {
-            open: AtomicU64::new(first),
+        let shared = Shared {
+            word: AtomicU64::new(Word::first(first).0),
             held: AtomicBool::new(false),
             writers: Default::default(),
-            maps: Default::default(),
-            oldest_ms: Default::default(),
+            lanes: Lanes::new(first),
             regions: (0..REGION_SLOTS).map(|_| AtomicU32::new(0)).collect(),
             now_ms: AtomicU64::new(1),
-        }
+        };
+        Self { shared: Arc::new(shared), lane: LaneId::FIRST }
     }
 
-    /// Owner: forgets all marks and opens `first`. No write may be under way and none begin.
+    /// The same tracker, as another lane sees it. Nothing is marked there before [`Self::begin_lane`].
+    pub fn lane(&self, lane: LaneId) -> Self {
+        self.shared.lanes.make(lane);
+        Self { shared: self.shared.clone(), lane }
+    }
+
+    /// Forgets all marks of all lanes, leaves the first lane alone, and opens `first`. No write may be under way and none begin.
     pub fn restart(&self, first: Epoch) {
         assert!(self.is_quiet(), "a tracker restarts only while nobody writes");
-        self.maps.iter().for_each(DirtyMap::clear_all);
-        self.oldest_ms.iter().for_each(|oldest| oldest.store(0, SeqCst));
-        self.open.store(first, SeqCst);
+        self.shared.lanes.all().for_each(|(_, marks)| marks.begin(first));
+        self.shared.word.store(Word::first(first).0, SeqCst);
+    }
+
+    /// From now on each write leaves its mark in this lane, too: an epoch is cut for it, which is returned. What was written by the time
+    /// that this epoch [has closed](Self::has_closed) is the caller's to mark. The epoch before [is closed](Self::is_closed).
+    pub fn begin_lane(&self) -> Epoch {
+        let word = self.word();
+        if word.has(self.lane) {
+            // No write may be under way that saw the lane before.
+            self.shared.word.store(word.without(self.lane).0, SeqCst);
+        }
+        self.marks().begin(word.epoch() + 1);
+        self.shared.word.store(word.with(self.lane).next().0, SeqCst);
+        word.epoch()
+    }
+
+    /// No write leaves a mark in this lane any more.
+    pub fn end_lane(&self) {
+        self.shared.word.store(self.word().without(self.lane).0, SeqCst);
+    }
+
+    /// Whether writes leave their mark in this lane.
+    pub fn is_marked(&self) -> bool {
+        self.word().has(self.lane)
     }
 
     /// Tells the time, in milliseconds since any fixed point, that writes from now on are stamped with.
     pub fn set_now(&self, now_ms: u64) {
-        self.now_ms.store(now_ms.max(1), SeqCst);
+        self.shared.now_ms.store(now_ms.max(1), SeqCst);
     }
 
     /// The open epoch.
     pub fn open_epoch(&self) -> Epoch {
-        self.open.load(SeqCst)
+        self.word().epoch()
     }
 
-    /// Joins the open epoch and marks the blocks. Waits for a [hold](Self::hold) to end.
+    /// The first epoch that this lane has not cut: what changed since then is in its open map.
+    pub fn first_open(&self) -> Epoch {
+        self.marks().first_open.load(SeqCst)
+    }
+
+    /// Joins the open epoch and marks the blocks in every lane. Waits for a [hold](Self::hold) to end.
     pub fn begin_write(&self, run: Run) -> Begun {
         loop {
             match self.try_begin_write(run) {
@@ -118,39 +170,45 @@ impl Tracker {
         }
     }
 
-    /// Joins the open epoch and marks the blocks; `None` while the epoch is [held](Self::hold).
+    /// Joins the open epoch and marks the blocks in every lane; `None` while the epoch is [held](Self::hold).
     pub fn try_begin_write(&self, run: Run) -> Option<Begun> {
-        let epoch = self.enter()?;
+        let word = self.enter()?;
         for slot in slots(run) {
-            self.regions[slot].fetch_add(1, SeqCst);
+            self.shared.regions[slot].fetch_add(1, SeqCst);
         }
-        let oldest = &self.oldest_ms[parity(epoch)];
-        if oldest.load(SeqCst) == 0 {
-            let _ = oldest.compare_exchange(0, self.now_ms.load(SeqCst), SeqCst, SeqCst);
+        let mut over_frozen = false;
+        for lane in word.lanes() {
+            let (marks, open) = (self.shared.lanes.get(lane), word.open_map(lane));
+            let oldest = &marks.oldest_ms[open];
+            if oldest.load(SeqCst) == 0 {
+                let _ = oldest.compare_exchange(0, self.shared.now_ms.load(SeqCst), SeqCst, SeqCst);
+            }
+            marks.maps[open].set(run);
+            over_frozen |= marks.maps[1 - open].intersects(run);
         }
-        self.maps[parity(epoch)].set(run);
-        let write = Write { epoch, run };
-        Some(if self.maps[parity(epoch + 1)].intersects(run) { Begun::Frozen(write) } else { Begun::Clear(write) })
+        let write = Write { word, run };
+        Some(if over_frozen { Begun::Frozen(write) } else { Begun::Clear(write) })
     }
 
     /// The write is on the disk, or failed: both leave its blocks marked.
     pub fn finish_write(&self, write: Write) {
         for slot in slots(write.run) {
-            self.regions[slot].fetch_sub(1, SeqCst);
+            self.shared.regions[slot].fetch_sub(1, SeqCst);
         }
-        self.writers[parity(write.epoch)].fetch_sub(1, SeqCst);
+        self.shared.writers[parity(write.epoch())].fetch_sub(1, SeqCst);
     }
 
     /// Counts the caller into the open epoch: load, count, load again, move if it changed.
-    fn enter(&self) -> Option<Epoch> {
+    fn enter(&self) -> Option<Word> {
         loop {
-            let epoch = self.open.load(SeqCst);
-            self.writers[parity(epoch)].fetch_add(1, SeqCst);
-            let (held, open) = (self.held.load(SeqCst), self.open.load(SeqCst));
-            if open == epoch && !held {
-                return Some(epoch);
+            let word = self.word();
+            let writers = &self.shared.writers[parity(word.epoch())];
+            writers.fetch_add(1, SeqCst);
+            let (held, now) = (self.shared.held.load(SeqCst), self.word());
+            if now == word && !held {
+                return Some(word);
             }
-            self.writers[parity(epoch)].fetch_sub(1, SeqCst);
+            writers.fetch_sub(1, SeqCst);
             if held {
                 return None;
             }
@@ -159,61 +217,79 @@ impl Tracker {
 
     /// Owner of a group's cut: no write joins an epoch from now on, until [`Self::release`].
     pub fn hold(&self) {
-        self.held.store(true, SeqCst);
+        self.shared.held.store(true, SeqCst);
     }
 
     /// Ends a [`Self::hold`].
     pub fn release(&self) {
-        self.held.store(false, SeqCst);
+        self.shared.held.store(false, SeqCst);
     }
 
-    /// Owner: closes the open epoch to new writes and returns it.
+    /// Owner: closes the open epoch to new writes and returns it; what changed in this lane since its last cut is its content. One lane at
+    /// a time, and once the epoch before [is closed](Self::is_closed).
     ///
     /// # Panics
-    /// If the epoch before still has frozen blocks: the owner ships or thaws them first.
+    /// If the lane still has frozen blocks: its owner ships or thaws them first.
     pub fn cut(&self) -> Epoch {
-        let epoch = self.open_epoch();
-        assert!(self.maps[parity(epoch + 1)].is_empty(), "cut while the epoch before is frozen");
-        self.oldest_ms[parity(epoch + 1)].store(0, SeqCst);
-        self.open.store(epoch + 1, SeqCst);
-        epoch
+        let (word, marks) = (self.word(), self.marks());
+        assert!(self.frozen().is_empty(), "cut while the epoch before is frozen");
+        marks.oldest_ms[1 - word.open_map(self.lane)].store(0, SeqCst);
+        marks.first_open.store(word.epoch() + 1, SeqCst);
+        self.shared.word.store(word.turned(self.lane).next().0, SeqCst);
+        word.epoch()
     }
 
     /// Whether every write of the epoch before the open one has finished.
     pub fn is_closed(&self) -> bool {
-        self.writers[parity(self.open_epoch() + 1)].load(SeqCst) == 0
+        self.shared.writers[parity(self.open_epoch() + 1)].load(SeqCst) == 0
+    }
+
+    /// Whether every write of this epoch, which was cut, has finished.
+    pub fn has_closed(&self, epoch: Epoch) -> bool {
+        // The next one was not cut before.
+        self.open_epoch() > epoch + 1 || self.is_closed()
     }
 
     /// Whether no write is under way at all.
     pub fn is_quiet(&self) -> bool {
-        self.writers.iter().all(|writers| writers.load(SeqCst) == 0)
+        self.shared.writers.iter().all(|writers| writers.load(SeqCst) == 0)
     }
 
-    /// The blocks of the epoch before the open one that are neither shipped nor kept.
+    /// Whether this lane was cut since the write began: then nothing is frozen that was in the write's way.
+    pub fn has_turned(&self, write: &Write) -> bool {
+        !write.word.has(self.lane) || write.word.open_map(self.lane) != self.word().open_map(self.lane)
+    }
+
+    /// Every lane that writes leave their mark in.
+    pub fn lanes(&self) -> impl Iterator<Item = Self> + '_ {
+        self.word().lanes().map(|lane| Self { shared: self.shared.clone(), lane })
+    }
+
+    /// The blocks of the lane's last cut that are neither shipped nor kept.
     pub fn frozen(&self) -> &DirtyMap {
-        &self.maps[parity(self.open_epoch() + 1)]
+        &self.marks().maps[1 - self.word().open_map(self.lane)]
     }
 
-    /// The blocks of the open epoch that are not shipped.
+    /// The blocks that changed since the lane's last cut and are not shipped.
     pub fn open(&self) -> &DirtyMap {
-        &self.maps[parity(self.open_epoch())]
+        &self.marks().maps[self.word().open_map(self.lane)]
     }
 
-    /// Time of the first write of the open epoch.
+    /// Time of the first write since the lane's last cut.
     pub fn open_oldest_ms(&self) -> Option<u64> {
-        nonzero(self.oldest_ms[parity(self.open_epoch())].load(SeqCst))
+        nonzero(self.marks().oldest_ms[self.word().open_map(self.lane)].load(SeqCst))
     }
 
-    /// Time of the first write of the epoch before.
+    /// Time of the first write of what was cut last.
     pub fn frozen_oldest_ms(&self) -> Option<u64> {
-        nonzero(self.oldest_ms[parity(self.open_epoch() + 1)].load(SeqCst))
+        nonzero(self.marks().oldest_ms[1 - self.word().open_map(self.lane)].load(SeqCst))
     }
 
     /// Owner: adds blocks to the open epoch, changed since `oldest_ms` if that is known.
     pub fn mark(&self, blocks: &RoaringBitmap, oldest_ms: Option<u64>) {
         self.open().set_all(blocks);
         if let Some(time) = oldest_ms {
-            let oldest = &self.oldest_ms[parity(self.open_epoch())];
+            let oldest = &self.marks().oldest_ms[self.word().open_map(self.lane)];
             let earlier = |now: u64| (now == 0 || time < now).then_some(time.max(1));
             let _ = oldest.fetch_update(SeqCst, SeqCst, earlier);
         }
@@ -222,6 +298,13 @@ impl Tracker {
     /// Owner: gives up the frozen epoch: nothing of it needs to be kept from now on. Its blocks were [marked](Self::mark) before.
     pub fn thaw(&self) {
         self.frozen().clear_all();
+    }
+
+    /// Owner: what changed in the epoch that was cut and has closed. From now on anybody may take its blocks out of the map.
+    pub fn freeze(&self) -> RoaringBitmap {
+        let changed = self.frozen().snapshot();
+        self.marks().note_away(runs(&changed));
+        changed
     }
 
     /// Owner: takes up to `max_blocks` blocks of the open epoch at or after `from` in order, but none with a write in flight.
@@ -238,8 +321,9 @@ impl Tracker {
             };
             looked_at += 1;
             at = block.checked_add(1);
+            self.marks().note_away(std::iter::once(Run { start: block, len: 1 }));
             if map.clear(block) {
-                if self.regions[slot(block)].load(SeqCst) == 0 {
+                if self.shared.regions[slot(block)].load(SeqCst) == 0 {
                     taken.insert(block);
                 } else {
                     map.set(Run { start: block, len: 1 });
@@ -247,6 +331,31 @@ impl Tracker {
             }
         }
         (runs(&taken).collect(), at)
+    }
+
+    /// Owner: its sender has these blocks, which are in neither map.
+    pub fn note_away(&self, blocks: &RoaringBitmap) {
+        self.marks().note_away(runs(blocks));
+    }
+
+    /// Owner: forgets of which regions its sender has nothing any more; `in_doubt` is what it has. Whoever relies on the answer of
+    /// [`Self::is_clean`] keeps this from running meanwhile.
+    pub fn settle_away(&self, in_doubt: &RoaringBitmap) {
+        self.marks().settle_away(in_doubt);
+    }
+
+    /// Whether no lane has a block of `run` in its maps or away with its sender.
+    pub fn is_clean(&self, run: Run) -> bool {
+        let is_clean = |marks: &Marks| marks.maps.iter().all(|map| !map.intersects(run)) && !marks.is_away(run);
+        self.word().lanes().all(|lane| is_clean(self.shared.lanes.get(lane)))
+    }
+
+    fn word(&self) -> Word {
+        Word(self.shared.word.load(SeqCst))
+    }
+
+    fn marks(&self) -> &Marks {
+        self.shared.lanes.get(self.lane)
     }
 }
 

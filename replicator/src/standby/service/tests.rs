@@ -1,9 +1,10 @@
 //! What a primary, and the status, see of a standby's thread.
 
 use super::super::SegmentDir;
-use super::super::tests::{Image, Primary, Site};
+use super::super::tests::{BLOCK, Image, Primary, Site};
 use super::*;
-use replicator_engine::wire::{Against, Compare};
+use replicator_engine::generation::{Id, Lineage};
+use replicator_engine::wire::{Against, Attach, Compare, Envelope, Message, Refusal};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -32,6 +33,12 @@ impl Stream {
     }
 
     fn reconnect(&mut self) {
+        self.service.tell(Input::Disconnected(self.session));
+        self.connect();
+    }
+
+    /// One more stream; the one before is still there.
+    fn connect(&mut self) {
         let (sink, answers) = tokio_mpsc::channel(8);
         self.session += 1;
         self.answers = answers;
@@ -131,4 +138,55 @@ async fn a_primary_is_attached_once_it_was_taken_and_has_caught_up_with_its_firs
     assert_eq!(stream.status(|status| status.caught_up).await.cut_unix_ms, Some(1001));
     stream.reconnect();
     assert_eq!(stream.status(|status| !status.attached).await.cut_unix_ms, Some(1001));
+}
+
+fn attach_frame(lineage: Lineage) -> Bytes {
+    let generation = lineage.current();
+    Envelope { generation, message: Message::Attach(Attach { volume: Id([7; 16]), size_bytes: 8 * BLOCK, lineage }) }.encode()
+}
+
+#[tokio::test]
+async fn a_stream_that_begins_beside_an_attached_primary_takes_its_place_once_it_is_judged() {
+    let mut stream = Stream::open(8);
+    stream.send(stream.primary.attach_frame());
+    assert!(matches!(stream.answer().await, Some(Message::Attached(_))));
+    stream.connect();
+    let (first, second) = (stream.session - 1, stream.session);
+    // A frame that is no attach, as the first of its stream.
+    stream.send(Primary::frame(Message::Abandon));
+    assert!(matches!(stream.answer().await, Some(Message::Refused(refused)) if refused.reason == Refusal::Protocol));
+    assert_eq!(stream.answer().await, None);
+    stream.session = first;
+    stream.send_epoch();
+    assert_eq!(stream.status(|status| status.caught_up).await.session, Some(first));
+    stream.session = second;
+    stream.connect();
+    assert_eq!(stream.status(|_| true).await.session, Some(first), "it has not said yet whose it is");
+    stream.send(stream.primary.attach_frame());
+    assert!(matches!(stream.answer().await, Some(Message::Attached(_))));
+    let third = stream.session;
+    stream.status(|status| status.session == Some(third)).await;
+}
+
+#[tokio::test]
+async fn a_standby_that_learned_of_a_later_generation_acknowledges_nothing_for_the_one_before() {
+    let mut stream = Stream::open(8);
+    stream.send(stream.primary.attach_frame());
+    assert!(matches!(stream.answer().await, Some(Message::Attached(_))));
+    stream.send_epoch();
+    assert_eq!(stream.answer().await, Some(Message::Committed(1)));
+    let mine = stream.status(|status| status.caught_up).await.lineage.unwrap();
+    // It branched before the epoch that is committed here.
+    let later = mine.promoted(Id([9; 16]), 0);
+    let mut attached = std::mem::replace(&mut stream.answers, tokio_mpsc::channel(1).1);
+    stream.connect();
+    stream.send(attach_frame(later.clone()));
+    assert!(matches!(stream.answer().await, Some(Message::Refused(refused)) if refused.reason == Refusal::Diverged));
+    let told = Envelope::decode(attached.recv().await.unwrap()).unwrap().message;
+    assert!(matches!(told, Message::Refused(refused) if refused.reason == Refusal::Stale && refused.lineage == later));
+    assert_eq!(attached.recv().await, None);
+    assert_eq!(stream.status(|status| !status.attached).await.rival, Some(later));
+    stream.connect();
+    stream.send(stream.primary.attach_frame());
+    assert!(matches!(stream.answer().await, Some(Message::Refused(refused)) if refused.reason == Refusal::Stale));
 }

@@ -22,7 +22,7 @@ use replicator_engine::acknowledgement::{Promise, Rules};
 use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run, block_count};
 use replicator_engine::generation::{Id, Lineage};
 use replicator_engine::sender::{Action, Cuts, Known, Phase, Sender, Settings};
-use replicator_engine::tracker::{Epoch, Write};
+use replicator_engine::tracker::{Epoch, LaneId, Write};
 use replicator_engine::wire::{Against, Compare, Envelope, Message, Refused};
 use roaring::RoaringBitmap;
 use std::collections::BTreeMap;
@@ -93,12 +93,13 @@ impl Primary {
         let intake = intake(storage)?;
         let blocks = block_count(storage.image.size_bytes()) as BlockNumber;
         intake.start_logging();
-        let exact = memory::take_changed(&*storage.catalogue, VOLUME)?;
-        let compare_first = match &exact {
+        let stopped = memory::take_changed(&*storage.catalogue, VOLUME)?;
+        let exact = stopped.of("SITE");
+        let compare_first = match exact {
             Some(_) => RoaringBitmap::new(),
             None => intake.log().hot().iter().flat_map(|extent| extent_blocks(extent).blocks()).filter(|block| *block < blocks).collect(),
         };
-        intake.tracker().mark(exact.as_ref().unwrap_or(&compare_first), Some(1));
+        intake.tracker().mark(exact.unwrap_or(&compare_first), Some(1));
         let known = memory::load_known(&*storage.catalogue, &known_key())?;
         Self::start(storage, lineage, rules, intake, known, compare_first)
     }
@@ -230,13 +231,7 @@ impl Primary {
         }
         let is_durable = self.storage.faults.plant() == Some(Plant::CoolBeforeFlush) || self.storage.image.sync().is_ok();
         if is_durable {
-            let suspects = self.sender.unacknowledged();
-            let tracker = self.intake.tracker();
-            let is_clean = |extent| {
-                let run = extent_blocks(extent);
-                !tracker.open().intersects(run) && !tracker.frozen().intersects(run) && suspects.range_cardinality(run.blocks()) == 0
-            };
-            let _ = self.intake.log().cool(&self.intake.log().hot(), is_clean);
+            let _ = self.intake.cool(LaneId::FIRST, &self.sender.unacknowledged());
         }
     }
 
@@ -245,9 +240,9 @@ impl Primary {
         let now_ms = scene.now_ms;
         for _ in 0..steps {
             self.intake.tracker().set_now(now_ms);
-            if self.intake.kept().overflowed() {
+            if self.intake.kept(LaneId::FIRST).overflowed() {
                 self.sender.handle_overflow(self.intake.tracker());
-                self.intake.thaw();
+                self.intake.thaw(LaneId::FIRST);
             }
             self.acknowledge(scene);
             let action = self.sender.poll(self.intake.tracker(), now_ms);
@@ -273,7 +268,7 @@ impl Primary {
                 return Ok(Some(self.ship(&runs, &content, now_ms)));
             }
             Action::ShipFrozen(runs) => {
-                let content = read::frozen(image, &self.intake, &runs)?;
+                let content = read::frozen(image, self.intake.tracker(), self.intake.kept(LaneId::FIRST), &runs)?;
                 return Ok(Some(self.ship(&runs, &content, now_ms)));
             }
             Action::Ask(ticket, runs) => {
@@ -283,7 +278,7 @@ impl Primary {
             }
             Action::Cut => {
                 self.epochs.cover(self.intake.tracker().open_epoch() + 1)?;
-                let epoch = self.intake.cut();
+                let epoch = self.intake.cut(LaneId::FIRST).expect("there is one lane");
                 self.tell_size();
                 self.sender.handle_cut(epoch, now_ms);
             }
@@ -294,7 +289,7 @@ impl Primary {
     }
 
     fn freeze(&mut self, scene: &mut Scene<'_>) {
-        let Some(mut changed) = self.intake.try_freeze() else { return };
+        let Some(mut changed) = self.intake.try_freeze(LaneId::FIRST) else { return };
         if self.storage.faults.plant() == Some(Plant::ForgetDirtyBit)
             && let Some(first) = changed.min()
         {

@@ -6,7 +6,8 @@ use crate::{
     report::Report,
 };
 use blockd_api::{
-    ApiError, Done, ErrorCode, Replicate, SetMode, Snapshot, StopReplication, VolumeStatus, Wait, human_seconds, routes::VolumeOp,
+    ApiError, Done, ErrorCode, Mode, Replicate, SetMode, SiteName, Snapshot, State, StopReplication, VolumeStatus, Wait, human_seconds,
+    routes::VolumeOp,
 };
 
 /// `tern replicate NAME --to SITE`, `--stop`.
@@ -15,21 +16,34 @@ pub async fn replicate(context: &Context<'_>, arguments: ReplicateArgs) -> Resul
     let ReplicateArgs { fence, lease, witness, auto_promote, force, .. } = arguments;
     if stop {
         let document = context.client.post(&VolumeOp::Stop.path(&volume), &StopReplication { to, force }).await?;
-        return Report::of(document, context.format, |now: VolumeStatus| format!("{}: replication ended, it is {}", now.name, now.role));
+        return Report::of(document, context.format, |now: VolumeStatus| match now.replicas.len() {
+            0 => format!("{}: replication ended, it is {}", now.name, now.role),
+            left => format!("{}: replication to that site ended; standbys left: {left}", now.name),
+        });
     }
     let to = to.ok_or_else(|| ApiError::new(ErrorCode::InvalidRequest, "--to SITE is missing"))?;
     let request = Replicate { to, mode, rpo, bandwidth, on_disconnect, ack_timeout, schedule, fence, lease, witness, auto_promote, force };
     let document = context.client.post(&VolumeOp::Replicate.path(&volume), &request).await?;
     Report::of(document, context.format, |now: VolumeStatus| {
-        format!("{}: replicates to {} ({}), {}", now.name, request.to, now.mode, now.state)
+        let (mode, state) = of(&now, Some(&request.to));
+        format!("{}: replicates to {} ({mode}), {state}", now.name, request.to)
     })
 }
 
 /// `tern mode NAME MODE`.
 pub async fn mode(context: &Context<'_>, arguments: ModeArgs) -> Result<Report, ApiError> {
     let ModeArgs { volume, mode, schedule, to } = arguments;
-    let document = context.client.post(&VolumeOp::Mode.path(&volume), &SetMode { mode, schedule, to }).await?;
-    Report::of(document, context.format, |now: VolumeStatus| format!("{}: {}, {}", now.name, now.mode, now.state))
+    let document = context.client.post(&VolumeOp::Mode.path(&volume), &SetMode { mode, schedule, to: to.clone() }).await?;
+    Report::of(document, context.format, |now: VolumeStatus| {
+        let (mode, state) = of(&now, to.as_ref());
+        format!("{}: {mode}, {state}", now.name)
+    })
+}
+
+/// How replication to this site goes; without one, or if it is not there yet, as the volume's own status says.
+fn of(now: &VolumeStatus, site: Option<&SiteName>) -> (Mode, State) {
+    let replica = site.and_then(|site| now.replicas.iter().find(|replica| replica.site == *site));
+    replica.map_or((now.mode, now.state), |replica| (replica.mode, replica.state))
 }
 
 /// `tern wait NAME --for CONDITION`.

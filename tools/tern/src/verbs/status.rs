@@ -7,7 +7,8 @@ use crate::{
     table::{Align, Table},
 };
 use blockd_api::{
-    Alone, ApiError, Divergence, FrontEnd, GoingBack, Mode, Role, Status, TrialStatus, VolumeStatus, human_bytes, human_seconds, routes,
+    Alone, ApiError, Divergence, FrontEnd, GoingBack, Mode, ReplicaStatus, Role, Status, TrialStatus, VolumeStatus, human_bytes,
+    human_seconds, routes,
 };
 
 /// `tern status [NAME]`.
@@ -40,6 +41,9 @@ fn table(status: &Status) -> String {
         text.push_str(&format!("\n{}\n", group::table(&status.groups)));
     }
     for volume in &status.volumes {
+        if volume.replicas.len() > 1 {
+            volume.replicas.iter().for_each(|replica| text.push_str(&format!("{}: {}\n", volume.name, standby(replica))));
+        }
         if let Some(said) = cuts(volume) {
             text.push_str(&format!("{}: {said}\n", volume.name));
         }
@@ -69,6 +73,13 @@ fn table(status: &Status) -> String {
         }
     }
     text
+}
+
+/// One standby of several, in words.
+fn standby(replica: &ReplicaStatus) -> String {
+    let ReplicaStatus { site, mode, state, promise_held: _, epoch_committed, rpo_seconds, backlog_bytes } = replica;
+    let behind = rpo_seconds.map_or_else(|| "nobody knows how far behind".to_owned(), |rpo| format!("{} behind", human_seconds(rpo)));
+    format!("{site} {mode}, {state}, recovery point {epoch_committed}, {behind}, {} to go", human_bytes(*backlog_bytes))
 }
 
 /// The cuts of a volume in mode `snapshot`, in words.
