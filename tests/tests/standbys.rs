@@ -188,6 +188,35 @@ fn after_a_handover_the_others_follow_with_nothing_sent() {
     three.assert_no_panic();
 }
 
+#[test]
+fn when_one_goes_back_to_an_older_point_the_others_follow_it_there() {
+    let three = Three::start(SIZE_MIB);
+    let mut client = three.client(&three.p);
+    scattered(&mut client, 0x66, 40);
+    three.p.tern(&["snapshot", "vm1"]);
+    in_sync(&three.p, "milan");
+    let point = committed(&three.near);
+    scattered(&mut client, 0x77, 60);
+    three.p.tern(&["snapshot", "vm1"]);
+    drop(client);
+    assert!(committed(&three.far) > point && committed(&three.near) > point);
+    let done = three.near.tern(&["promote", "vm1", "--at", &point.to_string(), "--force"]);
+    assert_eq!((&done["kind"], done["epoch"].as_u64()), (&"failover".into(), Some(point)));
+    let mut client = three.client(&three.near);
+    let mut shown = content(0);
+    client.read(37 * BLOCK as u64, &mut shown).unwrap();
+    assert_eq!(shown, content(0x66));
+    in_sync(&three.near, "milan");
+    assert_eq!(pinned(&three.far).len(), 1, "what it had beyond the point");
+    three.p.wait_until("overtaken", |seen| seen["role"] == "stale");
+    three.p.tern(&["resync", "vm1", "--discard-local", "--yes"]);
+    in_sync(&three.near, "osaka");
+    scattered(&mut client, 0x88, 10);
+    three.near.wait_until("led back", |seen| seen["going_back"].is_null());
+    three.near.verify();
+    three.assert_no_panic();
+}
+
 /// Who dies.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Victim {
