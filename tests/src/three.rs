@@ -47,12 +47,12 @@ impl Three {
             eventually("the sites are connected", connected);
         }
         p.tern(&["volume", "create", "vm1", "--size", &format!("{size_mib}M")]);
-        p.tern(&["replicate", "vm1", "--to", "oregon", "--mode", "sync"]);
         let three = Self { p, near, far, to_near, to_far, _directory: directory };
         three.export(&three.p);
         let mut client = three.client(&three.p);
         let filled = (0..FILLED).try_for_each(|block| client.write((block * BLOCK_BYTES) as u64, &[block as u8 | 1; BLOCK_BYTES]));
         filled.and_then(|()| client.flush()).expect("a disk");
+        three.p.tern(&["replicate", "vm1", "--to", "oregon", "--mode", "sync"]);
         three.p.tern(&["replicate", "vm1", "--to", "milan", "--rpo", "1s"]);
         [&three.near, &three.far].into_iter().for_each(|site| three.export(site));
         three.p.tern(&["wait", "vm1", "--for", "in-sync", "--timeout", "60s"]);
