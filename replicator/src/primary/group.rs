@@ -183,15 +183,26 @@ impl State {
 
     /// What the member has under way is not counted.
     fn handle_broken(&mut self, member: usize) {
+        let broken = self.ledger.handle_broken(member);
+        if broken.is_empty() {
+            return;
+        }
+        self.rounds.handle_void();
         let void = &mut self.status.void;
-        void.extend(self.ledger.handle_broken(member));
+        void.extend(broken);
         void.drain(..void.len().saturating_sub(MAX_VOID));
     }
 
-    /// Has the others come.
-    fn nudge(&mut self, all_ready: bool, but: usize) {
-        let awaited: Vec<usize> = if all_ready { (0..self.members.len()).collect() } else { self.rounds.awaited().collect() };
-        for other in awaited.into_iter().filter(|other| *other != but) {
+    /// Has all come, if one of the cuts that they wait for does not count.
+    fn make_up(&mut self) {
+        if self.rounds.is_cut_owed() {
+            self.nudge(0..self.members.len());
+        }
+    }
+
+    /// Has these come.
+    fn nudge(&mut self, awaited: impl IntoIterator<Item = usize>) {
+        for other in awaited {
             let Some(member) = &mut self.members[other] else { continue };
             if !member.parked && !member.nudged {
                 member.nudged = true;
@@ -230,7 +241,8 @@ impl Seat {
         let asked = match state.rounds.ask(me, cutter.now_ms()) {
             Turn::Alone => Asked::Alone,
             Turn::Wait => {
-                state.nudge(false, me);
+                let awaited: Vec<usize> = state.rounds.awaited().filter(|other| *other != me).collect();
+                state.nudge(awaited);
                 Asked::Wait
             }
             Turn::Together => {
@@ -239,7 +251,8 @@ impl Seat {
                 if others_parked && cutter.cut_all(&mut state).is_some() {
                     cutter.made.notify_all();
                 } else {
-                    state.nudge(true, me);
+                    let others = (0..state.members.len()).filter(|other| *other != me);
+                    state.nudge(others);
                     state = park(&cutter, state, me);
                 }
                 state.members[me].as_mut().and_then(|member| member.made.take()).map_or(Asked::Wait, Asked::Cut)
@@ -263,6 +276,7 @@ impl Seat {
         } else {
             state.rounds.set_away(self.member);
         }
+        state.make_up();
         self.cutter.publish(&mut state);
     }
 
@@ -270,6 +284,7 @@ impl Seat {
     pub fn handle_broken(&self) {
         if let Some(mut state) = self.lock() {
             state.handle_broken(self.member);
+            state.make_up();
             self.cutter.publish(&mut state);
         }
     }

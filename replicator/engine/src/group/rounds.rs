@@ -35,12 +35,14 @@ pub struct Rounds {
     seats: Vec<Seat>,
     /// Since when a cut of all is wanted.
     wanted_since_ms: Option<u64>,
+    /// The last cut of all may never be whole at the standby, and requests may wait for one that is.
+    owed: bool,
 }
 
 impl Rounds {
     /// So many members, of whom none is there.
     pub fn new(members: usize) -> Self {
-        Self { seats: vec![Seat::Away; members], wanted_since_ms: None }
+        Self { seats: vec![Seat::Away; members], wanted_since_ms: None, owed: false }
     }
 
     /// It cannot be cut with the others.
@@ -83,9 +85,20 @@ impl Rounds {
         Turn::Wait
     }
 
+    /// Cuts that were made do not count.
+    pub fn handle_void(&mut self) {
+        self.owed = true;
+    }
+
+    /// Whether all had better be cut as soon as they can, whatever their clocks say: what was cut last does not count, and nobody is away.
+    pub fn is_cut_owed(&self) -> bool {
+        self.owed && !self.seats.contains(&Seat::Away)
+    }
+
     /// All were cut.
     pub fn handle_cut(&mut self) {
         self.wanted_since_ms = None;
+        self.owed = false;
         self.seats.fill(Seat::Able);
     }
 

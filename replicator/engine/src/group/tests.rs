@@ -60,6 +60,21 @@ fn once_a_member_lags_no_cut_of_another_one_waits_for_it() {
 }
 
 #[test]
+fn after_a_cut_that_does_not_count_the_next_one_waits_for_nobodys_clock() {
+    let mut rounds = Rounds::new(2);
+    (0..2).for_each(|member| rounds.set_able(member));
+    assert!(!rounds.is_cut_owed());
+    rounds.set_away(1);
+    rounds.handle_void();
+    assert!(!rounds.is_cut_owed(), "the others are cut alone meanwhile");
+    rounds.set_able(1);
+    assert!(rounds.is_cut_owed());
+    assert_eq!((rounds.ask(0, 5), rounds.ask(1, 6)), (Turn::Wait, Turn::Together));
+    rounds.handle_cut();
+    assert!(!rounds.is_cut_owed());
+}
+
+#[test]
 fn a_cut_that_a_broken_stream_may_have_lost_is_not_counted_and_the_next_one_is() {
     let mut ledger = Ledger::default();
     let made = |number: u64| Complete { number, unix_ms: number, epochs: vec![number - 1, number] };
