@@ -14,6 +14,7 @@ mod crash_images;
 mod events;
 mod failover;
 mod faults;
+mod group;
 mod history;
 mod network;
 mod past;
@@ -25,6 +26,7 @@ mod storage;
 mod wiretap;
 mod world;
 
+pub use group::{GroupPlant, GroupTally, run_group};
 pub use plant::Plant;
 
 use std::fmt;
