@@ -39,7 +39,7 @@ pub use status::{
 };
 pub use time::UtcTime;
 pub use volume::{CreateVolume, DeleteVolume, ResizeVolume, Unexport, VolumeInfo, VolumeList};
-pub use wait::{Condition, Wait};
+pub use wait::{Condition, Wait, Waited};
 
 use serde::{Deserialize, Serialize};
 

@@ -1,6 +1,6 @@
-//! Waiting for a volume to get where one wants it.
+//! Waiting for a volume, or a group, to get where one wants it.
 
-use crate::Span;
+use crate::{GroupStatus, Span, VolumeStatus};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
@@ -16,6 +16,16 @@ pub struct Wait {
     pub timeout: Option<Span>,
 }
 
+/// How that is which was waited for, once the condition holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Waited {
+    /// A volume.
+    Volume(Box<VolumeStatus>),
+    /// A consistency group.
+    Group(GroupStatus),
+}
+
 /// What can be waited for: `in-sync`, `primary` or `committed=N`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -24,7 +34,7 @@ pub enum Condition {
     InSync,
     /// This site is the primary.
     Primary,
-    /// Every replica committed this epoch.
+    /// Every replica committed this epoch; every member of a group this recovery point, or a newer one.
     Committed(u64),
 }
 

@@ -8,7 +8,7 @@ use blockd_api::{
     ApiError, BeginDrill, ChangeGroup, Condition, CreateGroup, CreateVolume, DeleteVolume, Demote, Done, Drill, DrillList, Export,
     GroupList, GroupStatus, Invite, InvitePeer, JoinPeer, Peer, PeerList, PointList, Promote, Promotion, Replicate, ResizeVolume, Resync,
     Resynced, ScrubStatus, SetMode, SiteName, Snapshot, Status, StopReplication, TakeBack, Unexport, Verification, VolumeInfo, VolumeList,
-    VolumeName, VolumeStatus,
+    VolumeName, VolumeStatus, Waited,
 };
 
 /// What an operation comes to.
@@ -60,7 +60,7 @@ pub trait Control: Send + Sync + 'static {
     /// Changes the mode.
     fn set_mode(&self, volume: VolumeName, request: SetMode) -> impl Future<Output = Outcome<VolumeStatus>> + Send;
     /// Returns as soon as the condition holds, or can never hold. The server keeps the time.
-    fn wait(&self, volume: VolumeName, condition: Condition, progress: ProgressSink) -> impl Future<Output = Outcome<VolumeStatus>> + Send;
+    fn wait(&self, volume: VolumeName, condition: Condition, progress: ProgressSink) -> impl Future<Output = Outcome<Waited>> + Send;
     /// Cuts now; returns when the recovery point is durable at the standby.
     fn snapshot(&self, volume: VolumeName, progress: ProgressSink) -> impl Future<Output = Outcome<Snapshot>> + Send;
 

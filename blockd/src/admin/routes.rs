@@ -16,7 +16,7 @@ use axum::{
 use blockd_api::{
     ApiError, BeginDrill, ChangeGroup, CreateGroup, CreateVolume, DeleteVolume, Demote, Done, Drill, DrillList, ErrorCode, Export,
     GroupList, GroupStatus, Invite, InvitePeer, JoinPeer, Peer, PeerList, PointList, Promote, Promotion, Replicate, ResizeVolume, Resync,
-    SetMode, SiteName, Status, StopReplication, TakeBack, Unexport, VolumeInfo, VolumeList, VolumeName, VolumeStatus, Wait,
+    SetMode, SiteName, Status, StopReplication, TakeBack, Unexport, VolumeInfo, VolumeList, VolumeName, VolumeStatus, Wait, Waited,
     routes::{self, VolumeOp},
 };
 use serde::Deserialize;
@@ -221,7 +221,7 @@ async fn wait<C: Control>(State(control): Daemon<C>, Named(volume): Volume, Docu
     stream("wait", OnHangup::Cancel, |sink| async move { wait_in_time(&*control, volume, request, sink).await }).await
 }
 
-async fn wait_in_time<C: Control>(control: &C, volume: VolumeName, request: Wait, sink: ProgressSink) -> Outcome<VolumeStatus> {
+async fn wait_in_time<C: Control>(control: &C, volume: VolumeName, request: Wait, sink: ProgressSink) -> Outcome<Waited> {
     let waiting = control.wait(volume.clone(), request.condition, sink);
     let Some(timeout) = request.timeout else {
         return waiting.await;
@@ -230,12 +230,17 @@ async fn wait_in_time<C: Control>(control: &C, volume: VolumeName, request: Wait
         return outcome;
     }
     let status = control.status(Some(volume.clone())).await?;
-    let now = status.volumes.first().map(|now| {
-        let backlog = blockd_api::human_bytes(now.backlog_bytes);
-        format!(": it is {} and {}, with {backlog} to send and epoch {} committed", now.role, now.state, now.epoch_committed)
-    });
+    let of_group = status.groups.iter().find(|group| group.name == volume);
+    let in_the_way = |group: &GroupStatus| format!(": it is {}: {}", group.state, group.reason.as_deref().unwrap_or("its members are"));
+    let now = of_group.map(in_the_way).or_else(|| status.volumes.first().map(of_volume));
     let message = format!("{volume} did not reach {} within {timeout}{}", request.condition, now.unwrap_or_default());
     Err(ApiError::new(ErrorCode::Timeout, message).with_hint("look at `tern status`, or wait longer with --timeout"))
+}
+
+/// How far a volume has come.
+fn of_volume(now: &VolumeStatus) -> String {
+    let backlog = blockd_api::human_bytes(now.backlog_bytes);
+    format!(": it is {} and {}, with {backlog} to send and epoch {} committed", now.role, now.state, now.epoch_committed)
 }
 
 async fn snapshot<C: Control>(State(control): Daemon<C>, Named(volume): Volume, _: Nothing) -> Response {

@@ -6,7 +6,7 @@ use blockd_api::{
     ApiError, BeginDrill, ChangeGroup, Condition, CreateGroup, CreateVolume, DeleteVolume, Demote, Done, Drill, DrillList, ErrorCode,
     ErrorDocument, Event, Export, GroupList, GroupStatus, Invite, InvitePeer, JoinPeer, MAX_REQUEST_BYTES, Peer, PeerList, PointList,
     Progress, Promote, Promotion, PromotionKind, Replicate, ResizeVolume, Resync, Resynced, ScrubStatus, SetMode, SiteName, Snapshot,
-    Status, StopReplication, TakeBack, Unexport, Verification, VolumeInfo, VolumeList, VolumeName, VolumeStatus,
+    Status, StopReplication, TakeBack, Unexport, Verification, VolumeInfo, VolumeList, VolumeName, VolumeStatus, Waited,
 };
 use serde_json::Value;
 use std::{path::PathBuf, time::Duration};
@@ -109,7 +109,7 @@ impl Control for Fake {
     async fn set_mode(&self, _: VolumeName, _: SetMode) -> Outcome<VolumeStatus> {
         refused()
     }
-    async fn wait(&self, _: VolumeName, _: Condition, _: ProgressSink) -> Outcome<VolumeStatus> {
+    async fn wait(&self, _: VolumeName, _: Condition, _: ProgressSink) -> Outcome<Waited> {
         let _tell = TellDrop(Arc::clone(&self.dropped));
         std::future::pending().await
     }

@@ -208,8 +208,11 @@ impl Control for Daemon {
         self.change_mode(&volume, &request).await
     }
 
-    async fn wait(&self, volume: VolumeName, condition: Condition, progress: ProgressSink) -> Outcome<VolumeStatus> {
-        self.wait_for(&volume, condition, &progress).await
+    async fn wait(&self, volume: VolumeName, condition: Condition, progress: ProgressSink) -> Outcome<Waited> {
+        match self.group_named(&volume).await {
+            Some(group) => self.wait_for_group(&group.name, condition, &progress).await.map(Waited::Group),
+            None => self.wait_for(&volume, condition, &progress).await.map(|now| Waited::Volume(Box::new(now))),
+        }
     }
 
     async fn snapshot(&self, volume: VolumeName, progress: ProgressSink) -> Outcome<Snapshot> {

@@ -15,6 +15,7 @@ mod record;
 mod snapshot;
 mod status;
 mod telling;
+mod waiting;
 
 pub(super) use record::GroupRecord;
 pub(super) use status::statuses;

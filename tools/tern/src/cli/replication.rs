@@ -83,7 +83,7 @@ pub struct ModeArgs {
 /// Waits.
 #[derive(Debug, Args)]
 pub struct WaitArgs {
-    /// Which volume
+    /// Which volume or group
     #[arg(value_name = "NAME")]
     pub volume: VolumeName,
     /// in-sync, primary or committed=N

@@ -43,6 +43,11 @@ fn joined(group: &GroupStatus) -> String {
     group.volumes.iter().map(|volume| volume.as_str()).collect::<Vec<_>>().join(", ")
 }
 
+/// This site's part in it.
+pub fn role(group: &GroupStatus) -> String {
+    group.role.map_or_else(|| "mixed".to_owned(), |role| role.to_string())
+}
+
 /// One line a group.
 pub fn table(groups: &[GroupStatus]) -> String {
     let columns = [
@@ -56,10 +61,9 @@ pub fn table(groups: &[GroupStatus]) -> String {
     ];
     let mut table = Table::new(&columns);
     for group in groups {
-        let role = group.role.map_or_else(|| "mixed".to_owned(), |role| role.to_string());
         let point = group.point.map_or_else(|| "-".to_owned(), |point| point.to_string());
         let age = group.point_age_seconds.map_or_else(|| "-".to_owned(), human_seconds);
-        table.row([group.name.to_string(), role, group.state.to_string(), group.peer.to_string(), point, age, joined(group)]);
+        table.row([group.name.to_string(), role(group), group.state.to_string(), group.peer.to_string(), point, age, joined(group)]);
     }
     let mut text = table.render();
     for group in groups {

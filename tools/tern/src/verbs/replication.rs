@@ -1,13 +1,13 @@
 //! `tern replicate`, `mode`, `wait`, `snapshot`
 
-use super::{Context, quiesce};
+use super::{Context, group, quiesce};
 use crate::{
     cli::{ModeArgs, ReplicateArgs, SnapshotArgs, WaitArgs},
     report::Report,
 };
 use blockd_api::{
-    ApiError, Done, ErrorCode, Mode, Replicate, SetMode, SiteName, Snapshot, State, StopReplication, VolumeStatus, Wait, human_seconds,
-    routes::VolumeOp,
+    ApiError, Done, ErrorCode, Mode, Replicate, SetMode, SiteName, Snapshot, State, StopReplication, VolumeStatus, Wait, Waited,
+    human_seconds, routes::VolumeOp,
 };
 
 /// `tern replicate NAME --to SITE`, `--stop`.
@@ -51,8 +51,12 @@ pub async fn wait(context: &Context<'_>, arguments: WaitArgs) -> Result<Report, 
     let WaitArgs { volume, condition, timeout } = arguments;
     let request = Wait { condition, timeout: Some(timeout) };
     let document = context.client.follow(&VolumeOp::Wait.path(&volume), &request, |progress| context.progress.tell(&progress)).await?;
-    Report::of(document, context.format, |now: VolumeStatus| {
-        format!("{}: {}, {}, epoch {} committed", now.name, now.role, now.state, now.epoch_committed)
+    Report::of(document, context.format, |now: Waited| match now {
+        Waited::Volume(now) => format!("{}: {}, {}, epoch {} committed", now.name, now.role, now.state, now.epoch_committed),
+        Waited::Group(now) => {
+            let point = now.point.map_or_else(|| "no recovery point yet".to_owned(), |point| format!("recovery point {point}"));
+            format!("{}: {}, {}, {point}", now.name, group::role(&now), now.state)
+        }
     })
 }
 
