@@ -128,6 +128,18 @@ impl Site {
         assert!(daemon.wait().expect("its end").success(), "{}", self.log());
     }
 
+    /// How long threads of its daemon with this name were ready to run, and did not, since they began.
+    pub fn run_delay_seconds(&self, threads: &str) -> f64 {
+        let of_thread = |thread: PathBuf| -> Option<f64> {
+            let name = std::fs::read_to_string(thread.join("comm")).ok()?;
+            let times = std::fs::read_to_string(thread.join("schedstat")).ok()?;
+            let waited_ns: f64 = times.split_ascii_whitespace().nth(1)?.parse().ok()?;
+            name.starts_with(threads).then_some(waited_ns / 1e9)
+        };
+        let all = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("a process");
+        all.flatten().filter_map(|thread| of_thread(thread.path())).sum()
+    }
+
     /// Runs `tern --json`; an error is its exit code and what it said.
     pub fn try_tern(&self, arguments: &[&str]) -> Result<Value, (i32, String)> {
         let run = Command::new("timeout")

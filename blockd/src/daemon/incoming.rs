@@ -143,7 +143,7 @@ impl Daemon {
             Ok(Question::Settings { volume, settings }) => {
                 answer_of(self.note_settings(&from.to_string(), &volume, settings).await.map(|()| Answer::Done))
             }
-            Ok(Question::Groups { groups }) => answer_of(self.note_groups(from, groups).await.map(|()| Answer::Done)),
+            Ok(Question::Groups { groups }) => answer_of(self.note_groups(from, groups).await),
             Ok(Question::Alone { volume }) => answer_of(self.tell_alone(&from.to_string(), &volume).await),
             Ok(Question::Everywhere { volume, epoch }) => {
                 answer_of(self.note_everywhere(&from.to_string(), &volume, epoch).await.map(|()| Answer::Done))

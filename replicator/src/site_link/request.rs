@@ -101,6 +101,15 @@ pub struct GroupTold {
     pub members: Vec<String>,
 }
 
+/// A consistency group that a site does not note.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRefused {
+    /// Its name.
+    pub name: String,
+    /// Why, in words.
+    pub message: String,
+}
+
 /// A question.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "ask")]
@@ -227,6 +236,11 @@ pub enum Answer {
         /// When the asker wrote last what this site has, too, if that is known.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         common_unix_ms: Option<u64>,
+    },
+    /// These groups are not noted here; the others are.
+    NotNoted {
+        /// Which, and why.
+        refused: Vec<GroupRefused>,
     },
     /// You have the lease, from when you asked.
     Leased,
@@ -360,6 +374,8 @@ pub(super) mod tests {
         check(&Answer::NotPrimary { committed: 17 });
         let (since_unix_ms, common_unix_ms) = (Some(1_795_300_000_500), Some(1_795_300_000_000));
         check(&Answer::Alone { blocks: Some(3), exact: true, since_unix_ms, common_unix_ms });
+        let refused = vec![GroupRefused { name: "shop".into(), message: "a volume shop exists there already".into() }];
+        check(&Answer::NotNoted { refused });
         check(&Answer::Refused { code: "client-active".into(), message: "a client is active at vm1 by nbd".into() });
     }
 }

@@ -9,21 +9,33 @@ use crate::admin::Outcome;
 use crate::catalogue::RecordedRole;
 use blockd_api::{ApiError, ErrorCode, SiteName, VolumeName};
 use replicator::identity::SiteId;
-use replicator::site_link::request::{Answer, GroupTold, Question, parse_id};
+use replicator::site_link::request::{Answer, GroupRefused, GroupTold, Question, parse_id};
 use replicator::transport::Link;
 use replicator_engine::group::MAX_MEMBERS;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often it is looked whether a site has to be told.
 const LOOK: Duration = Duration::from_secs(1);
 /// For a site to answer.
 const TELL_DEADLINE: Duration = Duration::from_secs(5);
 
-/// What each site was told, and over which link: another may lead to a site that has forgotten.
+/// A site that has not noted all of them is told again after a while: this long in the end.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// What each site was told.
 #[derive(Default)]
-pub(in crate::daemon) struct Told(BTreeMap<SiteId, (Link, Vec<GroupTold>)>);
+pub(in crate::daemon) struct Told(BTreeMap<SiteId, Telling>);
+
+/// What a site was told last.
+struct Telling {
+    /// Another may lead to a site that has forgotten.
+    link: Link,
+    groups: Vec<GroupTold>,
+    /// Unless it has noted all of them: when it is told again, and how long it was waited for that.
+    again: Option<(Instant, Duration)>,
+}
 
 impl Volumes {
     /// The groups that are shared with that site.
@@ -63,15 +75,29 @@ impl Daemon {
                 here.all().any(|open| open.record.role == RecordedRole::Primary && open.record.peer.as_ref().is_some_and(is_ours));
             (here.groups_at(&site.to_string()), has_standbys)
         };
-        let is_news = told.0.get(&site).is_none_or(|(over, heard)| !over.is(&link) || *heard != groups);
-        if !is_news || (groups.is_empty() && !is_standby_site) {
+        if groups.is_empty() && !is_standby_site {
             return;
         }
-        match self.sites.ask(&site, name, &Question::Groups { groups: groups.clone() }, TELL_DEADLINE).await {
-            Ok(Answer::Done) => drop(told.0.insert(site, (link, groups))),
-            Ok(answer) => tracing::debug!(site = %name, ?answer, "the site does not note which groups there are"),
-            Err(error) => tracing::debug!(site = %name, %error, "the site has not heard which groups there are"),
-        }
+        let before = told.0.get(&site).filter(|before| before.link.is(&link) && before.groups == groups);
+        let wait = match before.map(|before| before.again) {
+            Some(None) => return,
+            Some(Some((due, _))) if Instant::now() < due => return,
+            Some(Some((_, waited))) => (2 * waited).min(MAX_WAIT),
+            None => LOOK,
+        };
+        let answer = self.sites.ask(&site, name, &Question::Groups { groups: groups.clone() }, TELL_DEADLINE).await;
+        let again = match answer {
+            Ok(Answer::Done) => None,
+            Ok(answer) => {
+                tracing::info!(site = %name, ?answer, "the site does not note all groups that there are");
+                Some((Instant::now() + wait, wait))
+            }
+            Err(error) => {
+                tracing::debug!(site = %name, %error, "the site has not heard which groups there are");
+                Some((Instant::now() + wait, wait))
+            }
+        };
+        told.0.insert(site, Telling { link, groups, again });
     }
 
     /// Tells the standby site of a group that is about to be made or changed. Whatever comes of that, it is told again what is recorded here: it may
@@ -84,13 +110,19 @@ impl Daemon {
         told.0.remove(&site);
         match self.sites.ask(&site, &record.peer, &Question::Groups { groups }, TELL_DEADLINE).await? {
             Answer::Done => Ok(()),
+            // Others concern this one only if they are in its way, and then it is refused, too.
+            Answer::NotNoted { refused } => {
+                let why = refused.into_iter().find(|refused| refused.name == record.name.as_str());
+                let error = |refused: GroupRefused| ApiError::new(ErrorCode::WrongState, format!("{}: {}", record.peer, refused.message));
+                why.map_or(Ok(()), |refused| Err(error(refused)))
+            }
             Answer::Refused { message, .. } => Err(ApiError::new(ErrorCode::WrongState, format!("{}: {message}", record.peer))),
             other => Err(ApiError::new(ErrorCode::Internal, format!("{} answered {other:?}", record.peer))),
         }
     }
 
     /// The primary of standbys here says which groups they form.
-    pub(in crate::daemon) async fn note_groups(&self, from: SiteId, told: Vec<GroupTold>) -> Outcome<()> {
+    pub(in crate::daemon) async fn note_groups(&self, from: SiteId, told: Vec<GroupTold>) -> Outcome<Answer> {
         let peer = self.sites.peer_by_id(&from).ok_or_else(|| ApiError::new(ErrorCode::Internal, "a site without a name"))?;
         let site = from.to_string();
         let mut here = self.volumes.lock().await;
@@ -108,7 +140,7 @@ impl Daemon {
             here.remove_group(&name)?;
             tracing::info!(group = %name, site = %peer, "the primary's site has ended this group");
         }
-        let mut noted = Ok(());
+        let mut refused = Vec::new();
         for group in &told {
             let is_known = here.groups.all().any(|of| of.record.name.as_str() == group.name && of.record.id == group.id);
             match if is_known { Ok(None) } else { acceptable(&here, group, &site, &peer).map(Some) } {
@@ -117,10 +149,10 @@ impl Daemon {
                     tracing::info!(group = %record.name, site = %peer, "the primary's site has made this group");
                     here.put_group(record)?;
                 }
-                Err(error) => noted = Err(error),
+                Err(error) => refused.push(GroupRefused { name: group.name.clone(), message: error.to_string() }),
             }
         }
-        noted
+        Ok(if refused.is_empty() { Answer::Done } else { Answer::NotNoted { refused } })
     }
 }
 
