@@ -183,24 +183,32 @@ impl Held {
 
     /// Replication to a standby, which has every epoch up to `safe`: tells those that need not wait any more, or must not.
     pub fn let_go(&self, lane: LaneId, safe: Option<Epoch>) {
-        let mut inner = self.lock();
-        inner.sides[lane.index()].safe = safe;
-        self.let_all_go(inner);
+        self.let_some_go(lane, safe, usize::MAX);
     }
 
-    fn let_all_go(&self, mut inner: MutexGuard<'_, Inner>) {
+    /// The same, but tells so many at most, the oldest first; how many it told.
+    pub fn let_some_go(&self, lane: LaneId, safe: Option<Epoch>, at_most: usize) -> usize {
+        let mut inner = self.lock();
+        inner.sides[lane.index()].safe = safe;
+        self.tell(inner, at_most)
+    }
+
+    fn tell(&self, mut inner: MutexGuard<'_, Inner>, at_most: usize) -> usize {
         let (now, has_lease) = (Instant::now(), !self.lease.has_run_out());
         let Inner { requests, deadlines, sides } = &mut *inner;
         let completes = |done: Option<Done>| has_lease && done.is_none_or(|done| sides.iter().all(|side| side.has(done)));
         let is_late = |owner: Owner| deadlines.iter().any(|(of, at)| *of == owner && now >= *at);
         let ended: Vec<_> = requests
             .extract_if(.., |request| completes(request.done) || is_late(request.owner))
+            .take(at_most)
             .map(|request| (completes(request.done), request.release))
             .collect();
         drop(inner);
+        let told = ended.len();
         for (completes, release) in ended {
             release(if completes { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) });
         }
+        told
     }
 
     /// Replication to a standby has ended: what waits for it fails, and so does whatever would wait. The promise stays in force.
@@ -226,7 +234,7 @@ impl Held {
         let mut inner = self.lock();
         inner.sides[lane.index()] = Side::default();
         self.put_in_force(&inner);
-        self.let_all_go(inner);
+        self.tell(inner, usize::MAX);
     }
 
     /// The volume has no standby any more: nothing is promised.
@@ -268,7 +276,8 @@ mod tests {
         held.let_go(LaneId::FIRST, Some(5));
         assert_eq!(told.try_iter().collect::<Vec<_>>(), [(5, true)]);
         held.enforce(LaneId::FIRST, Promise::Local);
-        held.let_go(LaneId::FIRST, Some(5));
+        assert_eq!(held.let_some_go(LaneId::FIRST, Some(5), 0), 0);
+        assert_eq!(held.let_some_go(LaneId::FIRST, Some(5), 2), 1);
         assert_eq!(told.try_iter().collect::<Vec<_>>(), [(6, true)]);
     }
 

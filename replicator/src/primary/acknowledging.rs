@@ -2,8 +2,9 @@
 
 use super::memory::store_promise;
 use super::shell::Shell;
-use replicator_engine::acknowledgement::{Policy, Promise, Rules, Standing, Step, View};
+use replicator_engine::acknowledgement::{Policy, Promise, Rules, Spread, Standing, Step, View};
 use replicator_engine::sender::Phase;
+use replicator_engine::tracker::Epoch;
 use std::io;
 
 /// How the mode's promise stands.
@@ -23,6 +24,9 @@ pub struct PromiseStatus {
 pub(super) struct Acknowledging {
     rules: Rules,
     policy: Policy,
+    spread: Spread,
+    /// There may be more that the guest can be told.
+    pub(super) is_telling: bool,
     pub(super) status: PromiseStatus,
     /// The last record failed, and that is in the log.
     failing: bool,
@@ -33,7 +37,7 @@ impl Acknowledging {
         let policy = Policy::new(rules, recorded);
         let standing = if rules.wanted <= recorded { Standing::Held } else { Standing::CatchingUp };
         let status = PromiseStatus { wanted: rules.wanted, in_force: recorded, standing, waiting: 0 };
-        Self { rules, policy, status, failing: false }
+        Self { rules, policy, spread: Spread::default(), is_telling: false, status, failing: false }
     }
 
     pub(super) fn set_rules(&mut self, rules: Rules) {
@@ -90,7 +94,7 @@ impl Shell {
                 }
             }
         }
-        held.let_go(lane, view.safe);
+        self.tell_guest(view.safe);
         let policy = &self.acknowledging.policy;
         match policy.standing(&view) {
             Standing::Held => self.setup.told.hold(),
@@ -105,6 +109,16 @@ impl Shell {
         }
         let (wanted, in_force, standing) = (self.acknowledging.rules.wanted, policy.in_force(), policy.standing(&view));
         self.stand(PromiseStatus { wanted, in_force, standing, waiting: held.look(lane).requests });
+    }
+
+    /// Lets requests go that the standby has, not too many at once.
+    fn tell_guest(&mut self, safe: Option<Epoch>) {
+        let Acknowledging { policy, spread, status, .. } = &mut self.acknowledging;
+        let (round_trip_ms, now_us) = (self.round_trip.as_millis() as u64, self.started.elapsed().as_micros() as u64);
+        let allowed = spread.allows(policy.in_force(), round_trip_ms, status.waiting, now_us);
+        let told = self.setup.intake.held().let_some_go(self.setup.lane, safe, allowed);
+        spread.handle_acknowledged(told);
+        self.acknowledging.is_telling = told == allowed;
     }
 
     fn stand(&mut self, status: PromiseStatus) {

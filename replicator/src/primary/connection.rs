@@ -74,7 +74,7 @@ impl Replica {
                 send.send(frame).await?;
                 meter.sent(len_bytes);
                 if payload_bytes > 0 {
-                    self.tell(Input::Written(session, payload_bytes));
+                    self.tell(Input::Written(session, payload_bytes, link.stats().round_trip));
                 }
             }
             Ok(())

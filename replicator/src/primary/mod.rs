@@ -151,7 +151,7 @@ enum Input {
     Disconnected(Session),
     /// The permit bounds how many wait.
     Frame(Session, Bytes, OwnedSemaphorePermit),
-    Written(Session, u64),
+    Written(Session, u64, Duration),
     Snapshot(OnCut, oneshot::Sender<Result<Epoch, ReplicaError>>),
     Verify(OnProgress, Option<u64>, oneshot::Sender<Result<Verified, ReplicaError>>),
     /// Which blocks of the run may differ from the standby.

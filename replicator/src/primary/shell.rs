@@ -10,7 +10,7 @@ use crate::clock::unix_ms;
 use crate::codec::Encoder;
 use crate::counters;
 use bytes::Bytes;
-use replicator_engine::acknowledgement::Promise;
+use replicator_engine::acknowledgement::{Promise, TURN_US};
 use replicator_engine::block::Run;
 use replicator_engine::schedule::Clock;
 use replicator_engine::sender::{Action, Known, Phase, Sender};
@@ -51,6 +51,8 @@ pub(super) struct Shell {
     pub(super) scheduling: Scheduling,
     encoder: Encoder,
     connection: Option<(Session, mpsc::UnboundedSender<Outgoing>)>,
+    /// Of the link, as it was when something was sent last.
+    pub(super) round_trip: Duration,
     /// Blocks that were asked about, by ticket.
     asked: HashMap<u64, u64>,
     pub(super) snapshots: Vec<Snapshot>,
@@ -67,7 +69,7 @@ pub(super) struct Shell {
     status: watch::Sender<PrimaryStatus>,
     published: Instant,
     cooled: Instant,
-    started: Instant,
+    pub(super) started: Instant,
     error: Option<String>,
 }
 
@@ -95,6 +97,7 @@ impl Shell {
             sender,
             encoder: Encoder::new()?,
             connection: None,
+            round_trip: Duration::ZERO,
             asked: HashMap::new(),
             snapshots: Vec::new(),
             verification: None,
@@ -135,6 +138,7 @@ impl Shell {
             }
             nap = self.work();
         }
+        self.setup.intake.held().let_go(self.setup.lane, self.safe());
         self.remains()
     }
 
@@ -159,7 +163,10 @@ impl Shell {
                     self.disconnect();
                 }
             }
-            Input::Written(session, bytes) if self.is_current(session) => self.sender.handle_written(bytes, now_ms),
+            Input::Written(session, bytes, round_trip) if self.is_current(session) => {
+                self.round_trip = round_trip;
+                self.sender.handle_written(bytes, now_ms);
+            }
             Input::Snapshot(on_cut, reply) => {
                 self.sender.request_cut();
                 self.snapshots.push(Snapshot { epoch: None, on_cut, reply });
@@ -280,7 +287,8 @@ impl Shell {
             }
         };
         if let Action::Wait(until_ms) = action {
-            let nap = if self.verify_some() { Duration::ZERO } else { TICK.min(Duration::from_millis(until_ms.saturating_sub(now_ms))) };
+            let longest = if self.acknowledging.is_telling { Duration::from_micros(TURN_US) } else { TICK };
+            let nap = if self.verify_some() { Duration::ZERO } else { longest.min(Duration::from_millis(until_ms.saturating_sub(now_ms))) };
             self.publish();
             return nap;
         }

@@ -22,8 +22,10 @@
 //! - What is recorded holds: each request that was acknowledged, and that this promise covers, is at the standby.
 
 mod policy;
+mod spread;
 
 pub use policy::{OnDisconnect, Policy, Rules, Standing, Step, View};
+pub use spread::{Spread, TURN_US};
 
 use crate::tracker::Epoch;
 
