@@ -45,6 +45,6 @@ mod privileged {
 
     #[test]
     fn benchmarks_measure_each_of_their_figures() {
-        measures(&["wan-sync", "local-sync", "promote"], 7);
+        measures(&["wan-sync", "local-sync", "promote", "first-sync"], 10);
     }
 }

@@ -152,6 +152,7 @@ impl Shell {
             Input::Connected(session, sink) => {
                 self.disconnect();
                 self.connection = Some((session, sink));
+                self.encoder.forget_history();
                 self.sender.handle_resized(self.setup.image.size_bytes());
                 self.sender.handle_connected(now_ms);
                 self.cut_again();
@@ -347,7 +348,8 @@ impl Shell {
     }
 
     fn ship(&mut self, runs: &[Run], content: &[u8], now_ms: u64) {
-        let blocks = self.encoder.encode(runs, content);
+        let blocks = self.encoder.encode_with(runs, content, self.sender.effort.compression());
+        self.sender.effort.handle_encoded(content.len() as u64, Encoder::spent_us(), now_ms);
         self.sender.handle_shipped(&blocks, now_ms);
         self.count(&blocks);
         let payload_bytes = blocks.payload.len() as u64;
@@ -371,8 +373,9 @@ impl Shell {
         let _ = sink.send(Outgoing { frame, payload_bytes });
     }
 
-    /// Lets extents cool whose content is at the standby and durable here, and stores the totals.
+    /// Lets extents cool whose content is at the standby and durable here, stores the totals, gives back memory.
     fn tidy_up(&mut self) {
+        self.encoder.forget_idle_history();
         let setup = &self.setup;
         if let Err(error) = setup.counters.store(&*setup.catalogue, setup.volume) {
             tracing::warn!(volume = %setup.volume, %error, "the catalogue cannot be written");

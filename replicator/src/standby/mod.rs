@@ -176,7 +176,7 @@ impl<F: SegmentFiles> Standby<F> {
 
     /// A frame came. Returns the answer, if there is one.
     pub fn handle_frame(&mut self, frame: Bytes) -> Result<Option<Message>, StandbyError> {
-        let envelope = Envelope::decode(frame.clone())?;
+        let (frame, envelope) = self.detach(frame)?;
         match self.receiver.handle_message(envelope).map_err(StandbyError::Refused)? {
             Step::Adopt { lineage, staged, answer } => {
                 self.adopt(lineage, staged)?;
@@ -227,9 +227,19 @@ impl<F: SegmentFiles> Standby<F> {
         self.receiver.judge(&envelope.message).map_err(StandbyError::Refused)
     }
 
+    /// A frame that can be understood by itself, as the journal needs it.
+    fn detach(&mut self, frame: Bytes) -> Result<(Bytes, Envelope), StandbyError> {
+        let Envelope { generation, message } = Envelope::decode(frame.clone())?;
+        let Message::Blocks(blocks) = message else { return Ok((frame, Envelope { generation, message })) };
+        let needs_history = blocks.encoding.needs_history();
+        let envelope = Envelope { generation, message: Message::Blocks(self.decoder.detach(blocks)?) };
+        Ok((if needs_history { envelope.encode() } else { frame }, envelope))
+    }
+
     /// The stream broke.
     pub fn handle_disconnected(&mut self) {
         self.receiver.handle_disconnected();
+        self.decoder.forget_history();
         self.staged = None;
     }
 

@@ -5,6 +5,7 @@ use bytes::Bytes as Frame;
 use replicator::codec::{Encoder, fingerprint};
 use replicator_engine::block::{BLOCK_BYTES, Run};
 use replicator_engine::generation::{Generation, Id, Lineage};
+use replicator_engine::sender::Compression;
 use replicator_engine::wire::*;
 use roaring::RoaringBitmap;
 
@@ -144,14 +145,17 @@ impl Writer {
         let blocks = if bytes.u8().is_multiple_of(8) {
             // Whatever decodes.
             let runs = runs.into_iter().map(|run| (run, Content::Zero)).collect();
-            Blocks { runs, encoding: Encoding::Zstd, digest: digest(bytes), payload: Frame::copy_from_slice(bytes.slice(40)) }
+            let encoding = [Encoding::Zstd, Encoding::HistoryBegins, Encoding::History][usize::from(bytes.u8() % 3)];
+            Blocks { runs, encoding, digest: digest(bytes), payload: Frame::copy_from_slice(bytes.slice(40)) }
         } else {
             let short: Vec<Run> = runs.into_iter().filter(|run| run.len < 300).collect();
             let mut content = Vec::new();
             for block in short.iter().flat_map(|run| run.blocks()) {
                 content.resize(content.len() + BLOCK_BYTES, bytes.u8() % 3 * (1 + block as u8 % 8));
             }
-            self.encoder.get_or_insert_with(|| Encoder::new().expect("an encoder")).encode(&short, &content)
+            let encoder = self.encoder.get_or_insert_with(|| Encoder::new().expect("an encoder"));
+            let compression = if bytes.u8().is_multiple_of(2) { Compression::Quick } else { Compression::WithHistory(3) };
+            encoder.encode_with(&short, &content, compression)
         };
         self.digest.add(&blocks);
         blocks

@@ -4,11 +4,13 @@ use crate::forger::{Replication, ask, soon};
 use crate::{Scene, id, lineage};
 use bytes::Bytes;
 use quinn::Connection;
+use replicator::codec::Encoder;
 use replicator_engine::block::{BLOCK_BYTES, Run};
 use replicator_engine::generation::{Generation, Id, Lineage};
+use replicator_engine::sender::Compression;
 use replicator_engine::wire::{
-    Against, Attach, Attached, Base, Blocks, Commit, Compare, Content, Encoding, Envelope, EpochDigest, MAX_COMPARE_BLOCKS, Message,
-    Refusal,
+    Against, Attach, Attached, Base, Blocks, Commit, Compare, Content, Encoding, Envelope, EpochDigest, MAX_COMPARE_BLOCKS,
+    MAX_CONTENT_BLOCKS, Message, Refusal,
 };
 use serde_json::json;
 
@@ -31,6 +33,14 @@ fn blocks(start: u32, digest: [u8; 32]) -> Blocks {
 fn honest(start: u32) -> Blocks {
     // Of the payload, as a primary computes it.
     blocks(start, *blake3::hash(&[b'f'; BLOCK_BYTES]).as_bytes())
+}
+
+/// A piece of a stream of which the beginning never came, and a beginning that grows beyond its blocks.
+fn forged_streams() -> [Blocks; 2] {
+    let run = Run::new(0, MAX_CONTENT_BLOCKS).unwrap();
+    let content = vec![1; run.len_bytes() as usize];
+    let large = Encoder::new().unwrap().encode_with(&[run], &content, Compression::WithHistory(3));
+    [Blocks { encoding: Encoding::History, ..honest(3) }, Blocks { encoding: large.encoding, payload: large.payload, ..honest(3) }]
 }
 
 fn commit(epoch: u64, sent: &[Blocks]) -> Message {
@@ -77,11 +87,14 @@ async fn messages_that_break_the_rules_are_refused_and_change_nothing() {
     let other = Generation { counter: 9, ..now };
     let wide = vec![(Run::new(0, MAX_COMPARE_BLOCKS + 1).unwrap(), Content::Data)];
     let fingerprints = vec![[0; 16]; MAX_COMPARE_BLOCKS as usize + 1];
+    let [middle, bomb] = forged_streams();
     for (frame, reason, words) in [
         (Bytes::from_static(&[0xee; 500]), Refusal::Protocol, "no message"),
         (Bytes::new(), Refusal::Protocol, "cut short"),
         (encode(now, Message::Blocks(honest(3))).slice(..100), Refusal::Protocol, "out of range"),
         (encode(now, Message::Blocks(blocks(3, [0; 32]))), Refusal::Protocol, ""),
+        (encode(now, Message::Blocks(middle)), Refusal::Protocol, "the beginning is missing"),
+        (encode(now, Message::Blocks(bomb)), Refusal::Protocol, "does not decompress to the length"),
         (encode(now, commit(6, &[honest(3)])), Refusal::Protocol, "count or digest"),
         (encode(now, commit(5, &[])), Refusal::Protocol, "not after the last"),
         (encode(now, Message::Committed(6)), Refusal::Protocol, "not to a standby"),

@@ -1,6 +1,6 @@
 //! `bench`: measures what a user would see, with the programs that a user would run.
 //!
-//! A benchmark of [`replication`] or [`modes`] starts `blockd` at two sites ([`site`], [`pair`]), operates them with `tern --json`, and puts `wanem`
+//! A benchmark of [`replication`], [`modes`] or [`wan`] starts `blockd` at two sites ([`site`], [`pair`]), operates them with `tern --json`, and puts `wanem`
 //! between them or `fio` on top ([`load`]); one of [`local`] has `blockd` and others' servers take turns on one disk. Each repeats its
 //! rounds into a [`record`]; what comes out is [`report`]'s. The programs come from `$TERN_BIN_DIR`, else from beside this one. Nothing
 //! here looks into a daemon in a way that an operator could not.
@@ -17,6 +17,7 @@ mod replication;
 mod report;
 mod scratch;
 mod site;
+mod wan;
 mod workshop;
 
 use anyhow::{Context, Result, bail};
@@ -30,7 +31,7 @@ use workshop::{Options, Workshop};
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
-    /// Benchmarks, or `replication`, `modes` or `local` for all of that group.
+    /// Benchmarks, or `replication`, `modes`, `wan` or `local` for all of that group.
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     #[command(flatten)]
@@ -40,8 +41,12 @@ struct Cli {
     json: Option<PathBuf>,
 }
 
-const GROUPS: [(&str, &[Benchmark]); 3] =
-    [(replication::GROUP, replication::BENCHMARKS), (modes::GROUP, modes::BENCHMARKS), (local::GROUP, local::BENCHMARKS)];
+const GROUPS: [(&str, &[Benchmark]); 4] = [
+    (replication::GROUP, replication::BENCHMARKS),
+    (modes::GROUP, modes::BENCHMARKS),
+    (wan::GROUP, wan::BENCHMARKS),
+    (local::GROUP, local::BENCHMARKS),
+];
 
 fn main() -> ExitCode {
     match run(&Cli::parse()) {

@@ -1,7 +1,7 @@
 //! Two paired sites with one volume, `vm1`, at the first.
 
 use crate::site::{LONG_PATIENCE, Place, Site};
-use crate::{cpus, program};
+use crate::{cpus, machine, program};
 use anyhow::Result;
 use blockd_api::{Invite, PeerList, VolumeStatus};
 use serde_json::Value;
@@ -91,6 +91,11 @@ impl Pair {
     /// Makes the volume from an image.
     pub fn import(&self, image: &Path) -> Result<()> {
         self.create(&["--import", &image.to_string_lossy()])
+    }
+
+    /// What both daemons have used of the CPUs.
+    pub fn cpu_seconds(&self) -> Result<f64> {
+        Ok(machine::cpu_seconds(self.primary.process())? + machine::cpu_seconds(self.standby.process())?)
     }
 
     /// Begins replication; returns how long it took until both sites were in sync.

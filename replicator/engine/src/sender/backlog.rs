@@ -6,6 +6,15 @@ use crate::group::GroupCut;
 use crate::tracker::Epoch;
 use roaring::RoaringBitmap;
 
+/// What the standby does not have, in blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Still to be sent.
+    pub unsent_blocks: u64,
+    /// Not acknowledged: may differ from the standby.
+    pub in_doubt_blocks: u64,
+}
+
 /// The frozen epoch, being shipped.
 pub(super) struct Frozen {
     pub epoch: Epoch,

@@ -18,10 +18,12 @@
 
 mod backlog;
 mod behind;
+mod effort;
 mod pace;
 mod poll;
 
-pub use backlog::Pending;
+pub use backlog::{Backlog, Pending};
+pub use effort::{Compression, Effort};
 pub use pace::{Cuts, Pace, Settings};
 pub use poll::Action;
 
@@ -63,6 +65,8 @@ pub struct Sender {
     digest: EpochDigest,
     cursor: BlockNumber,
     pace: Pace,
+    /// How hard content is compressed.
+    pub effort: Effort,
     cut_requested: bool,
     /// The group's cut, and its time, that the epoch being cut is a part of.
     cut_with: Option<(GroupCut, u64)>,
@@ -96,15 +100,6 @@ pub enum Phase {
     Online,
     /// The standby will not have us: nothing is sent until the operator, or time, changes that.
     Refused(Refused),
-}
-
-/// What the standby does not have, in blocks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Backlog {
-    /// Still to be sent.
-    pub unsent_blocks: u64,
-    /// Not acknowledged: may differ from the standby.
-    pub in_doubt_blocks: u64,
 }
 
 enum Cut {
@@ -153,6 +148,7 @@ impl Sender {
             digest: EpochDigest::default(),
             cursor: 0,
             pace: Pace::default(),
+            effort: Effort::default(),
             cut_requested: false,
             cut_with: None,
             told_bytes: None,

@@ -49,6 +49,7 @@ impl Sender {
             return Action::FindAllocated;
         }
         if self.pace.window_is_full(&self.settings) {
+            self.effort.handle_link_full();
             return Action::Wait(u64::MAX);
         }
         if !self.holes.unsent().is_empty() {

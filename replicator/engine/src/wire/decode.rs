@@ -187,6 +187,8 @@ impl Input {
         let encoding = match self.u8()? {
             0 => Encoding::Plain,
             1 => Encoding::Zstd,
+            2 => Encoding::HistoryBegins,
+            3 => Encoding::History,
             _ => return Err(DecodeError::OutOfRange("encoding")),
         };
         let digest = self.array()?;

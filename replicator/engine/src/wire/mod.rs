@@ -166,6 +166,17 @@ pub enum Encoding {
     Plain = 0,
     /// One zstd frame.
     Zstd = 1,
+    /// The first piece of a zstd stream that goes on with later messages of this connection.
+    HistoryBegins = 2,
+    /// The next piece of that stream.
+    History = 3,
+}
+
+impl Encoding {
+    /// Whether the payload can be understood only after those before it.
+    pub fn needs_history(self) -> bool {
+        matches!(self, Self::HistoryBegins | Self::History)
+    }
 }
 
 /// See [`Message::Compare`].
