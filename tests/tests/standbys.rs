@@ -4,7 +4,7 @@ use rand::RngExt;
 use serde_json::Value;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
-use tern_tests::{History, NbdClient, Site, Three, dice, in_sync, replica, rounds};
+use tern_tests::{History, NbdClient, Site, Three, dice, eventually, in_sync, replica, rounds};
 
 const BLOCK: usize = 4096;
 const SIZE_MIB: u32 = 64;
@@ -162,6 +162,40 @@ fn a_standby_that_is_ahead_of_the_promoted_one_gives_up_only_what_nobody_was_pro
         three.near.verify();
         three.assert_no_panic();
     }
+}
+
+#[test]
+fn a_standby_that_gave_way_to_the_new_primary_does_not_take_the_old_one_back_before_that_one_comes() {
+    let mut three = Three::start(SIZE_MIB);
+    three.p.tern(&["replicate", "vm1", "--to", "oregon", "--mode", "async", "--rpo", "1s"]);
+    let mut client = three.client(&three.p);
+    scattered(&mut client, 0x65, 10);
+    three.p.tern(&["snapshot", "vm1"]);
+    three.cut_near();
+    let at_both = committed(&three.far);
+    scattered(&mut client, 0x66, 80);
+    eventually("the far one is ahead", || committed(&three.far) > at_both);
+    // The old primary is out of reach: it does not hear why the far one lets it go.
+    drop(client);
+    three.p.kill();
+    three.cut_far();
+    three.p.restart();
+    three.near.tern(&["promote", "vm1", "--force"]);
+    eventually("the far one has given way", || pinned(&three.far).len() == 1);
+    // Before it tries again, and is taken.
+    three.near.kill();
+    let mut client = three.client(&three.p);
+    (0..50).for_each(|place| client.write((place * 37 + 5) * BLOCK as u64, &content(0x77)).unwrap());
+    three.heal_far();
+    three.p.wait_until("overtaken", |seen| seen["role"] == "stale");
+    drop(client);
+    three.near.restart();
+    in_sync(&three.near, "milan");
+    three.heal_near();
+    three.p.tern(&["resync", "vm1", "--discard-local", "--yes"]);
+    in_sync(&three.near, "osaka");
+    three.near.verify();
+    three.assert_no_panic();
 }
 
 #[test]

@@ -159,7 +159,8 @@ impl Daemon {
             let copy = match changed {
                 Some(changed) => {
                     let base = Base::PointBut(coarse(changed, block_count(volume.size_bytes()) as u32));
-                    Copy { committed: branch, base, lineage: settled.lineage, follows, old }
+                    // Its lineage from now on: the old primary, should it be there before the new one, is not taken back.
+                    Copy { committed: branch, base, lineage: theirs.clone(), follows, old }
                 }
                 // Too long ago: everything is compared.
                 None => Copy { committed: 0, base: Base::Unfinished, lineage: theirs.clone(), follows, old },
