@@ -217,10 +217,11 @@ impl VolumeRecord {
         self.peers().find(|peer| peer.site == site)
     }
 
-    /// This one of the other sites is primary now.
+    /// This one of the other sites is primary now. Whatever was granted to the one before is void: it may not have heard of that.
     pub fn follow(&mut self, site: &str) {
         if let (Some(at), Some(peer)) = (self.others.iter().position(|peer| peer.site == site), &mut self.peer) {
             std::mem::swap(peer, &mut self.others[at]);
+            self.granted = None;
         }
     }
 
@@ -395,8 +396,12 @@ mod tests {
         volume.peer = Some(peer("oregon"));
         volume.others = vec![peer("milan"), peer("lagos")];
         let names = |volume: &VolumeRecord| volume.peers().map(|peer| peer.name.to_string()).collect::<Vec<_>>();
-        volume.follow("LAGOS");
+        volume.granted = Some(Granted { generation: "22".repeat(16), epoch: 17 });
+        volume.follow("OREGON");
         volume.follow("NOWHERE");
+        assert!(volume.granted.is_some(), "it is told again to whoever it was told");
+        volume.follow("LAGOS");
+        assert_eq!(volume.granted, None, "another one was promoted");
         assert_eq!(names(&volume), ["lagos", "milan", "oregon"]);
         assert_eq!(serde_json::from_str::<VolumeRecord>(&serde_json::to_string(&volume).unwrap()).unwrap(), volume);
         volume.forget_peer("LAGOS");
