@@ -1,6 +1,7 @@
 //! A failover that can be taken back: made final, rolled back, over time and over crashes.
 
 use rand::RngExt;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
@@ -89,6 +90,35 @@ fn a_trial_that_is_rolled_back_leaves_the_standby_as_it_was_and_the_primary_goes
     pair.a.verify();
     pair.b.tern(&["promote", "vm1"]);
     assert_eq!(history.assert_prefix(&mut client(&pair.b)), history.len());
+    pair.a.assert_no_panic();
+    pair.b.assert_no_panic();
+}
+
+#[test]
+fn what_rots_of_what_a_trial_keeps_is_not_rolled_back_into_the_image_unseen() {
+    let mut history = History::new(BLOCKS);
+    let mut pair = written(&mut history);
+    let mut primary = client(&pair.a);
+    primary.write(7 * BLOCK as u64, &[b'p'; BLOCK]).unwrap();
+    primary.flush().unwrap();
+    drop(primary);
+    pair.a.tern(&["snapshot", "vm1"]);
+    pair.b.tern(&["promote", "vm1", "--force", "--trial", "10m"]);
+    client(&pair.b).write(7 * BLOCK as u64, &[b't'; BLOCK]).unwrap();
+    let kept = std::fs::read_dir(pair.b.state_dir().join("trials")).unwrap().map(|entry| entry.unwrap().path());
+    let kept = kept.into_iter().find(|path| path.extension().is_none()).unwrap();
+    std::fs::File::options().write(true).open(kept).unwrap().write_all_at(b"rot", 7 * BLOCK as u64 + 99).unwrap();
+    pair.b.wait_until("alone", |volume| volume["attached"].as_array().unwrap().is_empty());
+    let (code, said) = pair.b.try_tern(&["rollback", "vm1"]).unwrap_err();
+    assert!(code == 4 && said.contains("first of them 7") && said.contains("tern commit"), "{code} {said}");
+    assert!(is_on_trial(&pair.b.volume()), "it may still be made final");
+    pair.b.tern(&["rollback", "vm1", "--force"]);
+    pair.b.wait_until("mended", |volume| volume["scrub"]["found_blocks"] == 1 && volume["scrub"]["repaired_blocks"] == 1);
+    pair.a.verify();
+    pair.b.tern(&["promote", "vm1"]);
+    let mut content = [0; BLOCK];
+    client(&pair.b).read(7 * BLOCK as u64, &mut content).unwrap();
+    assert_eq!(content, [b'p'; BLOCK]);
     pair.a.assert_no_panic();
     pair.b.assert_no_panic();
 }

@@ -26,7 +26,7 @@ mod streams;
 mod trouble;
 mod views;
 
-pub use checked::{DIGEST_BYTES, DigestsOnDisk, Health};
+pub use checked::{DIGEST_BYTES, DigestsOnDisk, Health, note_damaged};
 pub use fold::UndoDisk;
 pub use grouped::{AllKept, Board, GroupPlace};
 pub use old_state::{KeptOld, Lost, OldMarks, OldState};

@@ -12,8 +12,9 @@ use crate::volume::Volume;
 use blockd_api::*;
 use replicator::primary::memory;
 use replicator::site_link::request::lineage_records;
-use replicator::standby::Rollback;
+use replicator::standby::{Rollback, note_damaged};
 use replicator_engine::block::BLOCK_BYTES;
+use roaring::RoaringBitmap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,6 +24,15 @@ fn no_trial(name: &VolumeName) -> ApiError {
 
 fn trial_of(record: &VolumeRecord) -> Outcome<TrialRecord> {
     record.trial.clone().ok_or_else(|| no_trial(&record.name))
+}
+
+fn kept_is_damaged(name: &VolumeName, damaged: &RoaringBitmap) -> ApiError {
+    let (blocks, first) = (damaged.len(), damaged.min().unwrap_or(0));
+    let message = format!("{blocks} blocks that were kept for {name} when its trial changed them are damaged, the first of them {first}");
+    let cure = format!(
+        "`tern commit {name}` makes the trial final if it is not being taken back; `tern rollback {name} --force` goes on without them: the standby asks the primary for them"
+    );
+    ApiError::new(ErrorCode::WouldLoseData, message).with_hint(cure)
 }
 
 impl Daemon {
@@ -81,16 +91,23 @@ impl Daemon {
                 volume.gate.reopen();
                 return Err(client_active(name, &attached));
             }
+            // Before anything is cut off: a trial that cannot be taken back whole may be made final.
+            self.check_kept(&record, force).await.inspect_err(|_| volume.gate.reopen())?;
             let recorded =
                 self.volumes.lock().await.change(name, |record| record.trial.iter_mut().for_each(|trial| trial.taken_back = true));
             recorded.inspect_err(|_| volume.gate.reopen())?;
         }
-        self.put_back(&record, &trial, &volume, &|done, total| {
-            progress.report(Progress::bytes("rollback", done, Some(total)));
-        })
-        .await?;
+        let told = |done, total| progress.report(Progress::bytes("rollback", done, Some(total)));
+        self.put_back(&record, &trial, &volume, force, &told).await?;
         self.tell_voided(name).await;
         self.volumes.lock().await.get(name).map(status::status)
+    }
+
+    /// Refuses to take a trial back of which some of what was kept is not that any more, unless that is accepted.
+    async fn check_kept(&self, record: &VolumeRecord, force: bool) -> Outcome<()> {
+        let place = self.volumes.lock().await.kept_place(record)?;
+        let damaged = tokio::task::block_in_place(|| place.open()?.damaged()).map_err(io_error)?;
+        if damaged.is_empty() || force { Ok(()) } else { Err(kept_is_damaged(&record.name, &damaged)) }
     }
 
     /// What a rollback does once it is recorded; done again, from the beginning, after a crash or an error.
@@ -99,6 +116,7 @@ impl Daemon {
         record: &VolumeRecord,
         trial: &TrialRecord,
         volume: &Arc<Volume>,
+        force: bool,
         told: &(dyn Fn(u64, u64) + Sync),
     ) -> Outcome<()> {
         let name = &record.name;
@@ -109,7 +127,7 @@ impl Daemon {
             volume.gate.drained().await;
         });
         let done = match emptied.await {
-            Ok(()) => self.put_all_back(record, trial, volume, told).await,
+            Ok(()) => self.put_all_back(record, trial, volume, force, told).await,
             Err(_) => {
                 let error = ApiError::new(ErrorCode::Timeout, format!("{name}: requests of clients do not complete"));
                 Err(error.with_hint("the disk does not answer: see the kernel's log; it is tried again"))
@@ -124,6 +142,7 @@ impl Daemon {
         record: &VolumeRecord,
         trial: &TrialRecord,
         volume: &Arc<Volume>,
+        force: bool,
         told: &(dyn Fn(u64, u64) + Sync),
     ) -> Outcome<()> {
         let (name, id) = (&record.name, volume_id(record)?);
@@ -135,8 +154,15 @@ impl Daemon {
             let total = kept.blocks().len() * BLOCK_BYTES as u64;
             kept.put_back(&volume.image, |done| told(done, total))
         };
-        tokio::task::block_in_place(put_back).map_err(io_error)?;
+        let damaged = tokio::task::block_in_place(put_back).map_err(io_error)?;
         let mut volumes = self.volumes.lock().await;
+        if !damaged.is_empty() {
+            // The standby asks for them: nobody takes what is there for what should be.
+            if !force || !note_damaged(id, &*volumes.catalogue, &damaged).map_err(io_error)? {
+                return Err(kept_is_damaged(name, &damaged));
+            }
+            tracing::error!(volume = %name, blocks = damaged.len(), first = damaged.min(), "blocks could not be put back: the primary is asked for them");
+        }
         volumes.change(name, |record| {
             record.trial = None;
             void(record, lineage.current().id.to_string());

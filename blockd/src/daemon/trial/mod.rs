@@ -44,7 +44,7 @@ use std::time::Instant;
 
 /// After how long a trial may be taken back, in milliseconds.
 const TIMEOUT_MS: RangeInclusive<u64> = 1_000..=30 * 86_400_000;
-/// Trials that the other site may not have heard the end of.
+/// Trials that the other site may not have heard the end of: with more, none begins.
 const MAX_VOIDED: usize = 64;
 
 /// Refuses what a volume on trial does not do.
@@ -156,6 +156,14 @@ impl Daemon {
             return Err(error.with_hint("give --trial 1s or more, and 30 days or less"));
         }
         check_no_others(record)?;
+        // It may be fenced for any of them, and would stay so for one that is forgotten.
+        if record.voided.len() >= MAX_VOIDED {
+            let message = format!("{}: the other site has not heard the end of {MAX_VOIDED} trials", record.name);
+            return Err(wrong_state(
+                message,
+                "it hears that once it is connected; `tern promote --force` without --trial goes on for good",
+            ));
+        }
         if record.peer.as_ref().is_some_and(|peer| peer.lease.is_some()) || self.grants.terms(&record.id).is_some() {
             let message = format!("{} is fenced by leases: who may serve it is decided for good", record.name);
             return Err(wrong_state(message, "`tern drill` tries a recovery point, `tern promote --force` goes on from it"));
@@ -239,6 +247,4 @@ impl Volumes {
 /// Remembers that a generation came to nothing.
 fn void(record: &mut VolumeRecord, generation: String) {
     record.voided.push(generation);
-    let surplus = record.voided.len().saturating_sub(MAX_VOIDED);
-    record.voided.drain(..surplus);
 }

@@ -313,6 +313,16 @@ impl Checked {
     }
 }
 
+/// Blocks of a copy that is not open do not hold what they should: it asks its primary for them. Durable on return; says whether that is remembered, which
+/// it is not where nobody knows the copy's blocks.
+pub fn note_damaged(volume: Id, catalogue: &dyn Catalogue, blocks: &RoaringBitmap) -> io::Result<bool> {
+    let Some(mut marks) = catalogue.get(&key(volume, KEY))?.map(|bytes| Marks::decode(&bytes)).transpose()? else { return Ok(false) };
+    marks.found += (blocks - &marks.damaged).len();
+    marks.damaged |= blocks;
+    catalogue.apply(&[(key(volume, KEY), Some(marks.encode()))], Persist::Synced)?;
+    Ok(true)
+}
+
 impl BlockDevice for Checked {
     fn read(&self, run: Run, content: &mut [u8]) -> io::Result<()> {
         self.image.read(run, content)
