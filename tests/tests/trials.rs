@@ -97,7 +97,7 @@ fn a_trial_that_is_rolled_back_leaves_the_standby_as_it_was_and_the_primary_goes
 #[test]
 fn what_rots_of_what_a_trial_keeps_is_not_rolled_back_into_the_image_unseen() {
     let mut history = History::new(BLOCKS);
-    let mut pair = written(&mut history);
+    let pair = written(&mut history);
     let mut primary = client(&pair.a);
     primary.write(7 * BLOCK as u64, &[b'p'; BLOCK]).unwrap();
     primary.flush().unwrap();

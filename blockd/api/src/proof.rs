@@ -8,6 +8,12 @@ use serde::{Deserialize, Serialize};
 pub struct ScrubStatus {
     /// Whether it is being looked through.
     pub running: bool,
+    /// How far that is, in bytes, about; 0 if it is not.
+    #[serde(default)]
+    pub done_bytes: u64,
+    /// Of how many.
+    #[serde(default)]
+    pub total_bytes: u64,
     /// When that was done last; `null` if it never was.
     pub last: Option<UtcTime>,
     /// Blocks of 4 KiB that the disk does not give back as they came, and that the primary has not sent again yet.

@@ -273,8 +273,8 @@ impl Control for Daemon {
         self.discard_and_follow(&volume, &request).await
     }
 
-    async fn scrub(&self, volume: VolumeName, _progress: ProgressSink) -> Outcome<ScrubStatus> {
-        self.scrub_now(&volume).await
+    async fn scrub(&self, volume: VolumeName, progress: ProgressSink) -> Outcome<ScrubStatus> {
+        self.scrub_now(&volume, &progress).await
     }
 
     async fn verify(&self, volume: VolumeName, progress: ProgressSink) -> Outcome<Verification> {

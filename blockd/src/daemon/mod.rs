@@ -116,6 +116,7 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots, runner: Opt
         journal_quota_bytes: config.journal_quota.bytes(),
         keep: config.keep,
         scrub: config.proof.scrub,
+        scrub_budget: Default::default(),
         grants: grants.clone(),
         open: BTreeMap::new(),
         drills: BTreeMap::new(),

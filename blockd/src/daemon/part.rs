@@ -303,7 +303,7 @@ impl Volumes {
             standby.set_rival(rival.clone());
             Ok(standby)
         };
-        let service = StandbyService::start(Box::new(open), self.scrub);
+        let service = StandbyService::start(Box::new(open), self.scrub, self.scrub_budget.clone());
         let service = service.map_err(|error| ApiError::new(ErrorCode::Io, error.to_string()))?;
         Ok(Part::Standby(Arc::new(service)))
     }

@@ -27,7 +27,14 @@ impl Daemon {
 
 fn listed(kept: &Kept) -> Point {
     let time = point_time(kept.point);
-    Point { epoch: kept.point.epoch, time, bytes: kept.changed_bytes, size_bytes: kept.point.size_bytes, pinned: false, damaged_blocks: 0 }
+    Point {
+        epoch: kept.point.epoch,
+        time,
+        bytes: kept.changed_bytes,
+        size_bytes: kept.point.size_bytes,
+        pinned: false,
+        damaged_blocks: kept.lost_blocks,
+    }
 }
 
 /// When it was cut.

@@ -20,7 +20,7 @@ use replicator::counters::Counters;
 use replicator::intake::{ActivityLog, Intake, KeptLimits, extent_blocks};
 use replicator::primary::memory::{self, EpochNumbers};
 use replicator::site_link::request::parse_id;
-use replicator::standby::{Place, ScrubPace};
+use replicator::standby::{Place, ScrubBudget, ScrubPace};
 use replicator::undo::Keep;
 use replicator_engine::block::{BLOCK_BYTES, MAX_BLOCKS, block_count};
 use replicator_engine::generation::{Id, Lineage};
@@ -53,6 +53,8 @@ pub(super) struct Volumes {
     pub keep: Keep,
     /// How their images are looked through.
     pub scrub: ScrubPace,
+    /// What they read together.
+    pub scrub_budget: ScrubBudget,
     pub grants: Arc<Grants>,
     pub open: BTreeMap<VolumeName, OpenVolume>,
     /// Copies of recovery points that are served.

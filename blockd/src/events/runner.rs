@@ -62,30 +62,41 @@ fn tell(program: &OsStr, line: &[u8]) -> io::Result<()> {
         command.env(variable, text.chars().filter(|c| !c.is_control()).collect::<String>());
     }
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0).spawn()?;
-    // It need not read that.
-    child.stdin.take().iter_mut().for_each(|stdin| drop(stdin.write_all(line)));
-    wait(&mut child)
+    wait(&mut child, line)
 }
 
-fn wait(child: &mut Child) -> io::Result<()> {
+/// Waits until it has ended, and gives it `line` meanwhile, which it need not read: a pipe may be smaller than that.
+fn wait(child: &mut Child, line: &[u8]) -> io::Result<()> {
+    let (mut input, mut unread) = (child.stdin.take(), line);
+    input.iter().try_for_each(|pipe| rustix::io::ioctl_fionbio(pipe, true))?;
     let pid = Pid::from_child(child);
     let ended = pidfd_open(pid, PidfdFlags::empty())?;
     let deadline = Instant::now() + PATIENCE;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = rustix::time::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        match poll(&mut [PollFd::new(&ended, PollFlags::IN)], Some(&timeout)) {
+        let mut fds = vec![PollFd::new(&ended, PollFlags::IN)];
+        fds.extend(input.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::OUT)));
+        let polled = poll(&mut fds, Some(&timeout));
+        let has_ended = !fds[0].revents().is_empty();
+        match polled {
             Ok(0) => {
                 kill_process_group(pid, Signal::KILL)?;
                 child.wait()?;
                 return Err(io::Error::other(format!("it was killed after {PATIENCE:?}")));
             }
             Err(rustix::io::Errno::INTR) => {}
-            polled => {
+            polled if polled.is_err() || has_ended => {
                 polled?;
                 let status = child.wait()?;
                 return if status.success() { Ok(()) } else { Err(io::Error::other(status.to_string())) };
             }
+            _ => match input.as_ref().map_or(Ok(0), |mut pipe| pipe.write(unread)) {
+                Ok(written) if written < unread.len() => unread = &unread[written..],
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                // It has all of it, or wants no more.
+                _ => input = None,
+            },
         }
     }
 }

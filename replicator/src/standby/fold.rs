@@ -6,10 +6,11 @@
 //!
 //! All of it may be repeated after a crash: what is sealed is not saved again, because the image may have been overwritten since.
 
+use super::scrub::ToSave;
 use super::{GroupPlace, Standby, payload_to_io};
 use crate::disk::SegmentFiles;
 use crate::undo::{Point, Undo};
-use replicator_engine::block::{Run, runs};
+use replicator_engine::block::{BlockNumber, runs};
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::Message;
 use roaring::RoaringBitmap;
@@ -166,6 +167,13 @@ impl<F: SegmentFiles> Fold<F> {
         self.lose(format!("the older recovery points were given up{cure}: {why}"));
     }
 
+    /// Nobody knows what a block held that is overwritten now: points that would show it give an error there.
+    fn miss(&mut self, block: BlockNumber) {
+        let why = format!("block {block} was damaged here before it was overwritten: older recovery points give an error there");
+        tracing::error!(block, "{why}");
+        self.lose(why);
+    }
+
     /// The points up to this one cannot be shown: `why` is told.
     pub fn give_up_until(&mut self, epoch: Epoch, why: &io::Error) {
         tracing::error!(epoch, error = %why, "what leads back to older recovery points cannot be read: they are given up up to this one");
@@ -287,9 +295,12 @@ impl<F: SegmentFiles> Standby<F> {
         let Some(Batch { point: Some(point), until, to_save: Some(to_save) }) = &self.fold.batch else { return Ok(false) };
         let (point, until, since) = (*point, *until, self.fold.shown.unwrap_or(*point).epoch);
         let some: RoaringBitmap = to_save.iter().take(SAVE_BLOCKS as usize).collect();
-        let (which, content) = self.read_to_save(&some)?;
+        let saved = self.read_to_save(&some)?;
         let Some(undo) = &mut self.fold.undo else { return Ok(false) };
-        let done = if some.is_empty() { undo.seal(point, since, until) } else { undo.save(&which, &content) };
+        let done = if some.is_empty() { undo.seal(point, since, until) } else { save(undo, &saved) };
+        if let Some(block) = saved.lost.min() {
+            self.fold.miss(block);
+        }
         match done {
             Ok(()) if some.is_empty() => drop(self.fold.lost.take_if(|(_, newest)| *newest < until)),
             Ok(()) => {}
@@ -308,14 +319,6 @@ impl<F: SegmentFiles> Standby<F> {
             }
         }
         Ok(true)
-    }
-
-    pub(super) fn read_blocks(&self, blocks: &RoaringBitmap) -> io::Result<(Vec<Run>, Vec<u8>)> {
-        let (which, mut content): (Vec<Run>, Vec<u8>) = (runs(blocks).collect(), Vec::new());
-        for run in &which {
-            self.read_pieces(*run, |_, block| content.extend_from_slice(block))?;
-        }
-        Ok((which, content))
     }
 
     fn epoch_is_written(&mut self, epoch: Epoch) {
@@ -341,6 +344,14 @@ impl<F: SegmentFiles> Standby<F> {
     pub(super) fn store_folded(&self) -> io::Result<()> {
         self.place.store_folded(self.fold.shown, &*self.catalogue)
     }
+}
+
+/// Into the batch that is being written.
+fn save<F: SegmentFiles>(undo: &mut Undo<F>, saved: &ToSave) -> io::Result<()> {
+    if !saved.which.is_empty() {
+        undo.save(&runs(&saved.which).collect::<Vec<_>>(), &saved.content)?;
+    }
+    if saved.lost.is_empty() { Ok(()) } else { undo.save_lost(&runs(&saved.lost).collect::<Vec<_>>()) }
 }
 
 /// What the operator is told of points that went.

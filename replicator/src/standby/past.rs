@@ -79,7 +79,8 @@ impl<F: SegmentFiles> Standby<F> {
     pub fn points(&mut self) -> io::Result<Vec<Kept>> {
         while self.fold_one()? {}
         let older = self.fold.undo.iter().flat_map(Undo::points);
-        let newest = self.fold.shown().filter(|_| self.place.base == Base::Point).map(|point| Kept { point, changed_bytes: 0 });
+        let newest =
+            self.fold.shown().filter(|_| self.place.base == Base::Point).map(|point| Kept { point, changed_bytes: 0, lost_blocks: 0 });
         Ok(older.chain(newest).collect())
     }
 

@@ -12,17 +12,21 @@ use super::checked::{Checked, Health};
 use super::{Standby, StandbyError};
 use crate::catalogue::Catalogue;
 use crate::codec::{Decoder, digest};
-use crate::disk::{BlockDevice, DigestFile, Pages, SegmentFiles};
+use crate::disk::{BlockDevice, DigestFile, Pages, SegmentFiles, read_each};
 use crate::journal::Position;
 use crate::undo::PiecePlace;
 use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run, runs};
 use replicator_engine::wire::{Base, Blocks, Content, Message};
 use roaring::RoaringBitmap;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
 /// Blocks that are read at once: what an epoch that comes meanwhile waits for.
 const PIECE_BLOCKS: u32 = 64;
+
+/// Steps in which it is told how far a round is.
+const PROGRESS_BYTES: u64 = 16 << 20;
 
 /// Where a round is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +42,15 @@ pub enum Round {
     Ended,
 }
 
+/// How far a round is, about: told in steps that are worth it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScrubProgress {
+    /// Bytes that are done, holes included.
+    pub done_bytes: u64,
+    /// Of so many.
+    pub total_bytes: u64,
+}
+
 /// What a step of a round has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
@@ -45,6 +58,16 @@ pub struct Step {
     pub next: Round,
     /// What was read for it.
     pub read_bytes: u64,
+}
+
+/// What is to go into the undo.
+#[derive(Default)]
+pub(super) struct ToSave {
+    pub which: RoaringBitmap,
+    /// What they hold, one after the other.
+    pub content: Vec<u8>,
+    /// Nobody knows what these held.
+    pub lost: RoaringBitmap,
 }
 
 impl<F: SegmentFiles> Standby<F> {
@@ -82,6 +105,20 @@ impl<F: SegmentFiles> Standby<F> {
     /// A new round begins: the image from its first block on.
     pub fn begin_scrub(&mut self) {
         self.checked.iter().for_each(|checked| checked.set_cursor(0, None));
+    }
+
+    /// How far a round is.
+    pub fn scrub_progress(&self, round: Round) -> ScrubProgress {
+        let (image, undo) = (self.image.size_bytes(), self.undo_bytes());
+        let old = self.kept_old().map_or(0, |kept| kept.used_bytes);
+        let cursor = self.checked.as_ref().map_or(0, |checked| u64::from(checked.cursor()) * BLOCK_BYTES as u64);
+        let done_bytes = match round {
+            Round::Image => cursor.min(image) / PROGRESS_BYTES * PROGRESS_BYTES,
+            Round::Undo(_) => image,
+            Round::Old(_) => image + undo,
+            Round::Ended => image + undo + old,
+        };
+        ScrubProgress { done_bytes, total_bytes: image + undo + old }
     }
 
     /// Whether a round was under way when the copy was opened.
@@ -143,62 +180,47 @@ impl<F: SegmentFiles> Standby<F> {
         }
     }
 
-    /// What the image holds of `blocks`, in runs. Where that is not what was written, the journal may have it still, and the image is mended. Else
-    /// what is left of the older recovery points would show it: they are given up.
-    pub(super) fn read_to_save(&mut self, blocks: &RoaringBitmap) -> io::Result<(Vec<Run>, Vec<u8>)> {
-        let (which, mut content, unreadable) = match self.read_blocks(blocks) {
-            Err(error) if self.checked.is_none() || blocks.len() < 2 => return Err(error),
-            Err(_) => self.read_one_by_one(blocks)?,
-            Ok((which, content)) => (which, content, RoaringBitmap::new()),
+    /// What the image holds of `blocks`. Where that is not what was written, the journal may have it still, and the image is mended. Else it is lost to
+    /// the older recovery points that would show it.
+    pub(super) fn read_to_save(&mut self, blocks: &RoaringBitmap) -> io::Result<ToSave> {
+        let read = read_each(&*self.image, blocks)?;
+        let there = blocks - &read.unreadable;
+        let Some(checked) = self.checked.clone() else {
+            return Ok(ToSave { which: there, content: read.content, lost: read.unreadable });
         };
-        let Some(checked) = self.checked.clone() else { return Ok((which, content)) };
-        // Zeroes stand for what cannot be read: right only where nothing else was written.
-        let (mut wrong, mut rest) = (unreadable.into_iter().filter(|block| checked.expected(*block) != Some(0)).collect(), &content[..]);
-        for run in &which {
+        let (mut wrong, mut rest) = (read.unreadable, &read.content[..]);
+        for run in runs(&there) {
             let (here, after) = rest.split_at(run.len_bytes() as usize);
-            wrong |= checked.mismatches(*run, here);
+            wrong |= checked.mismatches(run, here);
             rest = after;
         }
-        let mut read_again = |wrong: RoaringBitmap| -> RoaringBitmap {
-            let is_wrong = |block: &BlockNumber| match checked.read_again(*block) {
-                Some(right) => {
-                    let before = blocks.rank(*block) as usize - 1;
-                    content[before * BLOCK_BYTES..][..BLOCK_BYTES].copy_from_slice(&right);
-                    false
-                }
-                None => true,
-            };
-            wrong.into_iter().filter(is_wrong).collect()
-        };
-        wrong = read_again(wrong);
-        if !wrong.is_empty() {
-            checked.note_damaged(&wrong);
+        if wrong.is_empty() {
+            return Ok(ToSave { which: there, content: read.content, lost: wrong });
+        }
+        let again = |wrong: &RoaringBitmap| wrong.iter().filter_map(|block| Some((block, checked.read_again(block)?))).collect();
+        let mut right: BTreeMap<BlockNumber, Pages> = again(&wrong);
+        let damaged: RoaringBitmap = wrong.iter().filter(|block| !right.contains_key(block)).collect();
+        if !damaged.is_empty() {
+            checked.note_damaged(&damaged);
             self.mend_from_journal(&checked)?;
-            wrong = read_again(wrong);
+            right.append(&mut again(&damaged));
+            // That there were zeroes says the digest alone.
+            let zeroes = damaged.iter().filter(|block| checked.expected(*block) == Some(0));
+            zeroes.for_each(|block| _ = right.entry(block).or_insert_with(|| Pages::new(1)));
         }
-        if let Some(block) = wrong.min() {
-            self.fold.give_up(&io::Error::other(format!("block {block} was damaged here before it was overwritten")));
-        }
-        Ok((which, content))
-    }
-
-    /// Some cannot be read: zeroes stand for them, and they are named. If none can, the disk is gone.
-    fn read_one_by_one(&self, blocks: &RoaringBitmap) -> io::Result<(Vec<Run>, Vec<u8>, RoaringBitmap)> {
-        let (mut content, mut unreadable, mut last) = (Vec::new(), RoaringBitmap::new(), None);
+        let mut to_save = ToSave::default();
+        let mut content = read.content.chunks_exact(BLOCK_BYTES);
         for block in blocks {
-            match self.read_blocks(&RoaringBitmap::from_iter([block])) {
-                Ok((_, bytes)) => content.extend(bytes),
-                Err(error) => {
-                    content.resize(content.len() + BLOCK_BYTES, 0);
-                    unreadable.insert(block);
-                    last = Some(error);
+            let here = if there.contains(block) { content.next() } else { None };
+            match right.get(&block).map(|right| &right[..]).or(here.filter(|_| !wrong.contains(block))) {
+                Some(content) => {
+                    to_save.which.insert(block);
+                    to_save.content.extend_from_slice(content);
                 }
+                None => _ = to_save.lost.insert(block),
             }
         }
-        match last {
-            Some(error) if unreadable.len() == blocks.len() => Err(error),
-            _ => Ok((runs(blocks).collect(), content, unreadable)),
-        }
+        Ok(to_save)
     }
 
     /// Writes to the image what waits to be folded and is what a damaged block should hold by now: a repair that the primary sent. All of them at

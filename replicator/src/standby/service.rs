@@ -1,7 +1,7 @@
 //! The thread that owns a standby: frames in, answers out, folding in between.
 
 use super::grouped::Patience;
-use super::scrubbing::{Asked, Scrub, ScrubPace};
+use super::scrubbing::{Asked, Scrub, ScrubBudget, ScrubPace};
 use super::trouble::{Trouble, Work};
 use super::views::{Ask, Views};
 use super::{Board, GroupPlace, Health, PastError, Place, Rollback, Settled, Standby, StandbyStatus};
@@ -62,9 +62,9 @@ pub struct StandbyService {
 
 impl StandbyService {
     /// Starts the thread. An error is what is wrong with the journal.
-    pub fn start<F: SegmentFiles + 'static>(open: Open<F>, pace: ScrubPace) -> Result<Self, JournalError> {
+    pub fn start<F: SegmentFiles + 'static>(open: Open<F>, pace: ScrubPace, budget: ScrubBudget) -> Result<Self, JournalError> {
         let (inbox, inputs) = mpsc::channel();
-        let (shell, status) = Shell::open(open, pace)?;
+        let (shell, status) = Shell::open(open, Scrub::new(pace, budget))?;
         let thread = std::thread::Builder::new().name("tern-standby".into()).spawn(move || shell.run(&inputs));
         let thread = thread.map_err(JournalError::Io)?;
         Ok(Self { inbox, status, thread: Mutex::new(Some(thread)) })
@@ -172,8 +172,8 @@ pub(super) struct Shell<F> {
 }
 
 impl<F: SegmentFiles + 'static> Shell<F> {
-    fn open(open: Open<F>, pace: ScrubPace) -> Result<(Self, watch::Receiver<StandbyStatus>), JournalError> {
-        let (standby, mut scrub) = (open()?, Scrub::new(pace));
+    fn open(open: Open<F>, mut scrub: Scrub) -> Result<(Self, watch::Receiver<StandbyStatus>), JournalError> {
+        let standby = open()?;
         scrub.handle_opened(&standby);
         standby.tell_group();
         let (publish, status) = watch::channel(StandbyStatus::default());
@@ -380,7 +380,7 @@ impl<F: SegmentFiles + 'static> Shell<F> {
             status.cut_unix_ms = standby.cut_unix_ms();
             status.kept_old = standby.kept_old();
             status.health = standby.health();
-            status.scrubbing = self.scrub.is_under_way();
+            status.scrub = self.scrub.round().map(|round| standby.scrub_progress(round));
         }
         self.status.send_if_modified(|old| {
             std::mem::swap(old, &mut status);

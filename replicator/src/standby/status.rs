@@ -1,7 +1,7 @@
 //! What the rest of the daemon sees of a standby.
 
 use super::service::Session;
-use super::{Health, KeptOld};
+use super::{Health, KeptOld, ScrubProgress};
 use replicator_engine::generation::Lineage;
 use replicator_engine::history::History;
 use replicator_engine::tracker::Epoch;
@@ -43,8 +43,8 @@ pub struct StandbyStatus {
     pub kept_old: Option<KeptOld>,
     /// How the image fares; `None` where nobody checks it.
     pub health: Option<Health>,
-    /// Whether it is being looked through.
-    pub scrubbing: bool,
+    /// How far it has been looked through, while it is.
+    pub scrub: Option<ScrubProgress>,
     /// What failed, until it works again.
     pub error: Option<String>,
     /// Whether what failed was for want of room.

@@ -1,7 +1,7 @@
 //! One level of the undo: a log of batches, the oldest first.
 //!
 //! ```text
-//!   batch   [content|which blocks] [content|which blocks] … [since][until][POINT]   synced here
+//!   batch   [content|which blocks] [content|which blocks] … [lost blocks] [since][until][POINT]   synced here
 //! ```
 //!
 //! A batch leads back from one state of the image to a point before it. It is there once its last record is. One that was written in parts has
@@ -29,11 +29,18 @@ pub(super) struct Batch {
     start: Position,
 }
 
-/// A record with content.
+/// A record with content, or with blocks that had been lost when it was to be saved.
 pub(super) struct Piece {
     pub at: Position,
+    pub is_lost: bool,
     /// 8 bytes for a run: all that is held in memory of its content.
     pub runs: Box<[Run]>,
+}
+
+/// What a piece has.
+pub(super) enum Saved {
+    Content(Blocks),
+    Lost(Vec<Run>),
 }
 
 impl Piece {
@@ -46,6 +53,14 @@ impl Batch {
     fn index_bytes(&self) -> u64 {
         let piece_bytes = |piece: &Piece| size_of::<Piece>() + size_of_val(&*piece.runs);
         (size_of::<Self>() + self.pieces.iter().map(piece_bytes).sum::<usize>()) as u64
+    }
+
+    /// Its blocks of which the content was lost, or the others.
+    pub fn blocks_that(&self, are_lost: bool) -> RoaringBitmap {
+        let mut blocks = RoaringBitmap::new();
+        let pieces = self.pieces.iter().filter(|piece| piece.is_lost == are_lost);
+        pieces.flat_map(|piece| &piece.runs).for_each(|run| _ = blocks.insert_range(run.blocks()));
+        blocks
     }
 
     /// Every block that it has.
@@ -133,7 +148,15 @@ impl<F: SegmentFiles> Level<F> {
         self.open.start.get_or_insert(at);
         self.log.append(&frame(generation, Message::Compared(Compared { ticket: 0, different: runs.to_vec() })))?;
         self.open.digest.add(&blocks);
-        self.open.pieces.push(Piece { at, runs: runs.into() });
+        self.open.pieces.push(Piece { at, is_lost: false, runs: runs.into() });
+        Ok(())
+    }
+
+    /// Adds blocks to the open batch whose content is lost: whoever reads them there gets an error.
+    pub fn save_lost(&mut self, generation: Generation, runs: &[Run]) -> io::Result<()> {
+        let at = self.log.append(&frame(generation, Message::Damaged(runs.to_vec())))?;
+        self.open.start.get_or_insert(at);
+        self.open.pieces.push(Piece { at, is_lost: true, runs: runs.into() });
         Ok(())
     }
 
@@ -195,14 +218,23 @@ impl<F: SegmentFiles> Level<F> {
         let first = self.batches.partition_point(|batch| is_behind_us(batch.start)).saturating_sub(1);
         self.batches.range(first..).find_map(|batch| {
             let next = batch.pieces.partition_point(|piece| is_behind_us(piece.at));
-            batch.pieces.get(next).map(|piece| (piece.at, batch.point.epoch))
+            batch.pieces[next..].iter().find(|piece| !piece.is_lost).map(|piece| (piece.at, batch.point.epoch))
         })
     }
 
-    /// Reads a piece.
+    /// Reads a piece with content.
     pub fn read(&self, at: Position) -> io::Result<Blocks> {
+        match self.saved(at)? {
+            Saved::Content(blocks) => Ok(blocks),
+            Saved::Lost(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "it was damaged here before it was overwritten")),
+        }
+    }
+
+    /// Reads a piece.
+    pub fn saved(&self, at: Position) -> io::Result<Saved> {
         match self.log.message(at)? {
-            Message::Blocks(blocks) => Ok(blocks),
+            Message::Blocks(blocks) => Ok(Saved::Content(blocks)),
+            Message::Damaged(runs) => Ok(Saved::Lost(runs)),
             _ => Err(io::Error::new(io::ErrorKind::InvalidData, format!("undo segment {} at {}: no content", at.segment, at.offset))),
         }
     }
@@ -261,16 +293,17 @@ impl Outline {
         match message {
             None => self.content = Some(at),
             Some(Message::Compared(which)) => {
-                let piece = self.content.take().map(|at| Piece { at, runs: which.different.as_slice().into() });
+                let piece = self.content.take().map(|at| Piece { at, is_lost: false, runs: which.different.as_slice().into() });
                 self.pieces.extend(piece);
             }
+            Some(Message::Damaged(runs)) => self.pieces.push(Piece { at, is_lost: true, runs: runs.as_slice().into() }),
             Some(Message::Committed(epoch)) => self.since = self.until.replace(*epoch),
             Some(Message::Commit(commit)) => {
                 let read = std::mem::take(self);
                 self.batches = read.batches;
                 let (point, blocks) = (Point::of(commit), commit.blocks);
                 // The first may have lost its beginning, together with its segment.
-                let is_whole = read.pieces.iter().map(Piece::blocks).sum::<u64>() == blocks;
+                let is_whole = read.pieces.iter().filter(|piece| !piece.is_lost).map(Piece::blocks).sum::<u64>() == blocks;
                 if let (true, Some(since), Some(until)) = (is_whole, read.since, read.until) {
                     self.batches.push((Batch { point, until, pieces: read.pieces, start }, since, at));
                 }

@@ -1,10 +1,10 @@
 //! Thinning: neighbouring batches of one level become one of the next, a piece at a time. Of a block that several have, the oldest content stays.
 
-use super::level::Batch;
+use super::level::{Batch, Saved};
 use super::{LEVELS, Point, Undo};
 use crate::disk::SegmentFiles;
 use crate::journal::Position;
-use replicator_engine::block::{BLOCK_BYTES, Run};
+use replicator_engine::block::{BLOCK_BYTES, Run, runs};
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::{Blocks, Content};
 use roaring::RoaringBitmap;
@@ -43,7 +43,16 @@ impl<F: SegmentFiles> Undo<F> {
             return Ok(true);
         };
         let (level, seen) = (merge.level, &mut merge.seen);
-        let blocks = self.levels[level].read(at)?;
+        let blocks = match self.levels[level].saved(at)? {
+            Saved::Content(blocks) => blocks,
+            Saved::Lost(lost) => {
+                let fresh: RoaringBitmap = lost.iter().flat_map(|run| run.blocks()).filter(|block| seen.insert(*block)).collect();
+                if !fresh.is_empty() {
+                    self.levels[level + 1].save_lost(self.generation, &runs(&fresh).collect::<Vec<_>>())?;
+                }
+                return Ok(true);
+            }
+        };
         let content = self.decoder.decode(&blocks).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         let (runs, content) = unseen(&blocks, content, seen);
         if !runs.is_empty() {

@@ -75,6 +75,8 @@ pub struct Kept {
     pub point: Point,
     /// Content that changed until the next point, in bytes; 0 for the newest.
     pub changed_bytes: u64,
+    /// Blocks that it does not have any more: whoever reads them gets an error.
+    pub lost_blocks: u64,
 }
 
 /// See the module's documentation.
@@ -180,11 +182,27 @@ impl<F: SegmentFiles> Undo<F> {
 
     /// The points, the oldest first, without the one that is in the image.
     pub fn points(&self) -> impl Iterator<Item = Kept> {
-        let kept = |batch: &Batch| {
+        let lost = self.lost_blocks();
+        let kept = move |(place, (_, batch)): (usize, (usize, &Batch))| {
             let blocks: u64 = batch.pieces.iter().map(level::Piece::blocks).sum();
-            Kept { point: batch.point, changed_bytes: blocks * replicator_engine::block::BLOCK_BYTES as u64 }
+            let changed_bytes = blocks * replicator_engine::block::BLOCK_BYTES as u64;
+            Kept { point: batch.point, changed_bytes, lost_blocks: lost.get(place).copied().unwrap_or(0) }
         };
-        self.batches().map(move |(_, batch)| kept(batch))
+        self.batches().enumerate().map(kept)
+    }
+
+    /// How many blocks each point has lost, the oldest first; nothing if none has.
+    fn lost_blocks(&self) -> Vec<u64> {
+        if !self.batches().any(|(_, batch)| batch.pieces.iter().any(|piece| piece.is_lost)) {
+            return Vec::new();
+        }
+        let (mut lost, mut counts) = (RoaringBitmap::new(), Vec::new());
+        for (_, batch) in self.batches().rev() {
+            lost = (lost - batch.blocks_that(false)) | batch.blocks_that(true);
+            counts.push(lost.len());
+        }
+        counts.reverse();
+        counts
     }
 
     /// The point to which the state at `shown` belongs that is about to be overwritten, and the blocks that have undo since.
@@ -210,6 +228,11 @@ impl<F: SegmentFiles> Undo<F> {
             }
         }
         self.levels[0].save(&mut self.encoder, self.generation, runs, content)
+    }
+
+    /// The image does not give `runs` any more: for this batch they are lost.
+    pub fn save_lost(&mut self, runs: &[Run]) -> io::Result<()> {
+        self.levels[0].save_lost(self.generation, runs)
     }
 
     /// The batch from `until` back to `since`, and with what was sealed before to `point`, is complete; durable on return.

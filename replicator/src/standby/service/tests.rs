@@ -26,7 +26,7 @@ impl Stream {
         let (site, image) = (Site::new(8, Base::Point), Image::new(8));
         let opened = image.clone();
         let open: Open<SegmentDir> = Box::new(move || Ok(site.open(&opened)));
-        let service = StandbyService::start(open, ScrubPace::default()).unwrap();
+        let service = StandbyService::start(open, ScrubPace::default(), ScrubBudget::default()).unwrap();
         let (sink, answers) = tokio_mpsc::channel(capacity);
         service.tell(Input::Connected(1, sink));
         Self { service, image, primary: Primary { blocks: 8, epoch: 0 }, session: 1, answers }
@@ -79,12 +79,12 @@ async fn a_primary_that_asks_and_takes_no_answers_is_let_go() {
 fn a_scrub_that_is_due_waits_while_the_image_must_stay_as_it_is_and_while_its_disk_is_gone() {
     let (site, image) = (Site::new(8, Base::Point), Image::new(8));
     let pace = ScrubPace { every: Some(Duration::ZERO), ..ScrubPace::default() };
-    let (mut shell, _status) = Shell::open(Box::new(move || Ok(site.open(&image))), pace).unwrap();
+    let (mut shell, _status) = Shell::open(Box::new(move || Ok(site.open(&image))), Scrub::new(pace, ScrubBudget::default())).unwrap();
     assert_eq!(shell.scrub.wait(), Duration::ZERO);
     shell.settled = true;
     shell.scrub();
     assert!(shell.scrub.wait() > Duration::ZERO);
-    (shell.settled, shell.standby, shell.scrub) = (false, None, Scrub::new(pace));
+    (shell.settled, shell.standby, shell.scrub) = (false, None, Scrub::new(pace, ScrubBudget::default()));
     shell.scrub();
     assert!(shell.scrub.wait() > Duration::ZERO);
 }

@@ -19,7 +19,8 @@ pub async fn scrub(context: &Context<'_>, volume: VolumeName) -> Result<Report, 
 /// How an image fares, in words.
 pub fn said(scrub: &ScrubStatus) -> String {
     let when = scrub.last.map_or_else(|| "never looked through".to_owned(), |time| format!("looked through at {time}"));
-    let running = if scrub.running { ", and now again" } else { "" };
+    let percent = scrub.done_bytes.saturating_mul(100) / scrub.total_bytes.max(1);
+    let running = if scrub.running { format!(", and now again: {percent} %") } else { String::new() };
     let ScrubStatus { damaged_blocks, found_blocks, repaired_blocks, unknown_blocks, .. } = scrub;
     let unknown = match unknown_blocks {
         0 => String::new(),
