@@ -207,7 +207,8 @@ impl Receiver {
     fn handle_attach(&mut self, attach: Attach) -> Result<Step, Refused> {
         let staged = self.judge_attach(&attach)?;
         if attach.lineage.current().id != self.lineage.current().id && self.may_have_lost_content() {
-            self.base = Base::Unfinished;
+            // It stands nowhere any more: the numbers of this primary's epochs may be lower than what it had.
+            (self.base, self.committed) = (Base::Unfinished, 0);
         }
         self.restart_epoch();
         if staged == Staged::Goes {

@@ -269,6 +269,9 @@ impl<F: SegmentFiles> Standby<F> {
             self.place.lineage = lineage;
             // What has to be compared may depend on which lineage was adopted before.
             self.place.base = self.receiver.base().clone();
+            if self.place.committed != self.receiver.committed() {
+                (self.place.committed, self.place.folded) = (self.receiver.committed(), self.receiver.committed());
+            }
             self.place.store(&*self.catalogue, Persist::Synced)?;
         }
         Ok(())

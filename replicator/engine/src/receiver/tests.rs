@@ -105,6 +105,18 @@ fn a_copy_that_followed_a_primary_which_was_overtaken_in_the_middle_is_compared_
     assert_eq!(base_told(attach(&mut receiver, &first.promoted(Id([3; 16]), 9))), Base::Unfinished);
 }
 
+/// It had taken on the generation of one that was promoted at 5, and nothing of its content, when it was promoted itself.
+#[test]
+fn a_copy_that_is_compared_whole_takes_epochs_of_any_number() {
+    let mut receiver = receiver(Base::PointBut(RoaringBitmap::new()), 5);
+    let first = lineage().promoted(Id([2; 16]), 5);
+    attach(&mut receiver, &first).unwrap();
+    let second = first.promoted(Id([3; 16]), 2);
+    let Ok(Step::Adopt { answer: Message::Attached(attached), .. }) = attach(&mut receiver, &second) else { panic!("it is taken") };
+    assert_eq!((attached.committed, attached.base), (0, Base::Unfinished));
+    assert!(matches!(send(&mut receiver, &second, commit(3, &[])), Ok(Step::Commit(_))));
+}
+
 #[test]
 fn a_size_that_no_image_can_have_is_refused_before_it_is_recorded() {
     for size_bytes in [0, u64::MAX, (MAX_BLOCKS + 1) * BLOCK_BYTES as u64, (1 << 20) + 512] {
