@@ -39,18 +39,18 @@ impl Shell {
     /// Cuts, unless that was done with the group, or another standby's epoch is closing by now: then once more.
     pub(super) fn cut(&mut self, now_ms: u64) -> io::Result<()> {
         let made = self.made.take();
-        let epoch = match made {
-            Some(made) => made.epoch,
+        // The size is looked at after the cut: the volume was at least so large for every write before it.
+        let (epoch, size_bytes) = match made {
+            Some(made) => (made.epoch, self.setup.image.size_bytes()),
             None => {
-                // Held until the cut is made: no other lane uses up the numbers.
+                // Held until the cut is made, and its size known: no other lane uses up the numbers, and a later epoch is not smaller.
                 let mut numbers = self.setup.epochs.lock().expect("no panic under this lock");
                 numbers.cover(self.tracker.open_epoch() + 1)?;
                 let Some(epoch) = self.setup.intake.cut(self.setup.lane) else { return Ok(()) };
-                epoch
+                (epoch, self.setup.image.size_bytes())
             }
         };
-        // Looked at after the cut: the volume was at least so large for every write before it.
-        self.sender.handle_resized(self.setup.image.size_bytes());
+        self.sender.handle_resized(size_bytes);
         self.cut_times.push_back((epoch, Instant::now(), made.map_or_else(unix_ms, |made| made.unix_ms)));
         self.scheduling.dues.handle_cut(epoch);
         for snapshot in self.snapshots.iter_mut().filter(|snapshot| snapshot.epoch.is_none()) {

@@ -1,7 +1,7 @@
 //! Which blocks the standby does not have.
 
 use super::{Cut, Phase, Sender};
-use crate::block::Run;
+use crate::block::{BlockNumber, MAX_BLOCKS, Run, block_count};
 use crate::history::History;
 use crate::tracker::{Epoch, Tracker};
 use roaring::RoaringBitmap;
@@ -54,6 +54,12 @@ impl Sender {
             blocks.insert_range(from..to.max(from));
         }
         blocks
+    }
+
+    pub(super) fn all_blocks(&self) -> RoaringBitmap {
+        let mut all = RoaringBitmap::new();
+        all.insert_range(0..block_count(self.size_bytes).min(MAX_BLOCKS) as BlockNumber);
+        all
     }
 
     fn unacknowledged_sets(&self) -> impl Iterator<Item = &RoaringBitmap> {

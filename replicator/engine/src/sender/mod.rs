@@ -27,7 +27,7 @@ pub use effort::{Compression, Effort};
 pub use pace::{Cuts, Pace, Settings};
 pub use poll::Action;
 
-use crate::block::{BlockNumber, MAX_BLOCKS, block_count};
+use crate::block::BlockNumber;
 use crate::generation::{Id, Lineage, Relation};
 use crate::group::GroupCut;
 use crate::history::History;
@@ -104,8 +104,8 @@ pub enum Phase {
 
 enum Cut {
     None,
-    /// Cut; writes of the epoch are still under way.
-    Closing(Epoch),
+    /// Cut at this size; writes of the epoch are still under way.
+    Closing(Epoch, u64),
     Frozen(Frozen),
 }
 
@@ -187,7 +187,7 @@ impl Sender {
     fn oldest_unacknowledged_ms(&self, tracker: &Tracker) -> Option<u64> {
         let cut = match &self.cut {
             Cut::None => None,
-            Cut::Closing(_) => tracker.frozen_oldest_ms(),
+            Cut::Closing(..) => tracker.frozen_oldest_ms(),
             Cut::Frozen(frozen) => frozen.oldest_ms,
         };
         self.pending.iter().filter_map(|pending| pending.oldest_ms).chain(cut).chain(tracker.open_oldest_ms()).min()
@@ -208,7 +208,7 @@ impl Sender {
     pub fn backlog(&self, tracker: &Tracker) -> Backlog {
         let frozen = match &self.cut {
             Cut::None => (0, 0),
-            Cut::Closing(_) => (tracker.frozen().len(), tracker.frozen().len()),
+            Cut::Closing(..) => (tracker.frozen().len(), tracker.frozen().len()),
             Cut::Frozen(frozen) => (frozen.unsent.len(), frozen.changed.len()),
         };
         let holes: u64 = self.holes.unsent().iter().map(|run| u64::from(run.len)).sum();
@@ -246,7 +246,7 @@ impl Sender {
         self.cut_requested = true;
     }
 
-    /// The volume has this size: it may have grown. The epoch that freezes next carries it, and is cut soon.
+    /// The volume has this size: it may have grown. The epoch that is cut next carries it, soon.
     pub fn handle_resized(&mut self, size_bytes: u64) {
         if size_bytes > self.size_bytes {
             self.size_bytes = size_bytes;
@@ -384,16 +384,16 @@ impl Sender {
 
     /// The cut that was asked for is done.
     pub fn handle_cut(&mut self, epoch: Epoch, now_ms: u64) {
-        self.cut = Cut::Closing(epoch);
+        self.cut = Cut::Closing(epoch, self.size_bytes);
         (self.cut_requested, self.cut_with) = (false, None);
         self.pace.handle_cut(now_ms);
     }
 
     /// The epoch that was cut has closed; `changed` is what was not sent early.
     pub fn handle_frozen(&mut self, tracker: &Tracker, changed: RoaringBitmap, unix_ms: u64) {
-        let Cut::Closing(epoch) = self.cut else { return };
+        let Cut::Closing(epoch, size_bytes) = self.cut else { return };
         let all = std::mem::take(&mut self.early) | &changed;
-        let (size_bytes, oldest_ms) = (self.size_bytes, tracker.frozen_oldest_ms());
+        let oldest_ms = tracker.frozen_oldest_ms();
         let (group, cut_unix_ms) = self.cut_with.take().map_or((None, unix_ms), |(cut, unix_ms)| (Some(cut), unix_ms));
         self.cut = Cut::Frozen(Frozen { epoch, unsent: changed, changed: all, oldest_ms, cut_unix_ms, group, size_bytes });
         if self.phase != Phase::Online {
@@ -428,12 +428,6 @@ impl Sender {
             tracker.thaw();
         }
         self.digest = EpochDigest::default();
-    }
-
-    fn all_blocks(&self) -> RoaringBitmap {
-        let mut all = RoaringBitmap::new();
-        all.insert_range(0..block_count(self.size_bytes).min(MAX_BLOCKS) as BlockNumber);
-        all
     }
 
     fn mark_again(&mut self, tracker: &Tracker, blocks: &RoaringBitmap, oldest_ms: Option<u64>) {

@@ -32,7 +32,7 @@ pub enum Action {
 impl Sender {
     /// What to do next.
     pub fn poll(&mut self, tracker: &Tracker, now_ms: u64) -> Action {
-        if let Cut::Closing(epoch) = self.cut {
+        if let Cut::Closing(epoch, _) = self.cut {
             // Even without a connection: until it is frozen, writes over the epoch's blocks wait.
             if tracker.has_closed(epoch) {
                 return Action::Freeze;

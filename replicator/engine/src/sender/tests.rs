@@ -241,6 +241,19 @@ fn blocks_beyond_the_end_of_the_volume_are_no_concern() {
     assert_eq!(sender.poll(&tracker, 5000), Action::Ask(0, vec![run(99, 1)]));
 }
 
+/// Epochs of several standbys are cut in one order, and freeze in any: a later one is not of a smaller volume.
+#[test]
+fn an_epoch_has_the_size_that_the_volume_had_when_it_was_cut() {
+    let (mut sender, tracker) = online();
+    sender.request_cut();
+    assert_eq!(sender.poll(&tracker, 1300), Action::Cut);
+    sender.handle_cut(tracker.cut(), 1300);
+    sender.handle_resized(2 << 30);
+    sender.handle_frozen(&tracker, RoaringBitmap::new(), 0);
+    assert!(matches!(sender.poll(&tracker, 1300), Action::Send(Message::Commit(commit)) if commit.size_bytes == 1 << 30));
+    assert_eq!(sender.poll(&tracker, 1300), Action::Cut, "the next one follows at once");
+}
+
 #[test]
 fn a_volume_that_grew_is_committed_at_once_even_if_nothing_is_written() {
     let (mut sender, tracker) = online();
@@ -254,7 +267,7 @@ fn a_volume_that_grew_is_committed_at_once_even_if_nothing_is_written() {
     sender.handle_resized(1 << 30);
     assert!(matches!(sender.poll(&tracker, 60_000), Action::Wait(_)), "all is told");
 
-    // An epoch that was under way when it grew has the size that it froze with; the next one follows at once.
+    // An epoch that was under way when it grew has the size that it was cut at; the next one follows at once.
     sender.request_cut();
     cut(&mut sender, &tracker, 60_000);
     sender.handle_resized(3 << 30);
