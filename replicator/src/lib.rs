@@ -13,6 +13,7 @@ pub mod clock;
 pub mod codec;
 pub mod counters;
 pub mod disk;
+pub mod following;
 pub mod identity;
 pub mod intake;
 pub mod journal;

@@ -9,6 +9,7 @@ use crate::volume::Volume;
 use blockd_api::*;
 use replicator::catalogue::Catalogue;
 use replicator::clock::unix_ms;
+use replicator::following;
 use replicator::identity::SiteId;
 use replicator::intake::extent_blocks;
 use replicator::primary::PrimaryStatus;
@@ -63,21 +64,11 @@ pub(super) fn changed_alone(catalogue: &dyn Catalogue, record: &VolumeRecord, id
     Ok(Changed { exact: exact.is_some(), blocks: exact.cloned().unwrap_or_else(hot) })
 }
 
-/// Whose acknowledgements say best what an old primary has alone: those of the standby that was closest to where the new primary branched, and
-/// not beyond. What that standby lacks is all that changed here since, and perhaps more. With it, the epoch of the branch.
+/// Whose acknowledgements say best what an old primary has alone, and the epoch at which the new one branched: see [`following::closest`].
 pub(super) fn in_common<'a>(record: &'a VolumeRecord, catalogue: &dyn Catalogue, id: Id) -> io::Result<Option<(&'a PeerRecord, Epoch)>> {
-    let relation = lineage_of(&record.lineage).zip(lineage_of(&record.successor)).map(|(mine, theirs)| mine.relation(&theirs));
-    let Some(Relation::TheirsAhead(branch)) = relation else { return Ok(None) };
-    let mut closest: Option<(&PeerRecord, Epoch)> = None;
-    for peer in record.peers() {
-        let known = memory::load_known(catalogue, &memory::known_key(id, &peer.site))?;
-        if let Some(acked) = known.map(|known| known.acked).filter(|acked| *acked <= branch)
-            && closest.is_none_or(|(_, other)| other < acked)
-        {
-            closest = Some((peer, acked));
-        }
-    }
-    Ok(closest.map(|(peer, _)| (peer, branch)))
+    let Some((mine, theirs)) = lineage_of(&record.lineage).zip(lineage_of(&record.successor)) else { return Ok(None) };
+    let known = |peer: &'a PeerRecord| Ok((peer, memory::load_known(catalogue, &memory::known_key(id, &peer.site))?));
+    Ok(following::closest(&mine, &theirs, record.peers().map(known).collect::<io::Result<Vec<_>>>()?))
 }
 
 /// When the oldest write was made that the standby is not known to have.

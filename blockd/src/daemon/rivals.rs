@@ -16,6 +16,7 @@ use crate::admin::Outcome;
 use crate::catalogue::{RecordedRole, VolumeRecord};
 use blockd_api::*;
 use replicator::clock::unix_ms;
+use replicator::following::{self, Stand};
 use replicator::primary::PrimaryStatus;
 use replicator::site_link::request::{Question, lineage_of, lineage_records};
 use replicator::standby::{Lost, Session, StandbyService};
@@ -142,29 +143,24 @@ impl Daemon {
         self.end_any_drill(name).await;
         let gone_over = async {
             let settled = standby.settle().await.map_err(io_error)?;
-            let Relation::TheirsAhead(branch) = settled.lineage.relation(theirs) else {
+            let stand = following::as_standby(&settled.lineage, &settled.base, &settled.history, &settled.damaged, theirs);
+            let Some(Stand { committed, base, lineage }) = stand else {
                 return Err(wrong_state(format!("{name} has followed another site meanwhile"), "look at `tern status`"));
             };
             let volume = self.volumes.lock().await.get(name)?.volume.clone();
             let cut_unix_ms = standby.status().borrow().cut_unix_ms.unwrap_or_else(unix_ms);
             let point = Point { epoch: settled.epoch, size_bytes: settled.size_bytes, cut_unix_ms, group: None };
-            let changed = settled.history.since(branch).filter(|_| settled.base == Base::Point).map(|changed| changed | &settled.damaged);
-            let blocks = changed.as_ref().map_or(0, |changed| changed.len());
+            let (blocks, base) = match base {
+                Base::PointBut(changed) => (changed.len(), Base::PointBut(coarse(changed, block_count(volume.size_bytes()) as u32))),
+                unknown => (0, unknown),
+            };
             // Epochs without content have nothing to be looked at.
-            let is_worth_it = settled.base == Base::Point && changed.as_ref().is_none_or(|changed| !changed.is_empty());
+            let is_worth_it = settled.base == Base::Point && (blocks > 0 || base == Base::Unfinished);
             let lost = if settled.damaged.is_empty() { "" } else { "this site's disk did not give them back as they came" };
             let lost = Lost { all: false, blocks: settled.damaged, why: lost.into() };
             let old = Some((point, lost)).filter(|_| discarded == Discarded::Kept && is_worth_it);
             let (follows, kept) = (Some(site.to_owned()), old.is_some());
-            let copy = match changed {
-                Some(changed) => {
-                    let base = Base::PointBut(coarse(changed, block_count(volume.size_bytes()) as u32));
-                    // Its lineage from now on: the old primary, should it be there before the new one, is not taken back.
-                    Copy { committed: branch, base, lineage: theirs.clone(), follows, old }
-                }
-                // Too long ago: everything is compared.
-                None => Copy { committed: 0, base: Base::Unfinished, lineage: theirs.clone(), follows, old },
-            };
+            let copy = Copy { committed, base, lineage, follows, old };
             let part = self.volumes.lock().await.take_part(name);
             tokio::task::block_in_place(|| part.stop());
             self.volumes.lock().await.become_standby(&volume, name, copy, None)?;
