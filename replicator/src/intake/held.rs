@@ -116,6 +116,11 @@ impl Held {
     /// Whether the request has to wait; `done`: what it promises, if anything. If so, what `release` makes is called later, perhaps before
     /// this returns.
     pub fn asks(&self, done: Option<Done>, owner: Owner, release: impl FnOnce() -> Release) -> bool {
+        self.has_to_wait(done) && self.asks_at(Instant::now(), done, owner, release)
+    }
+
+    /// [`Self::asks`] at this time.
+    pub fn asks_at(&self, now: Instant, done: Option<Done>, owner: Owner, release: impl FnOnce() -> Release) -> bool {
         if !self.has_to_wait(done) {
             return false;
         }
@@ -130,7 +135,7 @@ impl Held {
             release(Err(nobody()));
             return true;
         }
-        inner.requests.push(Request { done, owner, since: Instant::now(), release });
+        inner.requests.push(Request { done, owner, since: now, release });
         inner.sides.iter_mut().for_each(Side::wake);
         true
     }

@@ -1,7 +1,7 @@
 //! The power goes at each write, one after the other: whatever is on the disk then, it opens, and shows what it must.
 
 use crate::history::{Cut, History};
-use crate::primary::Primary;
+use crate::primary::{Peer, Replica};
 use crate::site::{AMPLE_BYTES, Crash, Part, Role, Site};
 use crate::standby::{self, VOLUME};
 use crate::storage::{Faults, SimCatalogue, SimFiles, Stamps, Storage, View, conforms};
@@ -125,7 +125,8 @@ fn a_standby_that_loses_its_power_at_any_write_shows_what_it_acknowledged() {
 #[test]
 fn a_promotion_that_loses_its_power_at_any_write_leaves_a_standby_or_a_primary_with_numbers_of_its_own() {
     at_each_write(|writes, rng| {
-        let mut site = Site { storage: standby_storage(rng), ..Site::standby(SIZE_BYTES, lineage(), RULES, rng, None) };
+        let mut site =
+            Site { storage: standby_storage(rng), ..Site::standby(SIZE_BYTES, lineage(), vec![Peer::Any], vec![RULES], rng, None) };
         receive(&site.storage);
         site.start();
         let mut history = History::default();
@@ -140,7 +141,7 @@ fn a_promotion_that_loses_its_power_at_any_write_leaves_a_standby_or_a_primary_w
             (Part::Standby(_), Role::Standby) => {}
             (Part::Primary(primary), Role::Primary) => {
                 assert!(first > EPOCHS, "its next epoch is {first} after {writes} writes");
-                assert_eq!(Primary::known(primary).map(|known| known.acked), Some(EPOCHS));
+                assert_eq!(primary.to(1).and_then(Replica::known).map(|known| known.acked), Some(EPOCHS));
             }
             (_, role) => panic!("{role:?} after {writes} writes"),
         }

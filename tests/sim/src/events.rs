@@ -1,5 +1,6 @@
 //! What happens: the dice, and the end of a run, when everything heals.
 
+use crate::primary::Peer;
 use crate::site::{AMPLE_BYTES, Crash, Part, Role, Site};
 use crate::storage::View;
 use crate::world::{World, any_rules, name};
@@ -27,13 +28,20 @@ impl World {
             915..920 => self.volume_grows(site),
             920..940 => self.extents_cool(site),
             940..943 => self.mode_changes(),
+            943..945 if self.has_several => self.tell_everywhere(site),
             943..948 => self.cut_is_due(site),
             948..960 => {
                 let site = self.any_site();
                 self.check_copy(site);
             }
+            // With several standbys more sites fail; each is to get somewhere between two faults.
+            960..972 if self.has_several => self.move_data(site),
             960..985 => self.something_fails(),
             _ => self.operator_acts(),
+        }
+        if self.has_several {
+            self.distance_changes();
+            self.failover_follows();
         }
         self.check_sites();
     }
@@ -43,33 +51,34 @@ impl World {
         self.sites[site].grow(blocks, is_told);
     }
 
-    /// The operator changes the mode, wherever the primary is.
+    /// The operator changes the mode of the standby at some site, wherever the primary is.
     fn mode_changes(&mut self) {
-        let rules = any_rules(&mut self.rng);
+        let (rules, of) = (any_rules(&mut self.rng), if self.has_several { self.any_site() } else { 0 });
+        let peer = if self.has_several { Peer::At(of) } else { Peer::Any };
         self.note(|| {
-            format!("{:?} is wanted, {:?} without a standby, {} ms at most", rules.wanted, rules.on_disconnect, rules.ack_timeout_ms)
+            let to = if self.has_several { format!(" of {}", name(of)) } else { String::new() };
+            format!("{:?}{to} is wanted, {:?} without a standby, {} ms at most", rules.wanted, rules.on_disconnect, rules.ack_timeout_ms)
         });
         // Mode `snapshot`, until the process ends.
         let asked = rules.wanted == Promise::Local && self.rng.random_bool(0.5);
         let cuts = if asked { Cuts::Asked } else { Cuts::InTime };
         for site in &mut self.sites {
-            site.rules = rules;
-            if let Some(primary) = site.as_primary() {
-                primary.set_rules(rules);
-                primary.set_cuts(cuts);
-            }
+            site.rules[of] = rules;
+            let replicas = site.as_primary().into_iter().flat_map(|primary| &mut primary.replicas);
+            replicas.filter(|replica| replica.peer == peer).for_each(|replica| replica.set_rules(rules, cuts));
         }
     }
 
     fn cut_is_due(&mut self, site: usize) {
         if let Some(primary) = self.sites[site].as_primary() {
-            primary.ask_for_cut();
+            let at = self.rng.random_range(0..primary.replicas.len());
+            primary.replicas[at].ask_for_cut();
         }
     }
 
     fn extents_cool(&mut self, site: usize) {
         if let Some(primary) = self.sites[site].as_primary() {
-            primary.cool();
+            primary.cool(self.rng.random_range(0..primary.replicas.len()));
         }
         // What cooled too early shows after a crash before the next flush.
         if self.rng.random_bool(0.1) {
@@ -101,14 +110,19 @@ impl World {
             (Part::Idle, Role::SplitBrain) => {
                 let _ = self.sites[site].follow(&mut self.rng);
             }
+            (Part::Idle, Role::Parted) => self.add_standby(site),
+            (Part::Standby(_), _) if self.sites[site].record.successor.is_some() && self.rng.random_bool(0.7) => {
+                self.give_up_later_points(site);
+            }
             (Part::Standby(_), _) if is_wanted => self.promote(site, None),
+            (Part::Primary(_), _) if self.has_several && self.rng.random_bool(0.1) => self.remove_standby(site),
             (Part::Primary(_), _) if self.rng.random_bool(0.15) => self.hand_over(site),
             (Part::Primary(_), _) => self.make_anew(site),
             _ => {}
         }
     }
 
-    fn promote(&mut self, site: usize, expected: Option<u64>) {
+    pub fn promote(&mut self, site: usize, expected: Option<u64>) {
         self.end_sessions_to(site);
         self.check_copy(site);
         let generation = self.id();
@@ -128,17 +142,22 @@ impl World {
     /// An empty copy takes the place of one, for whoever is primary.
     fn replace_copy(&mut self, standby: usize) {
         let Some(Site { record, rules, .. }) = self.sites.iter().find(|site| site.record.role == Role::Primary) else { return };
-        let (size_bytes, lineage, rules) = (record.size_bytes, record.lineage.clone(), *rules);
+        let (size_bytes, lineage, rules) = (record.size_bytes, record.lineage.clone(), rules.clone());
         self.note(|| format!("{} is made anew", name(standby)));
         self.end_sessions_to(standby);
-        self.sites[standby] = Site::standby(size_bytes, lineage, rules, &mut self.rng, self.plant);
+        let peers = self.sites[standby].record.peers.clone();
+        self.sites[standby] = Site::standby(size_bytes, lineage, peers, rules, &mut self.rng, self.plant);
         self.sites[standby].quota_bytes = AMPLE_BYTES;
         self.sites[standby].start();
     }
 
     /// A planned change of primary: nothing is lost.
     fn hand_over(&mut self, site: usize) {
-        let Some(to) = self.sessions[site].as_ref().map(|session| session.standby) else { return };
+        let streams: Vec<usize> = (0..self.sites.len()).filter(|to| self.sessions.contains_key(&(site, *to))).collect();
+        if streams.is_empty() {
+            return;
+        }
+        let to = streams[self.rng.random_range(0..streams.len())];
         if let Some(primary) = self.sites[site].as_primary() {
             primary.is_open = false;
             primary.tell_size();
@@ -149,20 +168,20 @@ impl World {
             self.cut_is_due(site);
             self.move_data(site);
             self.check_sites();
-            if self.is_drained(site, to) && self.is_silent(site) {
+            if self.is_drained(site, to) && self.is_silent(site, to) {
                 break;
             }
         }
-        let is_drained = self.is_drained(site, to) && self.is_silent(site);
+        let is_drained = self.is_drained(site, to) && self.is_silent(site, to);
         let Some(primary) = self.sites[site].as_primary() else { return };
         primary.is_open = true;
-        if !is_drained || self.sessions[site].as_ref().is_none_or(|session| session.standby != to) {
+        if !is_drained {
             return;
         }
-        self.end_session(site);
+        self.end_sessions_of(site);
         let replica = self.id();
         self.note(|| format!("{} hands over to {}", name(site), name(to)));
-        match self.sites[site].step_down(replica) {
+        match self.sites[site].step_down(to, replica) {
             Ok(Some(epoch)) => self.promote(to, Some(epoch)),
             Ok(None) => {}
             Err(_) => self.sites[site].start(),
@@ -180,14 +199,18 @@ impl World {
                 let (used, quota) = standby.journal_bytes();
                 assert!(used <= quota, "the journal has {used} bytes of {quota}");
             }
+            if let Some(primary) = self.sites[site].as_primary() {
+                primary.check_limits();
+            }
         }
     }
 
     /// No more faults and no more writes: one site is primary, and the others become equal to it.
     pub fn heal(&mut self) {
         self.network.mend();
+        self.far = None;
         for site in 0..self.sites.len() {
-            self.end_session(site);
+            self.end_sessions_of(site);
             self.tally.faults += self.sites[site].storage.faults.injected();
             self.sites[site].storage.faults.mend();
             self.sites[site].quota_bytes = AMPLE_BYTES;
@@ -195,8 +218,10 @@ impl World {
             self.sites[site].restart();
         }
         let primary = self.settle_roles();
-        for site in 0..self.sites.len() {
-            if self.sites[site].is_flipped && site != primary {
+        for site in (0..self.sites.len()).filter(|site| *site != primary) {
+            if self.sites[site].record.role == Role::Parted {
+                self.add_standby(site);
+            } else if self.sites[site].is_flipped {
                 self.replace_copy(site);
             }
         }
@@ -210,14 +235,15 @@ impl World {
         for _ in 0..20 {
             for site in 0..self.sites.len() {
                 for other in 0..self.sites.len() {
-                    self.connect(site, Some(other));
-                    self.end_session(site);
+                    self.connect(site, other);
+                    self.end_session(site, other);
                 }
             }
             let with = |world: &Self, role| (0..world.sites.len()).find(|site| world.sites[*site].record.role == role);
             match (with(self, Role::Primary), with(self, Role::SplitBrain)) {
                 (Some(primary), _)
-                    if (0..self.sites.len()).all(|site| site == primary || self.sites[site].record.role == Role::Standby) =>
+                    if (0..self.sites.len())
+                        .all(|site| site == primary || matches!(self.sites[site].record.role, Role::Standby | Role::Parted)) =>
                 {
                     return primary;
                 }
@@ -250,27 +276,29 @@ impl World {
     }
 
     fn catch_up(&mut self, primary: usize, standby: usize) {
-        self.end_session(primary);
+        self.end_sessions_of(primary);
         for _ in 0..HEALING_TURNS {
             self.now_ms += 10;
-            if self.sessions[primary].is_none() {
-                self.connect(primary, Some(standby));
+            if !self.sessions.contains_key(&(primary, standby)) {
+                self.connect(primary, standby);
             }
             self.guest_progresses(primary);
-            self.move_data(primary);
+            let at = self.sites[primary].as_primary().and_then(|of| of.replicas.iter().position(|replica| replica.peer.is_at(standby)));
+            at.into_iter().for_each(|at| self.move_data_of(primary, at));
+            self.give_up_later_points(standby);
             // Overtaken by a copy that took on a later generation, and whose primary is no more.
             if self.sites[primary].record.role != Role::Primary {
                 let generation = self.id();
                 self.sites[primary].continue_after_split(generation).expect("a disk without faults");
             }
             self.make_anew(primary);
-            if self.is_drained(primary, standby) && self.is_silent(primary) {
+            if self.is_drained(primary, standby) && self.is_silent(primary, standby) {
                 break;
             }
         }
         let is_drained = self.is_drained(primary, standby);
         assert!(is_drained, "{} has not everything of {} though nothing fails any more", name(standby), name(primary));
-        self.end_session(primary);
+        self.end_session(primary, standby);
         self.check_copy(standby);
         let (copy, view) = (self.settled_view(standby), self.sites[primary].storage.image.view());
         let differ = copy.keys().chain(view.keys()).find(|block| copy.get(block) != view.get(block));

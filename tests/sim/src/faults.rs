@@ -17,11 +17,18 @@ impl World {
             10 => self.clocks_jump(),
             11 | 12 => self.direction_is_cut(site),
             13 | 14 => {
-                self.fault(|| format!("the stream of {} breaks", name(site)));
-                self.end_session(site);
+                self.fault(|| format!("a stream of {} breaks", name(site)));
+                if let Some(to) = self.any_stream_of(site) {
+                    self.end_session(site, to);
+                }
             }
             _ => self.frame_is_damaged(site),
         }
+    }
+
+    fn any_stream_of(&mut self, site: usize) -> Option<usize> {
+        let streams: Vec<usize> = (0..self.sites.len()).filter(|to| self.sessions.contains_key(&(site, *to))).collect();
+        if streams.is_empty() { None } else { Some(streams[self.rng.random_range(0..streams.len())]) }
     }
 
     fn disk_fails(&mut self, site: usize) {
@@ -79,7 +86,8 @@ impl World {
     }
 
     fn frame_is_damaged(&mut self, site: usize) {
-        if let Some(session) = &mut self.sessions[site]
+        if let Some(to) = self.any_stream_of(site)
+            && let Some(session) = self.sessions.get_mut(&(site, to))
             && session.down.tamper(&mut self.rng)
         {
             session.is_tampered = true;

@@ -1,11 +1,12 @@
-//! Two or three real sites of replication on simulated disks and a simulated network, under a clock and a dice that one seed drives.
+//! Two to four real sites of replication on simulated disks and a simulated network, under a clock and a dice that one seed drives.
 //!
 //! The engine, the intake, the activity log, the codec, the journal and the fold are the daemon's own. The simulator takes power, processes,
 //! streams, single operations and whole directions of the network away at any step, promotes and hands over, and holds what it finds
 //! against what happened ([`history`](crate)): copies show the primary's volume at a cut, never an epoch less than was acknowledged, older
 //! recovery points that they offer are cuts, too, and none of their blocks is called damaged; while a
 //! promise is recorded, they have whatever a guest was told under it; one site acknowledges in a generation; and everything is equal once
-//! everything healed. The mode, and what becomes of requests without a standby, are the seed's, too, and change while the guest writes.
+//! everything healed. A volume has one standby, or several with a lane each. The modes, and what becomes of requests without a standby, are
+//! the seed's, too, and change while the guest writes.
 //!
 //! `SEED=n cargo test -p sim fresh -- --nocapture` replays one run with its trace.
 
@@ -22,7 +23,9 @@ mod plant;
 mod primary;
 mod site;
 mod standby;
+mod standbys;
 mod storage;
+mod streams;
 mod wiretap;
 mod world;
 
@@ -34,8 +37,8 @@ use std::ops::AddAssign;
 
 /// Size of the simulated volume before it grows: two extents of the activity log, so that one can be hot and the other not.
 const VOLUME_BLOCKS: u32 = 1100;
-/// Events of a run.
-const STEPS: u32 = 600;
+/// Events of a run with one standby, and with several.
+const STEPS: [u32; 2] = [600, 900];
 
 /// What happened in a run, or in many.
 #[derive(Clone, Copy, Debug, Default)]
@@ -83,7 +86,7 @@ pub enum Trace {
 /// The same with a bug in it, or with a trace.
 pub fn run_with(seed: u64, plant: Option<Plant>, trace: Trace) -> Tally {
     let mut world = world::World::new(seed, plant, trace == Trace::On);
-    for _ in 0..STEPS {
+    for _ in 0..STEPS[usize::from(world.has_several)] {
         world.step();
     }
     world.heal();

@@ -13,10 +13,13 @@ pub struct Direction(VecDeque<(u64, Bytes)>);
 
 /// A replication stream.
 pub struct Session {
-    pub standby: usize,
     pub down: Direction,
     pub up: Direction,
     delay_ms: u64,
+    /// The standby listens to this one.
+    pub is_attached: bool,
+    /// An epoch is committed that came by it.
+    pub has_committed: bool,
     /// The standby has refused: nothing that comes is looked at.
     pub is_refused: bool,
     /// A frame was lost or damaged: either side may find that the other breaks the protocol.
@@ -55,11 +58,11 @@ impl Network {
 }
 
 impl Session {
-    /// A stream to `standby` over a link with a delay of its own.
-    pub fn new(standby: usize, rng: &mut StdRng) -> Self {
+    /// A stream over a link with a delay of its own.
+    pub fn new(rng: &mut StdRng) -> Self {
         let delay_ms = [0, 1, 10, 40][rng.random_range(0..4)];
         let (down, up, wiretap) = Default::default();
-        Self { standby, down, up, delay_ms, is_refused: false, is_tampered: false, wiretap }
+        Self { down, up, delay_ms, is_attached: false, has_committed: false, is_refused: false, is_tampered: false, wiretap }
     }
 
     /// When a frame that is sent now arrives.

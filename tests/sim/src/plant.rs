@@ -28,11 +28,17 @@ pub enum Plant {
     KeepPromise,
     /// What an image's blocks are known by is not made durable with them.
     ForgetDigests,
+    /// One changed block is forgotten in the lanes of other standbys at a cut.
+    ForgetInOtherLane,
+    /// Who is promoted after another one was has forgotten what its epochs changed.
+    ForgetHistory,
+    /// A copy that a second primary takes over in the middle of a resync passes for one that no other primary wrote to.
+    KeepBase,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::AcknowledgeBeforeCommit,
         Self::CoolBeforeFlush,
         Self::FoldOutOfOrder,
@@ -44,5 +50,8 @@ impl Plant {
         Self::AcknowledgeBeforeArrival,
         Self::KeepPromise,
         Self::ForgetDigests,
+        Self::ForgetInOtherLane,
+        Self::ForgetHistory,
+        Self::KeepBase,
     ];
 }

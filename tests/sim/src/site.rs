@@ -1,7 +1,7 @@
 //! One site: what it has recorded of the volume, what is stored, and what runs.
 
 use crate::plant::Plant;
-use crate::primary::{Primary, known_key, recorded_promise};
+use crate::primary::{Peer, Primary, known_key, recorded_promise};
 use crate::standby::{StandbyPart, VOLUME};
 use crate::storage::{Access, Storage};
 use rand::RngExt;
@@ -27,6 +27,8 @@ pub enum Role {
     Stale,
     /// So was another, and neither continues the other.
     SplitBrain,
+    /// The volume is not replicated to this site any more.
+    Parted,
 }
 
 /// What survives of a site's part, written with a sync and as a whole.
@@ -35,8 +37,10 @@ pub struct Record {
     pub role: Role,
     pub lineage: Lineage,
     pub size_bytes: u64,
-    /// Of the site that overtook this one.
+    /// Of the site that overtook this one, or that was promoted without what this standby promised to keep.
     pub successor: Option<Lineage>,
+    /// Whom it replicates to, or would as a primary.
+    pub peers: Vec<Peer>,
 }
 
 /// What runs.
@@ -64,25 +68,25 @@ pub struct Site {
     pub record: Record,
     pub part: Part,
     pub quota_bytes: u64,
-    /// What the operator wants of a primary here.
-    pub rules: Rules,
+    /// What the operator wants of the standby at each site.
+    pub rules: Vec<Rules>,
     /// A bit has flipped under this copy: it may fail, and be older than it was, but shows nothing else.
     pub is_flipped: bool,
 }
 
 impl Site {
     /// A primary with an empty volume.
-    pub fn primary(size_bytes: u64, lineage: Lineage, rules: Rules, rng: &mut StdRng, plant: Option<Plant>) -> Self {
-        let record = Record { role: Role::Primary, lineage, size_bytes, successor: None };
+    pub fn primary(size_bytes: u64, lineage: Lineage, peers: Vec<Peer>, rules: Vec<Rules>, rng: &mut StdRng, plant: Option<Plant>) -> Self {
+        let record = Record { role: Role::Primary, lineage, size_bytes, successor: None, peers };
         Self { storage: Storage::new(size_bytes, rng, plant), record, part: Part::Down, quota_bytes: AMPLE_BYTES, rules, is_flipped: false }
     }
 
     /// An empty standby, made for a primary with this lineage.
-    pub fn standby(size_bytes: u64, lineage: Lineage, rules: Rules, rng: &mut StdRng, plant: Option<Plant>) -> Self {
+    pub fn standby(size_bytes: u64, lineage: Lineage, peers: Vec<Peer>, rules: Vec<Rules>, rng: &mut StdRng, plant: Option<Plant>) -> Self {
         let storage = Storage::new(size_bytes, rng, plant);
         let place = Place::blank(VOLUME, Id(rng.random()), lineage.clone(), size_bytes);
         place.store(&*storage.catalogue, Persist::Synced).expect("a writable catalogue");
-        let record = Record { role: Role::Standby, lineage, size_bytes, successor: None };
+        let record = Record { role: Role::Standby, lineage, size_bytes, successor: None, peers };
         let quota_bytes = if rng.random_bool(0.3) { 256 << 10 } else { AMPLE_BYTES };
         Self { storage, record, part: Part::Down, quota_bytes, rules, is_flipped: false }
     }
@@ -91,9 +95,10 @@ impl Site {
     pub fn start(&mut self) {
         let started = match self.record.role {
             Role::Primary => {
-                Primary::resume(&self.storage, self.record.lineage.clone(), self.rules).map(|primary| Part::Primary(Box::new(primary)))
+                let peers: Vec<_> = self.record.peers.iter().map(|peer| (*peer, self.rules_of(*peer))).collect();
+                Primary::resume(&self.storage, self.record.lineage.clone(), &peers).map(|primary| Part::Primary(Box::new(primary)))
             }
-            Role::Standby => match StandbyPart::start(self.storage.clone(), self.quota_bytes) {
+            Role::Standby => match self.start_standby() {
                 Ok(standby) => Ok(Part::Standby(Box::new(standby))),
                 Err(JournalError::Io(error)) => Err(error),
                 Err(error) => {
@@ -101,9 +106,14 @@ impl Site {
                     Err(io::Error::other(error))
                 }
             },
-            Role::Stale | Role::SplitBrain => Ok(Part::Idle),
+            Role::Stale | Role::SplitBrain | Role::Parted => Ok(Part::Idle),
         };
         self.part = started.unwrap_or(Part::Down);
+    }
+
+    fn start_standby(&self) -> Result<StandbyPart, JournalError> {
+        let (has_others, rival) = (self.record.peers.len() > 1, self.record.successor.clone());
+        StandbyPart::start(self.storage.clone(), self.quota_bytes, has_others, rival)
     }
 
     /// The daemon begins again.
@@ -130,11 +140,20 @@ impl Site {
         Ok(())
     }
 
-    /// What this site has recorded to hold, as a primary, and for which copy.
-    pub fn promised(&self) -> Option<(Id, Promise)> {
+    /// What the operator wants of a standby.
+    pub fn rules_of(&self, peer: Peer) -> Rules {
+        self.rules[if let Peer::At(site) = peer { site } else { 0 }]
+    }
+
+    /// What this site has recorded to hold, as a primary, and for which copies.
+    pub fn promised(&self) -> Vec<(Id, Promise)> {
+        if self.record.role != Role::Primary {
+            return Vec::new();
+        }
         let catalogue = self.storage.catalogue.unfailing();
-        let known = memory::load_known(&catalogue, &known_key()).expect("what was stored").filter(|_| self.record.role == Role::Primary);
-        known.and_then(|known| Some((known.replica?, recorded_promise(&catalogue).expect("what was stored"))))
+        let known = |peer: Peer| memory::load_known(&catalogue, &known_key(peer)).expect("what was stored").and_then(|known| known.replica);
+        let promise = |peer: Peer| recorded_promise(&catalogue, peer).expect("what was stored");
+        self.record.peers.iter().filter_map(|peer| Some((known(*peer)?, promise(*peer)))).collect()
     }
 
     /// The volume grows, if it is served here.

@@ -1,13 +1,16 @@
 //! The standby's side: the real [`Standby`], and what its service does around it.
 
+use crate::plant::Plant;
 use crate::storage::{SimFiles, Storage};
 use bytes::Bytes;
 use replicator::journal::JournalError;
 use replicator::standby::{Place, Standby, StandbyError};
 use replicator::undo::{Keep, Thin};
 use replicator_engine::generation::{Id, Lineage};
+use replicator_engine::history::History;
 use replicator_engine::tracker::Epoch;
 use replicator_engine::wire::{Base, Envelope, Message, Refusal, Refused};
+use roaring::RoaringBitmap;
 use std::io;
 
 /// The one volume's id.
@@ -28,6 +31,19 @@ pub struct StandbyPart {
     /// `None` after its disk failed, until it is opened again.
     standby: Option<Standby<SimFiles>>,
     lineage: Lineage,
+    /// A primary that branched before what is committed here, since it was refused.
+    rival: Option<Lineage>,
+    /// Whether the volume has other standbys: then it is remembered what changes here.
+    has_others: bool,
+}
+
+/// A copy that stands still at its last recovery point.
+pub struct Settled {
+    pub epoch: Epoch,
+    pub place: Place,
+    pub damaged: RoaringBitmap,
+    /// What changed of late: the volume's other standbys may lack it.
+    pub history: History,
 }
 
 /// Opens the copy that is stored.
@@ -43,10 +59,31 @@ pub fn open(storage: &Storage, quota_bytes: u64) -> Result<Standby<SimFiles>, Jo
 
 impl StandbyPart {
     /// Starts receiving.
-    pub fn start(storage: Storage, quota_bytes: u64) -> Result<Self, JournalError> {
-        let standby = open(&storage, quota_bytes)?;
-        let lineage = standby.place().lineage.clone();
-        Ok(Self { storage, quota_bytes, standby: Some(standby), lineage })
+    pub fn start(storage: Storage, quota_bytes: u64, has_others: bool, rival: Option<Lineage>) -> Result<Self, JournalError> {
+        let lineage = Lineage::first(VOLUME);
+        let mut started = Self { storage, quota_bytes, standby: None, lineage, rival, has_others };
+        started.lineage = started.reopen()?.place().lineage.clone();
+        Ok(started)
+    }
+
+    /// Its primary says that every standby has this epoch.
+    pub fn everywhere(&mut self, epoch: Epoch) {
+        if let Some(standby) = &mut self.standby {
+            standby.handle_everywhere(epoch);
+        }
+    }
+
+    /// A primary that branched before what is committed here, since it was refused.
+    pub fn rival(&self) -> Option<&Lineage> {
+        self.rival.as_ref()
+    }
+
+    /// Whether a stream that begins with this frame takes the place of one that is attached. If not, whoever is attached may have to go, too.
+    pub fn judge(&mut self, first: &Bytes) -> Result<(), (Refused, Option<Refused>)> {
+        let standby = self.reopen().map_err(|error| (no_storage(&error), None))?;
+        let judged = standby.judge(first).map_err(|error| (error.refusal(&standby.place().lineage), standby.outdated()));
+        self.rival = standby.rival().cloned();
+        judged
     }
 
     /// Where the copy stands, if its disk works.
@@ -71,19 +108,23 @@ impl StandbyPart {
 
     /// A frame came; what to answer.
     pub fn handle_frame(&mut self, frame: Bytes) -> Result<Option<Bytes>, Refused> {
-        let standby = self.reopen().map_err(|error| Refused {
-            reason: Refusal::Storage,
-            text: error.to_string(),
-            lineage: Lineage::first(VOLUME),
-        })?;
+        let is_planted = self.storage.faults.plant() == Some(Plant::KeepBase);
+        let standby = self.reopen().map_err(|error| no_storage(&error))?;
+        let before = is_planted.then(|| standby.place().clone());
         match standby.handle_frame(frame) {
-            Ok(answer) => {
+            Ok(mut answer) => {
                 let generation = standby.generation();
-                self.lineage = standby.place().lineage.clone();
+                if let (Some(Message::Attached(attached)), Some(Place { base: base @ Base::PointBut(_), committed, .. })) =
+                    (&mut answer, before)
+                {
+                    (attached.base, attached.committed) = (base, committed);
+                }
+                (self.rival, self.lineage) = (standby.rival().cloned(), standby.place().lineage.clone());
                 Ok(answer.map(|message| Envelope { generation, message }.encode()))
             }
             Err(error) => {
                 let refused = error.refusal(&standby.place().lineage);
+                self.rival = standby.rival().cloned();
                 if let StandbyError::Disk(_) = error {
                     self.standby = None;
                 }
@@ -111,16 +152,25 @@ impl StandbyPart {
     }
 
     /// The image becomes the last recovery point.
-    pub fn settle(&mut self) -> io::Result<(Epoch, Place)> {
+    pub fn settle(&mut self) -> io::Result<Settled> {
         let standby = self.reopen().map_err(io::Error::other)?;
         let (epoch, _) = standby.settle()?;
-        Ok((epoch, standby.place().clone()))
+        Ok(Settled { epoch, place: standby.place().clone(), damaged: standby.damaged(), history: standby.history() })
     }
 
     fn reopen(&mut self) -> Result<&mut Standby<SimFiles>, JournalError> {
         if self.standby.is_none() {
-            self.standby = Some(open(&self.storage, self.quota_bytes)?);
+            let mut standby = open(&self.storage, self.quota_bytes)?;
+            if self.has_others {
+                standby.handle_everywhere(0);
+            }
+            standby.set_rival(self.rival.clone());
+            self.standby = Some(standby);
         }
         Ok(self.standby.as_mut().expect("just opened"))
     }
+}
+
+fn no_storage(error: &JournalError) -> Refused {
+    Refused { reason: Refusal::Storage, text: error.to_string(), lineage: Lineage::first(VOLUME) }
 }

@@ -4,18 +4,18 @@ use crate::history::History;
 use crate::network::{Network, Session};
 use crate::past;
 use crate::plant::Plant;
-use crate::primary::{Ended, Scene};
+use crate::primary::{Peer, Scene};
 use crate::site::{AMPLE_BYTES, Crash, Part, Role, Site};
 use crate::standby;
 use crate::{Tally, VOLUME_BLOCKS};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use replicator::disk::BlockDevice;
 use replicator_engine::acknowledgement::{OnDisconnect, Promise, Rules};
 use replicator_engine::block::BLOCK_BYTES;
-use replicator_engine::generation::{Id, Lineage, Relation};
+use replicator_engine::generation::{Id, Lineage};
 use replicator_engine::tracker::Epoch;
-use replicator_engine::wire::{Base, Envelope, Message, Refusal, Refused};
+use replicator_engine::wire::Base;
+use std::collections::BTreeMap;
 use std::io;
 
 /// See the module's documentation.
@@ -25,8 +25,10 @@ pub struct World {
     /// What clocks that tell the time of day are ahead of it.
     pub day_ms: u64,
     pub sites: Vec<Site>,
-    /// The stream of each site that is primary.
-    pub sessions: Vec<Option<Session>>,
+    /// Whether the volume may have several standbys; without that, a primary replicates to one site at a time.
+    pub has_several: bool,
+    /// The streams from primaries to standbys.
+    pub sessions: BTreeMap<(usize, usize), Session>,
     /// The standby that went another way than each primary.
     pub diverged: Vec<Option<usize>>,
     pub network: Network,
@@ -35,6 +37,8 @@ pub struct World {
     pub plant: Option<Plant>,
     is_traced: bool,
     next_stamp: u64,
+    /// The standby at this site is far away: nothing gets there for a while.
+    pub far: Option<usize>,
     /// The guest writes nothing for a while.
     pub guest_rests: bool,
     /// Whether it flushes now and then.
@@ -42,25 +46,31 @@ pub struct World {
 }
 
 impl World {
-    /// Two or three sites, the first of them primary.
+    /// Some sites, the first of them primary; the volume has one standby, or several.
     pub fn new(seed: u64, plant: Option<Plant>, is_traced: bool) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let (size_bytes, lineage) = (u64::from(VOLUME_BLOCKS) * BLOCK_BYTES as u64, Lineage::first(Id(rng.random())));
-        // With a third site, an old primary meets standbys that follow another one.
-        let count = if rng.random_bool(0.25) { 2 } else { 3 };
-        let rules = any_rules(&mut rng);
-        let mut sites = vec![Site::primary(size_bytes, lineage.clone(), rules, &mut rng, plant)];
-        sites.extend((1..count).map(|_| Site::standby(size_bytes, lineage.clone(), rules, &mut rng, plant)));
+        let has_several = rng.random_bool(0.35);
+        let count = match rng.random_range(0..4) {
+            0 if has_several => 4,
+            // With a third site, an old primary meets standbys that follow another one.
+            0 => 2,
+            _ => 3,
+        };
+        let rules = if has_several { (0..count).map(|_| any_rules(&mut rng)).collect() } else { vec![any_rules(&mut rng); count] };
+        let peers = |site: usize| if has_several { others_of(site, count) } else { vec![Peer::Any] };
+        let mut sites = vec![Site::primary(size_bytes, lineage.clone(), peers(0), rules.clone(), &mut rng, plant)];
+        sites.extend((1..count).map(|site| Site::standby(size_bytes, lineage.clone(), peers(site), rules.clone(), &mut rng, plant)));
         sites.iter_mut().for_each(Site::start);
-        let sessions = sites.iter().map(|_| None).collect();
         let diverged = vec![None; sites.len()];
-        let (history, network, tally) = Default::default();
+        let (history, network, tally, sessions) = Default::default();
         let guest_flushes = rng.random_bool(0.7);
         Self {
             rng,
             now_ms: 1,
             day_ms: 0,
             sites,
+            has_several,
             sessions,
             diverged,
             network,
@@ -69,6 +79,7 @@ impl World {
             plant,
             is_traced,
             next_stamp: 1,
+            far: None,
             guest_rests: false,
             guest_flushes,
         }
@@ -125,185 +136,6 @@ impl World {
         }
     }
 
-    /// The sender of a primary works, and each direction of its stream delivers a few frames.
-    pub fn move_data(&mut self, site: usize) {
-        if self.sessions[site].is_none() {
-            self.connect(site, None);
-        }
-        let steps = self.rng.random_range(1..6);
-        let Some(primary) = self.sites[site].as_primary() else { return };
-        let (mut frames, before) = (Vec::new(), primary.promise());
-        let done = primary.run(
-            &mut Scene { site, now_ms: self.now_ms, unix_ms: self.now_ms + self.day_ms, history: &mut self.history },
-            steps,
-            &mut frames,
-        );
-        let after = primary.promise();
-        if before.0 != after.0 {
-            self.note(|| format!("{} puts {:?} in force, {} requests wait", name(site), after.0, after.1));
-        }
-        if let Some(session) = &mut self.sessions[site] {
-            let due_ms = session.due_ms(self.now_ms);
-            frames.into_iter().for_each(|frame| session.down.send(due_ms, frame));
-        }
-        if done.is_err() {
-            self.note(|| format!("{} cannot read its disk", name(site)));
-            return self.end_session(site);
-        }
-        self.deliver_down(site);
-        if self.rng.random_bool(0.5) {
-            self.fold(site);
-        }
-        self.deliver_up(site);
-    }
-
-    fn fold(&mut self, site: usize) {
-        let Some(to) = self.sessions[site].as_ref().map(|session| session.standby) else { return };
-        let unix_ms = self.now_ms + self.day_ms;
-        if let Some(standby) = self.sites[to].as_standby() {
-            let _ = standby.fold(unix_ms);
-        }
-    }
-
-    fn deliver_down(&mut self, site: usize) {
-        for _ in 0..self.rng.random_range(0..6) {
-            let Some(session) = &mut self.sessions[site] else { return };
-            let to = session.standby;
-            if !self.network.passes(site, to) || self.sites[to].storage.faults.stalls() {
-                return;
-            }
-            let Some(frame) = session.down.receive(self.now_ms) else { return };
-            let Some(standby) = self.sites[to].as_standby().filter(|_| !session.is_refused) else { continue };
-            let frame = session.wiretap.pass(self.plant, frame, standby.lineage());
-            let due_ms = session.due_ms(self.now_ms);
-            match standby.handle_frame(frame) {
-                Ok(answer) => answer.into_iter().for_each(|answer| session.up.send(due_ms, answer)),
-                Err(refused) => {
-                    let is_fault = session.is_tampered || refused.reason != Refusal::Protocol;
-                    assert!(is_fault, "{} refuses what keeps to the protocol: {}", name(to), refused.text);
-                    session.is_refused = true;
-                    let text = refused.text.clone();
-                    session.up.send(due_ms, standby.refusal(refused));
-                    self.note(|| format!("{} refuses {}: {text}", name(to), name(site)));
-                }
-            }
-        }
-    }
-
-    fn deliver_up(&mut self, site: usize) {
-        for _ in 0..self.rng.random_range(0..4) {
-            let Some(session) = self.sessions[site].as_mut().filter(|session| self.network.passes(session.standby, site)) else { return };
-            let Some(frame) = session.up.receive(self.now_ms) else { return };
-            let message = Envelope::decode(frame).expect("a whole message").message;
-            self.receive(site, message);
-        }
-    }
-
-    fn receive(&mut self, site: usize, message: Message) {
-        if let Message::Refused(Refused { reason: Refusal::Diverged | Refusal::SplitBrain, .. }) = message {
-            self.diverged[site] = self.sessions[site].as_ref().map(|session| session.standby);
-        }
-        let is_tampered = self.sessions[site].as_ref().is_some_and(|session| session.is_tampered);
-        let Some(primary) = self.sites[site].as_primary() else { return };
-        let taken = primary.receive(message, self.now_ms);
-        if let Some((replica, acked)) = primary.known().and_then(|known| Some((known.replica?, known.acked))) {
-            self.tally.commits += u64::from(self.history.committed(replica, acked));
-        }
-        if let Err(why) = taken {
-            assert!(is_tampered || !matches!(why, Ended::Protocol(_)), "{} gets what breaks the protocol: {why:?}", name(site));
-            self.end_session(site);
-            self.turned_away(site);
-        }
-    }
-
-    /// A primary was refused: perhaps another one has overtaken it.
-    fn turned_away(&mut self, site: usize) {
-        let Some(primary) = self.sites[site].as_primary().filter(|primary| primary.is_superseded()) else { return };
-        let theirs = primary.refused().expect("refused, if it was overtaken").lineage.clone();
-        self.note(|| format!("{} is overtaken", name(site)));
-        self.sites[site].overtaken(&theirs, &mut self.rng);
-    }
-
-    /// A primary opens a stream to a site that it can reach.
-    pub fn connect(&mut self, site: usize, wanted: Option<usize>) {
-        let to = wanted.unwrap_or_else(|| {
-            let usual = (site + 1) % self.sites.len();
-            if self.rng.random_bool(0.75) { usual } else { (site + 2) % self.sites.len() }
-        });
-        if to == site || !self.network.connects(site, to) || matches!(self.sites[to].part, Part::Down) {
-            return;
-        }
-        let now_ms = self.now_ms;
-        let Some(primary) = self.sites[site].as_primary() else { return };
-        let theirs = primary.lineage().clone();
-        primary.connect(now_ms);
-        if let Part::Standby(_) = self.sites[to].part {
-            // Whoever comes last is listened to.
-            self.end_sessions_to(to);
-            self.note(|| format!("{} connects to {}", name(site), name(to)));
-            self.sessions[site] = Some(Session::new(to, &mut self.rng));
-        } else {
-            self.turn_away(site, to, &theirs);
-        }
-    }
-
-    /// A site that is no standby refuses a primary; one of the two has overtaken the other, perhaps.
-    fn turn_away(&mut self, site: usize, to: usize, theirs: &Lineage) {
-        let mine = self.sites[to].record.lineage.clone();
-        let relation = mine.relation(theirs);
-        if matches!(relation, Relation::Split | Relation::TheirsAhead(_)) {
-            self.end_session(to);
-            self.sites[to].overtaken(theirs, &mut self.rng);
-        }
-        let reason = match relation {
-            Relation::MineAhead(_) => Refusal::Stale,
-            Relation::Split => Refusal::SplitBrain,
-            _ => Refusal::NotStandby,
-        };
-        self.note(|| format!("{} turns {} away: {reason:?}", name(to), name(site)));
-        self.receive(site, Message::Refused(Refused { reason, text: String::new(), lineage: mine }));
-    }
-
-    /// The stream of a primary breaks; of what is on its way to the standby, some still gets there.
-    pub fn end_session(&mut self, site: usize) {
-        if let Some(session) = &self.sessions[site] {
-            let to = session.standby;
-            if self.rng.random_bool(0.5) {
-                self.now_ms += 50;
-                self.deliver_down(site);
-            }
-            self.sessions[site] = None;
-            if let Some(standby) = self.sites[to].as_standby() {
-                standby.disconnect();
-            }
-        }
-        if let Some(primary) = self.sites[site].as_primary() {
-            primary.disconnect();
-        }
-    }
-
-    /// No primary has a stream to this site any more.
-    pub fn end_sessions_to(&mut self, standby: usize) {
-        for primary in 0..self.sites.len() {
-            if self.sessions[primary].as_ref().is_some_and(|session| session.standby == standby) {
-                self.end_session(primary);
-            }
-        }
-    }
-
-    /// Whether the standby has everything of the primary, and answered that.
-    pub fn is_drained(&mut self, primary: usize, standby: usize) -> bool {
-        let size_bytes = self.sites[primary].storage.image.size_bytes();
-        let place = self.sites[standby].as_standby().and_then(|standby| standby.place());
-        let replica = place.filter(|place| place.size_bytes == size_bytes).map(|place| place.replica);
-        self.sites[primary].as_primary().is_some_and(|primary| primary.is_drained_to(replica))
-    }
-
-    /// Whether nothing is on its way between a primary and its standby.
-    pub fn is_silent(&self, primary: usize) -> bool {
-        self.sessions[primary].as_ref().is_some_and(|session| session.down.is_empty() && session.up.is_empty())
-    }
-
     /// Whether a site is primary, or will be once it is started.
     pub fn is_served(&self) -> bool {
         self.sites.iter().any(|site| site.record.role == Role::Primary)
@@ -311,7 +143,7 @@ impl World {
 
     /// A site dies.
     pub fn crash(&mut self, site: usize, crash: Crash) {
-        self.end_session(site);
+        self.end_sessions_of(site);
         self.end_sessions_to(site);
         self.fault(|| format!("{} loses its {}", name(site), if crash == Crash::Power { "power" } else { "process" }));
         self.sites[site].crash(crash, &mut self.rng);
@@ -361,12 +193,17 @@ impl World {
     /// What primaries promise that have this copy for their standby.
     fn check_promises(&mut self, replica: Id, shown: Epoch) {
         for site in &self.sites {
-            if let Some((_, promise)) = site.promised().filter(|(to, promise)| *to == replica && *promise > Promise::Local) {
+            for (_, promise) in site.promised().into_iter().filter(|(to, promise)| *to == replica && *promise > Promise::Local) {
                 self.history.check_promise(site.record.lineage.current().id, promise, shown);
                 self.tally.promises += 1;
             }
         }
     }
+}
+
+/// Every other site, as a standby.
+pub fn others_of(site: usize, count: usize) -> Vec<Peer> {
+    (0..count).filter(|other| *other != site).map(Peer::At).collect()
 }
 
 /// What an operator may want.

@@ -73,3 +73,18 @@ fn a_promise_that_stays_recorded_when_less_is_promised_is_found() {
 fn digests_that_are_not_durable_when_their_blocks_are_are_found() {
     is_found(Plant::ForgetDigests);
 }
+
+#[test]
+fn what_is_forgotten_in_the_lanes_of_others_at_a_cut_is_found() {
+    is_found(Plant::ForgetInOtherLane);
+}
+
+#[test]
+fn a_history_that_is_forgotten_at_a_second_failover_is_found() {
+    is_found(Plant::ForgetHistory);
+}
+
+#[test]
+fn a_copy_that_is_taken_over_in_the_middle_of_a_resync_is_found_if_it_passes_for_whole() {
+    is_found(Plant::KeepBase);
+}

@@ -1,97 +1,114 @@
-//! Between the guest's requests and the real acknowledgement policy, as the replica's thread has it.
+//! Between the guest's requests, which the real [`Held`](replicator::intake::Held) has, and the real acknowledgement policy of each standby,
+//! as the standby's thread has it.
 
-use crate::standby::VOLUME;
-use crate::storage::Storage;
+use super::replica::{self, Replica};
+use super::{Primary, Scene};
+use crate::plant::Plant;
 use replicator::catalogue::Catalogue;
+use replicator::intake::Release;
 use replicator::primary::memory;
-use replicator_engine::acknowledgement::{Done, Policy, Promise, Rules, Step, View};
+use replicator_engine::acknowledgement::{Done, Kind, Promise, Step, View};
+use replicator_engine::sender::Phase;
 use replicator_engine::tracker::Epoch;
 use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-/// A request that is done here. The guest is told when the standby has it, or when that is not promised.
+/// A request that is done here. The guest is told once the standbys have it, or when that is not promised.
 #[derive(Clone, Copy, Debug)]
-pub struct Request {
-    pub done: Done,
+struct Request {
+    done: Done,
     /// The newest epoch that has something of what it covers.
-    pub covers: Epoch,
-    pub since_ms: u64,
+    covers: Epoch,
 }
 
-/// See the module's documentation.
-pub struct Acknowledging {
-    policy: Policy,
-    waiting: Vec<Request>,
+/// Requests that are let go.
+pub(super) struct Telling {
+    /// Time 0.
+    began: Instant,
+    told: Arc<Mutex<Vec<Request>>>,
 }
 
-/// What the policy had its shell do.
-#[derive(Debug, Default)]
-pub struct Outcome {
-    /// The guest is told of these.
-    pub told: Vec<Request>,
-    /// The open epoch is to be cut.
-    pub wants_cut: bool,
+impl Telling {
+    pub fn new() -> Self {
+        Self { began: Instant::now(), told: Arc::default() }
+    }
+
+    fn release(&self, request: Request) -> Release {
+        let told = self.told.clone();
+        Box::new(move |result: io::Result<()>| {
+            if result.is_ok() {
+                told.lock().unwrap().push(request);
+            }
+        })
+    }
 }
 
-fn promise_key() -> Vec<u8> {
-    memory::promise_key(VOLUME, "SITE")
-}
-
-/// The promise that is recorded.
-pub fn recorded(catalogue: &dyn Catalogue) -> io::Result<Promise> {
-    memory::load_promise(catalogue, &promise_key())
-}
-
-impl Acknowledging {
-    /// Goes on from what is recorded.
-    pub fn resume(storage: &Storage, rules: Rules) -> io::Result<Self> {
-        Ok(Self { policy: Policy::new(rules, recorded(&*storage.catalogue)?), waiting: Vec::new() })
-    }
-
-    pub fn set_rules(&mut self, rules: Rules) {
-        self.policy.set_rules(rules);
-    }
-
-    pub fn in_force(&self) -> Promise {
-        self.policy.in_force()
-    }
-
-    /// How many requests wait.
-    pub fn waiting(&self) -> usize {
-        self.waiting.len()
-    }
-
-    /// Since when the first of them does.
-    pub fn waiting_since_ms(&self) -> Option<u64> {
-        self.waiting.iter().map(|request| request.since_ms).min()
-    }
-
-    /// A request is done here. Gives it back if its guest may be told at once.
-    pub fn ask(&mut self, request: Request) -> Option<Request> {
-        if !self.policy.in_force().covers(request.done.kind) {
-            return Some(request);
+impl Primary {
+    /// A request is done here.
+    pub(super) fn ask(&mut self, kind: Kind, epoch: Epoch, covers: Epoch, scene: &mut Scene<'_>) {
+        let (request, telling) = (Request { done: Done { kind, epoch }, covers }, &self.telling);
+        let now = telling.began + Duration::from_millis(scene.now_ms);
+        if !self.intake.held().asks_at(now, Some(request.done), 0, || telling.release(request)) {
+            telling.told.lock().unwrap().push(request);
         }
-        self.waiting.push(request);
-        None
+        self.tell(scene);
     }
 
-    /// Does what the policy asks for. `arrived` is what the waiting requests are held against.
-    pub fn run(&mut self, view: View, arrived: Option<Epoch>, catalogue: &dyn Catalogue) -> Outcome {
-        let mut outcome = Outcome::default();
-        if self.policy.is_idle() {
-            return outcome;
-        }
-        while let Some(step) = self.policy.poll(&view) {
-            match step {
-                Step::Enforce(promise) => self.policy.handle_enforced(promise, view.open),
-                Step::Record(promise) if memory::store_promise(catalogue, &promise_key(), promise).is_ok() => {
-                    self.policy.handle_recorded(promise);
-                }
-                Step::Record(_) => break,
+    fn tell(&self, scene: &mut Scene<'_>) {
+        for request in std::mem::take(&mut *self.telling.told.lock().unwrap()) {
+            match request.done.kind {
+                Kind::Write => scene.history.written(scene.site, self.lineage.current().id, request.covers),
+                Kind::Durable => scene.history.flushed(self.lineage.current().id, request.covers),
             }
         }
-        let in_force = self.policy.in_force();
-        outcome.told = self.waiting.extract_if(.., |request| in_force.completes(request.done, arrived)).collect();
-        outcome.wants_cut = self.policy.wants_cut(view.open) || self.waiting.iter().any(|request| request.done.epoch >= view.open);
-        outcome
     }
+
+    /// As the thread of a standby does whenever it wakes up.
+    pub(super) fn acknowledge(&mut self, at: usize, scene: &mut Scene<'_>) {
+        let is_planted = self.storage.faults.plant() == Some(Plant::AcknowledgeBeforeArrival);
+        let Replica { lane, tracker, sender, policy, peer, .. } = &mut self.replicas[at];
+        if policy.is_idle() {
+            return;
+        }
+        let (held, waiting) = (self.intake.held(), self.intake.held().look(*lane));
+        let since_ms = |since: Instant| since.duration_since(self.telling.began).as_millis() as u64;
+        let attached = *sender.phase() == Phase::Online;
+        let mut view = View {
+            now_ms: scene.now_ms,
+            attached,
+            converged: attached && sender.safe().is_some() && sender.is_converged(tracker, scene.now_ms),
+            safe: sender.safe(),
+            open: tracker.open_epoch(),
+            waiting_since_ms: waiting.since.map(since_ms),
+        };
+        while let Some(step) = policy.poll(&view) {
+            match step {
+                Step::Enforce(promise) => {
+                    held.enforce(*lane, promise);
+                    view.open = tracker.open_epoch();
+                    policy.handle_enforced(promise, view.open);
+                }
+                Step::Record(promise) => {
+                    let key = replica::promise_key(*peer);
+                    if memory::store_promise(&*self.storage.catalogue, &key, promise).is_err() {
+                        break;
+                    }
+                    policy.handle_recorded(promise);
+                }
+            }
+        }
+        held.let_go(*lane, if is_planted { Some(view.open) } else { view.safe });
+        // Epochs before that one are on their way to this standby, or there.
+        let first_open = tracker.first_open();
+        if policy.wants_cut(first_open) || waiting.newest.is_some_and(|newest| newest >= first_open) {
+            sender.request_cut();
+        }
+        self.tell(scene);
+    }
+}
+
+/// The promise that is recorded for a standby.
+pub fn recorded(catalogue: &dyn Catalogue, peer: replica::Peer) -> io::Result<Promise> {
+    memory::load_promise(catalogue, &replica::promise_key(peer))
 }

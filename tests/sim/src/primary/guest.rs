@@ -1,24 +1,20 @@
-//! A guest that writes and flushes, and what it is told.
-//!
-//! A write of a later epoch never finishes before an earlier one's over the same block, so the volume at a cut is the volume at the cut
-//! before with the epoch's writes applied as they finished, whatever writes of the next epoch are done by the time it freezes.
+//! A guest that writes and flushes.
 
 use super::Primary;
-use super::acknowledging::Request;
 use crate::history::History;
-use crate::plant::Plant;
 use crate::storage::{Access, NOISE, SECTORS, Stamps, View};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use replicator::disk::BlockDevice;
 use replicator::intake::Intaken;
-use replicator_engine::acknowledgement::{Done, Kind, View as Seen};
+use replicator_engine::acknowledgement::Kind;
 use replicator_engine::block::{BlockNumber, Run};
-use replicator_engine::sender::Phase;
-use replicator_engine::tracker::Epoch;
 
 /// Requests that a guest has under way at most while it waits for a standby.
 const QUEUE_DEPTH: usize = 32;
+
+/// Stamps that a sector gets again and again begin here.
+const AGAIN: u64 = 1 << 40;
 
 /// Where and when something happens, and who keeps the books.
 pub struct Scene<'a> {
@@ -39,7 +35,7 @@ pub(super) struct Content {
 impl Primary {
     /// The guest begins to write one to three blocks, or parts of them.
     pub fn begin_write(&mut self, rng: &mut StdRng, next_stamp: &mut u64) {
-        if !self.is_open || self.acknowledging.waiting() >= QUEUE_DEPTH {
+        if !self.is_open || self.waiting() >= QUEUE_DEPTH {
             return;
         }
         let sectors = self.storage.image.size_bytes() / 512;
@@ -54,10 +50,12 @@ impl Primary {
         let unit = if whole { SECTORS as u64 } else { 1 };
         let count = rng.random_range(1..=3) * unit;
         let first_sector = rng.random_range(from..=to - count) / unit * unit;
-        let kind = rng.random_range(0..5);
+        let kind = rng.random_range(0..6);
         let stamps = (0..count).map(|sector| match kind {
             0 => 0,
             1 => *next_stamp + sector + NOISE,
+            // What may have been there before.
+            2 => AGAIN + first_sector + sector,
             _ => *next_stamp + sector,
         });
         let content = Content { first_sector, stamps: stamps.collect() };
@@ -90,8 +88,8 @@ impl Primary {
             content.stamps.truncate(self.storage.faults.part_of(content.stamps.len()));
         }
         self.storage.image.put(content.first_sector, &content.stamps);
-        self.finished.entry(write.epoch()).or_default().push(content);
         let epoch = write.epoch();
+        self.cuts.finish(epoch, content);
         self.intake.tracker().finish_write(write);
         if done.is_ok() {
             self.newest_write = self.newest_write.max(epoch);
@@ -104,42 +102,6 @@ impl Primary {
         let (open, newest) = (self.intake.tracker().open_epoch(), self.newest_write);
         if self.storage.image.sync().is_ok() {
             self.ask(Kind::Durable, open, newest, scene);
-        }
-    }
-
-    /// A request is done here.
-    fn ask(&mut self, kind: Kind, epoch: Epoch, covers: Epoch, scene: &mut Scene<'_>) {
-        let request = Request { done: Done { kind, epoch }, covers, since_ms: scene.now_ms };
-        if let Some(request) = self.acknowledging.ask(request) {
-            self.tell(request, scene);
-        }
-    }
-
-    /// As the replica's thread does whenever it wakes up.
-    pub(super) fn acknowledge(&mut self, scene: &mut Scene<'_>) {
-        let (tracker, safe) = (self.intake.tracker(), self.sender.safe());
-        let attached = *self.sender.phase() == Phase::Online;
-        let seen = Seen {
-            now_ms: scene.now_ms,
-            attached,
-            converged: attached && safe.is_some() && self.sender.is_converged(tracker, scene.now_ms),
-            safe,
-            open: tracker.open_epoch(),
-            waiting_since_ms: self.acknowledging.waiting_since_ms(),
-        };
-        let is_planted = self.storage.faults.plant() == Some(Plant::AcknowledgeBeforeArrival);
-        let arrived = if is_planted { Some(seen.open) } else { safe };
-        let outcome = self.acknowledging.run(seen, arrived, &*self.storage.catalogue);
-        outcome.told.into_iter().for_each(|request| self.tell(request, scene));
-        if outcome.wants_cut {
-            self.sender.request_cut();
-        }
-    }
-
-    fn tell(&self, request: Request, scene: &mut Scene<'_>) {
-        match request.done.kind {
-            Kind::Write => scene.history.written(scene.site, self.generation(), request.covers),
-            Kind::Durable => scene.history.flushed(self.generation(), request.covers),
         }
     }
 
