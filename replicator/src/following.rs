@@ -15,7 +15,7 @@ pub struct Stand {
     pub committed: Epoch,
     /// What differs from that.
     pub base: Base,
-    /// Up to where both have the same history.
+    /// The generation that it is of.
     pub lineage: Lineage,
 }
 
@@ -24,19 +24,16 @@ impl Stand {
     fn unknown(theirs: &Lineage) -> Self {
         Self { committed: 0, base: Base::Unfinished, lineage: theirs.clone() }
     }
-
-    fn at_branch(mine: &Lineage, branch: Epoch, changed: RoaringBitmap) -> Self {
-        Self { committed: branch, base: Base::PointBut(changed), lineage: mine.clone() }
-    }
 }
 
 /// A standby of `mine` that stands still, and has epochs that `theirs` has not. `damaged` is what its disk lost. `None`: the new primary does not
-/// continue what it has.
+/// continue what it has. It is of the later generation from now on: the primary of its own must not write to what it gave up for that.
 pub fn as_standby(mine: &Lineage, base: &Base, history: &History, damaged: &RoaringBitmap, theirs: &Lineage) -> Option<Stand> {
     let Relation::TheirsAhead(branch) = mine.relation(theirs) else { return None };
     // Too long ago, or no recovery point: everything is compared.
     let changed = history.since(branch).filter(|_| *base == Base::Point).map(|changed| changed | damaged);
-    Some(changed.map_or_else(|| Stand::unknown(theirs), |changed| Stand::at_branch(mine, branch, changed)))
+    let at_branch = |changed| Stand { committed: branch, base: Base::PointBut(changed), lineage: theirs.clone() };
+    Some(changed.map_or_else(|| Stand::unknown(theirs), at_branch))
 }
 
 /// Which of an old primary's standbys says best what it has alone: the one that was closest to where the new primary branched, and not beyond. What
@@ -61,7 +58,7 @@ mod tests {
         let damaged = RoaringBitmap::from_iter([99]);
         let stands = |base, theirs: &Lineage| as_standby(&mine, &base, &history, &damaged, theirs);
         let changed = RoaringBitmap::from_iter([13, 99]);
-        let at_branch = Stand { committed: 12, base: Base::PointBut(changed), lineage: mine.clone() };
+        let at_branch = Stand { committed: 12, base: Base::PointBut(changed), lineage: theirs.clone() };
         assert_eq!(stands(Base::Point, &theirs), Some(at_branch));
         let nowhere = |theirs: &Lineage| Some(Stand { committed: 0, base: Base::Unfinished, lineage: theirs.clone() });
         let long_ago = mine.promoted(Id([3; 16]), 9);
