@@ -47,6 +47,8 @@ pub(super) struct Fold<F> {
     /// Epochs up to this one may be in the image in part, without undo where none is sealed: the daemon ended, or a sync failed, while they
     /// were folded.
     unsure_until: Epoch,
+    /// Which epochs wait is still to be read from the journal: nothing is folded before.
+    is_unread: bool,
     /// What is left of the undo must not be found again, and that is still to be recorded.
     pub(super) is_void: bool,
     /// Why points were lost that the policy would have kept, and the newest epoch then; until the undo of a later one found room.
@@ -73,6 +75,7 @@ impl<F> Fold<F> {
             shown: durable,
             durable,
             unsure_until: 0,
+            is_unread: false,
             is_void: false,
             lost: None,
         }
@@ -148,7 +151,7 @@ impl<F: SegmentFiles> Fold<F> {
 
     /// Whether the image is still to become what it is said to hold, after a crash or a failed sync.
     pub fn is_unsure(&self) -> bool {
-        self.waiting.front().is_some_and(|(point, _)| point.epoch <= self.unsure_until)
+        self.is_unread || self.waiting.front().is_some_and(|(point, _)| point.epoch <= self.unsure_until)
     }
 
     /// A batch whose end failed may have lost its pieces. Nothing is overwritten yet: it begins anew.
@@ -253,6 +256,9 @@ impl<F: SegmentFiles> Standby<F> {
             self.place.store_void(&*self.catalogue)?;
             self.fold.is_void = false;
         }
+        if self.fold.is_unread {
+            self.begin_fold()?;
+        }
         if self.save_one()? {
             return Ok(true);
         }
@@ -268,8 +274,7 @@ impl<F: SegmentFiles> Standby<F> {
         {
             // What was written may not have reached the disk.
             self.journal.fold_again();
-            self.fold.shown = self.fold.durable;
-            self.begin_fold()?;
+            (self.fold.shown, self.fold.is_unread) = (self.fold.durable, true);
             return Err(error);
         }
         Ok(!self.journal.is_folded())
@@ -283,7 +288,7 @@ impl<F: SegmentFiles> Standby<F> {
             _ => super::staged::add_blocks(&mut blocks, &message),
         })?;
         self.fold.unsure_until = waiting.back().map_or(0, |(point, _): &(Point, _)| point.epoch);
-        (self.fold.waiting, self.fold.batch) = (waiting, None);
+        (self.fold.waiting, self.fold.batch, self.fold.is_unread) = (waiting, None, false);
         Ok(())
     }
 
