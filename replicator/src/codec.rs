@@ -1,5 +1,5 @@
 //! Content to payload and back: zero blocks cost nothing, the rest is one zstd frame a message, or a piece of a stream that all messages of a
-//! connection are ([`history`]).
+//! connection are.
 
 mod history;
 

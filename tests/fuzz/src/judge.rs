@@ -73,6 +73,7 @@ impl Judge {
     /// The stream broke.
     pub fn handle_disconnected(&mut self) {
         self.is_attached = false;
+        self.decoder.iter_mut().for_each(Decoder::forget_history);
         self.restart_epoch();
     }
 
@@ -107,7 +108,7 @@ impl Judge {
         }
         assert!(self.is_attached && envelope.generation == self.lineage.current(), "a message of another generation was taken");
         match (envelope.message, answer) {
-            (Message::Blocks(blocks), None) => self.stage(&blocks),
+            (Message::Blocks(blocks), None) => self.stage(blocks),
             (Message::Compare(compare), Some(Message::Compared(compared))) => self.compare(&compare, compared),
             (Message::Commit(commit), Some(Message::Committed(epoch))) if commit.epoch == *epoch => self.commit(&commit),
             (Message::Abandon, None) => self.restart_epoch(),
@@ -137,10 +138,11 @@ impl Judge {
         self.is_attached = true;
     }
 
-    fn stage(&mut self, blocks: &Blocks) {
-        self.digest.add(blocks);
+    fn stage(&mut self, blocks: Blocks) {
+        self.digest.add(&blocks);
         let decoder = self.decoder.get_or_insert_with(|| Decoder::new().expect("a decoder"));
-        let content = decoder.decode(blocks).expect("a payload that does not decode was taken");
+        let blocks = decoder.detach(blocks).expect("a piece of a stream that does not decode was taken");
+        let content = decoder.decode(&blocks).expect("a payload that does not decode was taken");
         assert!(blake3::hash(content) == blocks.digest, "a damaged payload was taken");
         let mut content = content.chunks_exact(BLOCK_BYTES).map(fingerprint);
         let is_point = self.committed > 0;

@@ -86,6 +86,7 @@ impl Writer {
     /// The stream ended: what comes next begins another one, most of the time.
     pub fn handle_refused(&mut self) {
         self.attached = false;
+        self.encoder.iter_mut().for_each(Encoder::forget_history);
     }
 
     /// A message from a primary to a standby, as a frame.
