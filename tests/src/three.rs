@@ -90,6 +90,14 @@ impl Three {
         self.to_far.iter().for_each(Relay::heal);
     }
 
+    /// The old primary comes back, gives up what it has alone, and follows the near one.
+    pub fn old_primary_follows(&mut self) {
+        self.p.restart();
+        self.p.wait_until("overtaken", |seen| seen["role"] == "stale");
+        self.p.tern(&["resync", "vm1", "--discard-local", "--yes"]);
+        in_sync(&self.near, "osaka");
+    }
+
     /// None of them has met what should not be.
     pub fn assert_no_panic(&self) {
         [&self.p, &self.near, &self.far].into_iter().for_each(Site::assert_no_panic);

@@ -108,10 +108,7 @@ fn the_far_one_follows_the_near_one_that_was_promoted_with_a_short_resync() {
     three.near.kill();
     three.near.restart();
     in_sync(&three.near, "milan");
-    three.p.restart();
-    three.p.wait_until("overtaken", |seen| seen["state"] == "fenced");
-    three.p.tern(&["resync", "vm1", "--discard-local", "--yes"]);
-    in_sync(&three.near, "osaka");
+    three.old_primary_follows();
     three.near.verify();
     three.assert_no_panic();
 }
@@ -159,10 +156,7 @@ fn a_standby_that_is_ahead_of_the_promoted_one_gives_up_only_what_nobody_was_pro
         assert_eq!(pinned(&three.far).len(), 1);
         three.far.tern(&["resync", "vm1", "--discard-local", "--yes"]);
         assert!(pinned(&three.far).is_empty());
-        three.p.restart();
-        three.p.wait_until("overtaken", |seen| seen["state"] == "fenced");
-        three.p.tern(&["resync", "vm1", "--discard-local", "--yes"]);
-        in_sync(&three.near, "osaka");
+        three.old_primary_follows();
         three.near.verify();
         three.assert_no_panic();
     }
@@ -302,10 +296,7 @@ fn fail_over_and_back(three: &mut Three, history: &mut History, known_to_both: u
     let sent = sent_until_in_sync(&three.near, "milan", before);
     let union = history.blocks_since(known_to_both) as u64;
     assert!(sent <= (union * (BLOCK as u64 + 64)) * 11 / 10 + 96 * 1024, "{sent} bytes sent where {union} blocks differ");
-    three.p.restart();
-    three.p.wait_until("overtaken", |seen| seen["role"] == "stale");
-    three.p.tern(&["resync", "vm1", "--discard-local", "--yes"]);
-    in_sync(&three.near, "osaka");
+    three.old_primary_follows();
     assert_eq!(three.p.tern(&["promote", "vm1"])["kind"], "handover");
 }
 

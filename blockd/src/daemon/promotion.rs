@@ -19,7 +19,7 @@ use super::volumes::{io_error, random_id};
 use super::{Daemon, old};
 use crate::admin::{Outcome, ProgressSink};
 use crate::catalogue::{Parted, RecordedRole, VolumeRecord};
-use crate::volume::GateState;
+use crate::volume::{GateState, Volume};
 use blockd_api::*;
 use replicator::catalogue::Catalogue;
 use replicator::clock::unix_ms;
@@ -130,13 +130,7 @@ impl Daemon {
         expected: Option<Epoch>,
         how: PromotionKind,
     ) -> Outcome<(Epoch, u64)> {
-        let (settled, rollback) = match older {
-            Some(point) => standby.settle_at(point).await.map_err(past_error)?,
-            None => (standby.settle().await.map_err(io_error)?, None),
-        };
-        if settled.base != wire::Base::Point {
-            return Err(wrong_state(format!("{name} has no recovery point here"), "at the primary, `tern wait --for in-sync`"));
-        }
+        let (settled, rollback) = settle(name, standby, older).await?;
         if !settled.damaged.is_empty() {
             let (blocks, first) = (settled.damaged.len(), settled.damaged.min());
             tracing::error!(volume = %name, blocks, first, "promoted with blocks that this site's disk did not give back as they came");
@@ -231,8 +225,9 @@ impl Daemon {
         Ok(())
     }
 
-    async fn become_primary(&self, name: &VolumeName, settled: Settled, rollback: Option<Rollback>, how: PromotionKind) -> Outcome<u64> {
-        // The image it is a view over is about to be written to.
+    /// The volume takes nothing in any more, and nobody looks at its past.
+    pub(super) async fn end_standby(&self, name: &VolumeName) -> Outcome<(Arc<Volume>, VolumeRecord)> {
+        // The image that a drill is a view over is about to be written to.
         self.end_any_drill(name).await;
         let (volume, record, part) = {
             let mut volumes = self.volumes.lock().await;
@@ -241,6 +236,11 @@ impl Daemon {
             (open.volume.clone(), open.record.clone(), part)
         };
         tokio::task::block_in_place(|| part.stop());
+        Ok((volume, record))
+    }
+
+    async fn become_primary(&self, name: &VolumeName, settled: Settled, rollback: Option<Rollback>, how: PromotionKind) -> Outcome<u64> {
+        let (volume, record) = self.end_standby(name).await?;
         let Inherited { lease, not_before_ms, stood_for } = self.inherited(&record, how);
         let generation = match stood_for.or(record.wanted_generation.as_deref().and_then(parse_id)) {
             Some(id) => id,
@@ -343,4 +343,16 @@ impl Daemon {
             damaged_blocks: 0,
         })
     }
+}
+
+/// Has the copy stand still at its newest recovery point, or at this one.
+pub(super) async fn settle(name: &VolumeName, standby: &StandbyService, at: Option<Epoch>) -> Outcome<(Settled, Option<Rollback>)> {
+    let (settled, rollback) = match at {
+        Some(point) => standby.settle_at(point).await.map_err(past_error)?,
+        None => (standby.settle().await.map_err(io_error)?, None),
+    };
+    if settled.base != wire::Base::Point {
+        return Err(wrong_state(format!("{name} has no recovery point here"), "at the primary, `tern wait --for in-sync`"));
+    }
+    Ok((settled, rollback))
 }

@@ -20,6 +20,7 @@ use super::Daemon;
 use super::handover::wrong_state;
 use super::part::{Part, volume_id};
 use super::points::{check_point, past_error};
+use super::promotion::settle;
 use super::volumes::{Volumes, io_error, random_id};
 use crate::admin::Outcome;
 use crate::catalogue::{TrialRecord, VolumeRecord};
@@ -36,7 +37,6 @@ use replicator_engine::block::block_count;
 use replicator_engine::generation::{Id, Lineage};
 use replicator_engine::sender::Known;
 use replicator_engine::tracker::Epoch;
-use replicator_engine::wire::Base;
 use roaring::RoaringBitmap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -179,22 +179,8 @@ impl Daemon {
         generation: Id,
         timeout_ms: u64,
     ) -> Outcome<(Epoch, u64)> {
-        let (settled, rollback) = match at {
-            Some(point) => standby.settle_at(point).await.map_err(past_error)?,
-            None => (standby.settle().await.map_err(io_error)?, None),
-        };
-        if settled.base != Base::Point {
-            return Err(wrong_state(format!("{name} has no recovery point here"), "at the primary, `tern wait --for in-sync`"));
-        }
-        // The image it is a view over is about to be written to.
-        self.end_any_drill(name).await;
-        let (volume, record, part) = {
-            let mut volumes = self.volumes.lock().await;
-            let part = volumes.take_part(name);
-            let open = volumes.get(name)?;
-            (open.volume.clone(), open.record.clone(), part)
-        };
-        tokio::task::block_in_place(|| part.stop());
+        let (settled, rollback) = settle(name, standby, at).await?;
+        let (volume, record) = self.end_standby(name).await?;
         if rollback.is_some() && volume.size_bytes() != settled.size_bytes {
             let message = format!("{name} has grown since recovery point {}: a trial of it could not be taken back", settled.epoch);
             return Err(wrong_state(message, "`tern drill --at` tries that point, `tern promote --at` without --trial goes back to it"));
