@@ -1,6 +1,8 @@
 //! The site's catalogue: RocksDB behind replication's narrow trait, and the records of volumes in it.
 
-use blockd_api::{Export, Mode, OnDisconnect, SiteName, VolumeName};
+mod bandwidth;
+
+use blockd_api::{Bandwidth, Export, Mode, OnDisconnect, SiteName, VolumeName};
 use replicator::catalogue::{Catalogue, Change, Persist};
 use replicator::site_link::lease::LeaseTerms;
 use replicator::site_link::request::GenerationRecord;
@@ -122,7 +124,8 @@ pub struct PeerRecord {
     /// How much acknowledged data a disaster may cost, in milliseconds.
     pub rpo_ms: u64,
     /// Most that may be sent.
-    pub bandwidth_bits_per_second: Option<u64>,
+    #[serde(default, rename = "bandwidth_bits_per_second", with = "bandwidth")]
+    pub bandwidth: Bandwidth,
     /// When requests are acknowledged.
     #[serde(default)]
     pub mode: Mode,
@@ -147,7 +150,7 @@ impl PeerRecord {
             site,
             name,
             rpo_ms,
-            bandwidth_bits_per_second: None,
+            bandwidth: Bandwidth::Unlimited,
             mode: Mode::Async,
             on_disconnect: None,
             ack_timeout_ms: None,
@@ -387,6 +390,22 @@ mod tests {
         let json = serde_json::to_string(&record).unwrap();
         assert!(include_str!("../../docs/formats.md").contains(&json), "{json}");
         assert_eq!(serde_json::from_str::<VolumeRecord>(&json).unwrap(), record);
+    }
+
+    #[test]
+    fn a_limit_is_recorded_as_ever_and_a_calendar_as_its_text() {
+        let with = |bandwidth: &str| PeerRecord {
+            bandwidth: bandwidth.parse().unwrap(),
+            ..PeerRecord::new("SITE".into(), "milan".parse().unwrap(), 5000)
+        };
+        let calendar = "08:00-18:00=20Mbit,else=200Mbit";
+        for (bandwidth, recorded) in [("none", "null"), ("50Mbit", "50000000"), (calendar, "\"08:00-18:00=20Mbit,else=200Mbit\"")] {
+            let json = serde_json::to_string(&with(bandwidth)).unwrap();
+            assert!(json.contains(&format!("\"bandwidth_bits_per_second\":{recorded},")), "{json}");
+            assert_eq!(serde_json::from_str::<PeerRecord>(&json).unwrap(), with(bandwidth));
+        }
+        let bad = serde_json::to_string(&with(calendar)).unwrap().replace("else", "elsewhere");
+        assert!(serde_json::from_str::<PeerRecord>(&bad).unwrap_err().to_string().contains("is no entry of a calendar"));
     }
 
     #[test]

@@ -113,6 +113,14 @@ fn what_was_set_stays_until_it_is_changed_and_goes_with_the_disk() {
         seen["mode"] == "sync" && seen["rpo_target_seconds"] == 1.0 && *limit == 400_000_000
     };
     assert!(as_set(&pair.a.volume()), "{}", pair.a.volume());
+    // The same by a calendar, whatever the time: it is what the standby goes by, too.
+    let calendar = "mon-sun 00:00-12:00=400Mbit,12:00-24:00=400Mbit,else=1Mbit";
+    let told = pair.a.tern(&["replicate", "vm1", "--to", "oregon", "--bandwidth", calendar]);
+    assert!(as_set(&told) && told["bandwidth"] == calendar, "{told}");
+    let refused = pair.a.try_tern(&["replicate", "vm1", "--to", "oregon", "--bandwidth", "8:00-18:00=1Mbit"]).unwrap_err();
+    assert!(refused.0 == 2 && refused.1.contains("times in UTC"), "{refused:?}");
+    let standby = pair.b.volume();
+    assert!(standby["bandwidth"] == calendar && standby["bandwidth_bits_per_second"] == 400_000_000, "{standby}");
     pair.b.tern(&["promote", "vm1"]);
     pair.b.wait_until("as set", |seen| as_set(seen) && seen["promise_held"] == true);
     // A change is at the standby when the operator is answered, and survives it.

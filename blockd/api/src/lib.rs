@@ -4,6 +4,7 @@
 //! word it does not know must not fail where it can pass the document through. This crate moves no bytes: the server is
 //! `blockd::admin`, the client `tern`.
 
+mod bandwidth;
 mod divergence;
 mod drill;
 mod error;
@@ -22,6 +23,7 @@ mod time;
 mod volume;
 mod wait;
 
+pub use bandwidth::{Bandwidth, BandwidthError, Calendar, CalendarError, InForce};
 pub use divergence::{Alone, Divergence};
 pub use drill::{BeginDrill, Drill, DrillList, DrillState};
 pub use error::{ApiError, ErrorCode, ErrorDocument, ExitCode};
@@ -33,7 +35,7 @@ pub use peer::{Invite, InvitePeer, JoinPeer, Peer, PeerList};
 pub use proof::{LastVerify, ScrubStatus};
 pub use quantity::{QuantityError, Rate, Size, Span, human_bytes, human_rate, human_seconds};
 pub use recovery::{Demote, Point, PointList, Promote, Promotion, PromotionKind, Resync, Resynced, TakeBack, Verification};
-pub use replication::{Bandwidth, Replicate, SetMode, Snapshot, StopReplication};
+pub use replication::{Replicate, SetMode, Snapshot, StopReplication};
 pub use status::{
     Fence, FrontEnd, GoingBack, LeaseStatus, Mode, OnDisconnect, ReplicaStatus, Role, State, Status, TrialStatus, Usage, VolumeStatus,
 };

@@ -1,6 +1,6 @@
 //! Keeping a standby: begin, change, end, and recovery points on demand.
 
-use crate::{Fence, Mode, OnDisconnect, QuantityError, Rate, SiteName, Span};
+use crate::{Bandwidth, Fence, Mode, OnDisconnect, SiteName, Span};
 use serde::{Deserialize, Serialize};
 
 /// Begins replication to a site, or changes its settings: what is `None` stays as it is.
@@ -15,7 +15,7 @@ pub struct Replicate {
     /// How much acknowledged data a disaster may cost; at first the daemon's default.
     #[serde(default)]
     pub rpo: Option<Span>,
-    /// Most that this replica may send; at first no limit.
+    /// Most that this replica may send: a rate, `none`, or a calendar; at first no limit.
     #[serde(default)]
     pub bandwidth: Option<Bandwidth>,
     /// What becomes of requests that wait for a standby which is gone; at first as the mode has it.
@@ -42,45 +42,6 @@ pub struct Replicate {
     /// Ends automatic promotion although the witness does not agree.
     #[serde(default)]
     pub force: bool,
-}
-
-/// Most that a replica may send: a rate, or `none`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum Bandwidth {
-    /// As much as the link takes.
-    Unlimited,
-    /// This much.
-    AtMost(Rate),
-}
-
-impl Bandwidth {
-    /// The limit, if there is one.
-    pub fn limit(self) -> Option<Rate> {
-        if let Self::AtMost(rate) = self { Some(rate) } else { None }
-    }
-}
-
-impl std::str::FromStr for Bandwidth {
-    type Err = QuantityError;
-
-    fn from_str(text: &str) -> Result<Self, QuantityError> {
-        if text == "none" { Ok(Self::Unlimited) } else { text.parse().map(Self::AtMost) }
-    }
-}
-
-impl TryFrom<String> for Bandwidth {
-    type Error = QuantityError;
-
-    fn try_from(text: String) -> Result<Self, QuantityError> {
-        text.parse()
-    }
-}
-
-impl From<Bandwidth> for String {
-    fn from(bandwidth: Bandwidth) -> Self {
-        bandwidth.limit().map_or_else(|| "none".into(), |rate| rate.to_string())
-    }
 }
 
 /// Ends replication.

@@ -3,7 +3,7 @@
 //! The scalar fields of a volume describe the replica that is furthest behind its promise; `replicas` has each. Counters are totals
 //! since the volume was made.
 
-use crate::{Divergence, GroupStatus, LastVerify, ScrubStatus, SiteName, UtcTime, VolumeName};
+use crate::{Bandwidth, Divergence, GroupStatus, LastVerify, ScrubStatus, SiteName, UtcTime, VolumeName};
 use serde::{Deserialize, Serialize};
 
 /// The whole document.
@@ -72,7 +72,10 @@ pub struct VolumeStatus {
     /// When the next cut is due by that schedule.
     #[serde(default)]
     pub next_cut: Option<UtcTime>,
-    /// Most that may be sent; `null` for no limit.
+    /// Most that may be sent, as it was set: a rate, or a calendar; `null` for no limit.
+    #[serde(default)]
+    pub bandwidth: Option<Bandwidth>,
+    /// Most that may be sent now; `null` for no limit.
     #[serde(default)]
     pub bandwidth_bits_per_second: Option<u64>,
     /// What is still to send, uncompressed.

@@ -15,6 +15,7 @@ mod groups;
 mod handover;
 mod incoming;
 mod lease;
+mod limit;
 mod mode;
 mod old;
 mod overtaken;

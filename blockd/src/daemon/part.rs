@@ -1,6 +1,7 @@
 //! This site's part in a volume, alive: what runs for it.
 
 use super::lease::Keeper;
+use super::limit::Limit;
 use super::old;
 use super::settings::{Teller, schedule_of, told_to};
 use super::volumes::{Volumes, io_error};
@@ -9,6 +10,7 @@ use crate::store::Image;
 use crate::volume::{Content, GateState, Suspension, Volume};
 use blockd_api::{ApiError, ErrorCode, Mode, VolumeName};
 use replicator::catalogue::Catalogue;
+use replicator::clock::unix_ms;
 use replicator::identity::SiteId;
 use replicator::primary::connection::Route;
 use replicator::primary::memory::{self, EpochNumbers};
@@ -54,7 +56,8 @@ pub(super) struct ReplicaPart {
     pub site: String,
     pub lane: LaneId,
     pub replica: Arc<Replica>,
-    pub bandwidth: watch::Sender<Option<u64>>,
+    /// Most that may be sent to it.
+    pub limit: Arc<Limit>,
     /// Nothing had to be guessed after a crash: what is marked did change.
     pub marks_exactly: bool,
     /// What the standby is to be told.
@@ -266,13 +269,15 @@ impl Volumes {
         // A volume of a group has one standby.
         let place = self.groups.place_of(&record.id).filter(|_| record.others.is_empty());
         replica.join(place.map(|(group, member)| (&group.cutter, member)));
-        let (bandwidth, limit) = watch::channel(peer.bandwidth_bits_per_second);
-        let route = Route { links: self.sites.links.clone(), site, volume: id, bandwidth: limit, counters: volume.counters.clone() };
+        let limit = Arc::new(Limit::new(peer.bandwidth.clone(), unix_ms));
+        let route =
+            Route { links: self.sites.links.clone(), site, volume: id, bandwidth: limit.watch(), counters: volume.counters.clone() };
         let ((settings, teller_settings), (hear, heard)) = (watch::channel(told_to(record, peer)), watch::channel(None));
         let (name, volume_id) = (peer.name.clone(), record.id.clone());
         let teller = Teller { sites: self.sites.clone(), site, name, volume: volume_id, settings: teller_settings, heard: hear };
-        let keeper = tokio::spawn(keep(replica.clone(), route, teller, volume.clone(), record.name.clone(), self.overtaken.clone()));
-        Ok(ReplicaPart { site: peer.site.clone(), lane, replica, bandwidth, marks_exactly, settings, heard, told, keeper })
+        let keeper =
+            tokio::spawn(keep(replica.clone(), route, limit.clone(), teller, volume.clone(), record.name.clone(), self.overtaken.clone()));
+        Ok(ReplicaPart { site: peer.site.clone(), lane, replica, limit, marks_exactly, settings, heard, told, keeper })
     }
 
     /// Starts receiving. The place of the copy is recorded before.
@@ -321,6 +326,7 @@ fn undo_disk(image: &Image, undo: &Path) -> UndoDisk {
 async fn keep(
     replica: Arc<Replica>,
     route: Route,
+    limit: Arc<Limit>,
     teller: Teller,
     volume: Arc<Volume>,
     name: VolumeName,
@@ -343,6 +349,7 @@ async fn keep(
     };
     tokio::select! {
         ((), ()) = async { tokio::join!(replica.keep_connected(route), teller.run(replica.status())) } => {}
+        () = limit.follow() => {}
         () = told => {}
     }
 }

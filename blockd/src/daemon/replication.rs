@@ -136,7 +136,7 @@ impl Daemon {
         if let Part::Primary(primary) = &mut part {
             if let Some(part) = primary.to(&peer.site) {
                 part.replica.set_orders(orders(&peer));
-                part.bandwidth.send_replace(peer.bandwidth_bits_per_second);
+                part.limit.set(peer.bandwidth.clone());
             }
             if old != peer.lease {
                 kept = volumes.keep_lease(&open.volume, &open.record, primary, 0);

@@ -41,10 +41,7 @@ pub(super) fn asked(request: &Replicate, recorded: PeerRecord) -> Outcome<PeerRe
     let peer = PeerRecord {
         mode,
         rpo_ms: request.rpo.map_or(recorded.rpo_ms, millis),
-        bandwidth_bits_per_second: match request.bandwidth {
-            None => recorded.bandwidth_bits_per_second,
-            Some(bandwidth) => bandwidth.limit().map(|rate| rate.bytes_per_second() * 8),
-        },
+        bandwidth: request.bandwidth.clone().unwrap_or(recorded.bandwidth),
         on_disconnect: request.on_disconnect.or(recorded.on_disconnect),
         ack_timeout_ms: request.ack_timeout.map(millis).or(recorded.ack_timeout_ms),
         schedule: match request.schedule.as_deref() {
@@ -95,7 +92,8 @@ pub(super) fn record_of(peer: &PeerRecord) -> SettingsRecord {
     SettingsRecord {
         mode: peer.mode.as_str().to_owned(),
         rpo_ms: peer.rpo_ms,
-        bandwidth_bits_per_second: peer.bandwidth_bits_per_second,
+        bandwidth_bits_per_second: peer.bandwidth.lowest().map(Rate::bits_per_second),
+        bandwidth: Some(&peer.bandwidth).filter(|bandwidth| matches!(bandwidth, Bandwidth::By(_))).map(Bandwidth::to_string),
         on_disconnect: peer.on_disconnect.map(|choice| choice.as_str().to_owned()),
         ack_timeout_ms: peer.ack_timeout_ms,
         schedule: peer.schedule.clone(),
@@ -110,13 +108,20 @@ pub(super) fn told_to(record: &VolumeRecord, peer: &PeerRecord) -> SettingsRecor
     SettingsRecord { others: others.map(told).collect(), ..record_of(peer) }
 }
 
+/// A site of an earlier release tells a number alone.
+fn told_bandwidth(told: &SettingsRecord) -> Outcome<Bandwidth> {
+    let number = || told.bandwidth_bits_per_second.and_then(Rate::from_bits_per_second).map_or(Bandwidth::Unlimited, Bandwidth::AtMost);
+    let calendar = told.bandwidth.as_deref().map(str::parse).transpose();
+    Ok(calendar.map_err(|error: BandwidthError| invalid(error.to_string(), "upgrade this site"))?.unwrap_or_else(number))
+}
+
 /// What is recorded of what the other site told.
 fn recorded(told: &SettingsRecord, peer: &PeerRecord) -> Outcome<PeerRecord> {
     let unknown = |error: String| invalid(error, "upgrade this site");
     check(PeerRecord {
         mode: told.mode.parse().map_err(unknown)?,
         rpo_ms: told.rpo_ms,
-        bandwidth_bits_per_second: told.bandwidth_bits_per_second.filter(|bits| *bits > 0),
+        bandwidth: told_bandwidth(told)?,
         on_disconnect: told.on_disconnect.as_deref().map(str::parse).transpose().map_err(unknown)?,
         ack_timeout_ms: told.ack_timeout_ms,
         schedule: told.schedule.clone(),

@@ -83,7 +83,8 @@ fn recorded_status(record: &VolumeRecord) -> VolumeStatus {
         point_age_seconds: None,
         schedule: peer.filter(|peer| peer.mode == Mode::Snapshot).and_then(|peer| peer.schedule.clone()),
         next_cut: None,
-        bandwidth_bits_per_second: peer.and_then(|peer| peer.bandwidth_bits_per_second),
+        bandwidth: peer.and_then(limit_set),
+        bandwidth_bits_per_second: peer.and_then(|peer| peer.bandwidth.at(unix_ms()).limit).map(Rate::bits_per_second),
         backlog_bytes: 0,
         dirty_blocks: 0,
         changed_bytes: 0,
@@ -183,6 +184,7 @@ fn of_replicas(status: VolumeStatus, primary: &PrimaryPart, record: &VolumeRecor
         let peer = record.peer_at(&part.site)?;
         let (seen, mut status) = (part.replica.status(), status.clone());
         of_primary(&mut status, &seen.borrow(), peer);
+        status.bandwidth_bits_per_second = part.limit.in_force();
         unless_alive(&mut status, seen.has_changed().is_ok());
         Some(status)
     };
@@ -197,6 +199,11 @@ fn of_replicas(status: VolumeStatus, primary: &PrimaryPart, record: &VolumeRecor
 fn distance(status: &VolumeStatus) -> (bool, bool, f64, u64) {
     let rpo = status.rpo_seconds.map_or(f64::INFINITY, |rpo| rpo / status.rpo_target_seconds.unwrap_or(1.0).max(0.001));
     (!status.promise_held, status.state != State::InSync, rpo, status.backlog_bytes)
+}
+
+/// What the operator set, if that is a limit.
+fn limit_set(peer: &PeerRecord) -> Option<Bandwidth> {
+    Some(peer.bandwidth.clone()).filter(|bandwidth| !bandwidth.is_unlimited())
 }
 
 fn of_replica(status: &VolumeStatus) -> ReplicaStatus {
@@ -214,7 +221,7 @@ fn of_replica(status: &VolumeStatus) -> ReplicaStatus {
 fn of_primary(status: &mut VolumeStatus, seen: &PrimaryStatus, peer: &PeerRecord) {
     (status.peer, status.mode) = (Some(peer.name.clone()), peer.mode);
     status.schedule = peer.schedule.clone().filter(|_| peer.mode == Mode::Snapshot);
-    status.bandwidth_bits_per_second = peer.bandwidth_bits_per_second;
+    status.bandwidth = limit_set(peer);
     status.state = primary_state(seen, peer);
     let block = BLOCK_BYTES as u64;
     status.promise_held = is_promise_held(seen, peer);

@@ -86,7 +86,7 @@ const OPTIONAL: &[(&str, &str, Read<Option<f64>>)] = &[
     ("next_cut_timestamp_seconds", "When the next cut is due by its schedule", |volume| {
         volume.next_cut.map(|time| time.unix_seconds() as f64)
     }),
-    ("bandwidth_bits_per_second", "Most that may be sent", |volume| volume.bandwidth_bits_per_second.map(|bits| bits as f64)),
+    ("bandwidth_bits_per_second", "Most that may be sent now", |volume| volume.bandwidth_bits_per_second.map(|bits| bits as f64)),
 ];
 
 type Is<T> = fn(&VolumeStatus, T) -> bool;
@@ -294,6 +294,7 @@ mod tests {
         let volume = serde_json::to_value(VolumeStatus {
             rpo_target_seconds: Some(1.0),
             point_age_seconds: Some(1.0),
+            bandwidth: Some("1bit".parse().unwrap()),
             bandwidth_bits_per_second: Some(1),
             evacuation_seconds: Some(1.0),
             ..example()
@@ -322,6 +323,7 @@ mod tests {
             point_age_seconds: None,
             schedule: None,
             next_cut: None,
+            bandwidth: None,
             bandwidth_bits_per_second: None,
             backlog_bytes: 1,
             dirty_blocks: 1,

@@ -62,9 +62,12 @@ pub struct SettingsRecord {
     pub mode: String,
     /// How much acknowledged data a disaster may cost.
     pub rpo_ms: u64,
-    /// Most that may be sent; `None`: no limit.
+    /// Most that may be sent; `None`: no limit. The least that a calendar allows, for sites that know none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth_bits_per_second: Option<u64>,
+    /// The calendar by which that changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<String>,
     /// A word of the admin API's choices; `None`: as the mode has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_disconnect: Option<String>,
@@ -346,7 +349,8 @@ pub(super) mod tests {
         let settings = SettingsRecord {
             mode: "sync".into(),
             rpo_ms: 5000,
-            bandwidth_bits_per_second: Some(50_000_000),
+            bandwidth_bits_per_second: Some(20_000_000),
+            bandwidth: Some("08:00-18:00=20Mbit,else=200Mbit".into()),
             on_disconnect: Some("suspend".into()),
             ack_timeout_ms: Some(3000),
             schedule: Some("15m".into()),

@@ -13,6 +13,9 @@ const ON_DISCONNECT_HELP: &str = "What becomes of requests that wait for a stand
 const SCHEDULE_HELP: &str = "When mode snapshot cuts: each time that a span such as 15m has passed, \
     or by cron syntax in UTC such as \"0 2 * * *\", or only when `tern snapshot` asks for it (none)";
 
+const BANDWIDTH_HELP: &str = "Most to send to this standby: a rate such as 50Mbit, none for no limit, or a calendar in UTC \
+    such as \"08:00-18:00=20Mbit,else=200Mbit\" or \"mon-fri 22:00-06:00=none,else=20Mbit\"; the first entry that fits counts";
+
 const FENCE_HELP: &str = "When this primary stops acknowledging by itself: never (none), \
     or once neither its standby nor the witness has granted it a lease (lease); requests wait then, reads included";
 
@@ -31,8 +34,8 @@ pub struct ReplicateArgs {
     /// How much acknowledged data a disaster may cost [at first: 5s]
     #[arg(long, value_name = "DURATION")]
     pub rpo: Option<Span>,
-    /// Most to send, such as 50Mbit, or none for no limit [at first: none]
-    #[arg(long, value_name = "RATE")]
+    /// Most to send to this standby, such as 50Mbit, none for no limit, or a calendar [at first: none]
+    #[arg(long, value_name = "RATE", long_help = BANDWIDTH_HELP)]
     pub bandwidth: Option<Bandwidth>,
     /// What becomes of requests that wait for a standby which is gone, slow or full
     #[arg(long, value_parser = values::on_disconnect(), long_help = ON_DISCONNECT_HELP)]

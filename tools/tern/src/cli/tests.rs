@@ -43,6 +43,7 @@ fn every_command_line_of_the_contract_parses() {
         "replicate vm1 --to oregon",
         "replicate vm1 --to oregon --mode sync --rpo 5s --bandwidth 50Mbit",
         "replicate vm1 --to oregon --bandwidth none",
+        "replicate vm1 --to oregon --bandwidth 08:00-18:00=20Mbit,else=200Mbit",
         "replicate vm1 --stop",
         "replicate vm1 --to oregon --stop",
         "replicate vm1 --to oregon --mode snapshot --schedule 15m",
@@ -99,6 +100,7 @@ fn wrong_command_lines_are_usage() {
         "replicate vm1 --stop --rpo 5s",
         "replicate vm1 --to oregon --rpo 5",
         "replicate vm1 --to oregon --bandwidth 50M",
+        "replicate vm1 --to oregon --bandwidth 08:00-18:00=20Mbit,night=200Mbit",
         "mode vm1",
         "wait vm1",
         "wait vm1 --for godot",
@@ -128,7 +130,7 @@ fn a_volume_that_is_to_be_served_nowhere_is_told_every_way() {
 fn values_arrive_as_they_were_meant() {
     let Verb::Replicate(arguments) = verb("replicate vm1 --to oregon --rpo 5s --bandwidth 50Mbit") else { panic!() };
     assert_eq!((arguments.mode, arguments.rpo), (None, Some(Span::from_seconds(5))));
-    assert_eq!(arguments.bandwidth.and_then(Bandwidth::limit).map(Rate::bits_per_second), Some(50_000_000));
+    assert_eq!(arguments.bandwidth, Some(Bandwidth::AtMost(Rate::from_bits_per_second(50_000_000).unwrap())));
     let Verb::Wait(arguments) = verb("wait vm1 --for committed=12") else { panic!() };
     assert_eq!((arguments.condition, arguments.timeout), (Condition::Committed(12), Span::from_seconds(60)));
     let Verb::Volume(VolumeVerb::Create(arguments)) = verb("volume create vm1 --size 10G --import a.qcow2") else { panic!() };

@@ -7,8 +7,8 @@ use crate::{
     table::{Align, Table},
 };
 use blockd_api::{
-    Alone, ApiError, Divergence, FrontEnd, GoingBack, Mode, ReplicaStatus, Role, Status, TrialStatus, VolumeStatus, human_bytes,
-    human_seconds, routes,
+    Alone, ApiError, Bandwidth, Divergence, FrontEnd, GoingBack, Mode, ReplicaStatus, Role, Status, TrialStatus, VolumeStatus, human_bytes,
+    human_rate, human_seconds, routes,
 };
 
 /// `tern status [NAME]`.
@@ -45,6 +45,9 @@ fn table(status: &Status) -> String {
             volume.replicas.iter().for_each(|replica| text.push_str(&format!("{}: {}\n", volume.name, standby(replica))));
         }
         if let Some(said) = cuts(volume) {
+            text.push_str(&format!("{}: {said}\n", volume.name));
+        }
+        if let Some(said) = limit(volume).filter(|_| volume.role == Role::Primary) {
             text.push_str(&format!("{}: {said}\n", volume.name));
         }
         if let Some(scrub) = volume.scrub.as_ref().filter(|scrub| scrub.last.is_some() || scrub.found_blocks > 0 || scrub.error.is_some()) {
@@ -91,6 +94,13 @@ pub fn cuts(volume: &VolumeStatus) -> Option<String> {
         volume.point_age_seconds.map_or_else(|| "no recovery point yet".to_owned(), |age| format!("last cut {} ago", human_seconds(age)));
     let next = volume.next_cut.map_or_else(|| "cut only when asked".to_owned(), |time| format!("next one at {time}"));
     Some(format!("{last}, {next}"))
+}
+
+/// Most that may be sent, in words.
+fn limit(volume: &VolumeStatus) -> Option<String> {
+    let now = volume.bandwidth_bits_per_second.map(|limit| format!("sends at most {}", human_rate(limit as f64)));
+    let Some(Bandwidth::By(calendar)) = &volume.bandwidth else { return now };
+    Some(format!("{} now, by {calendar} in UTC", now.unwrap_or_else(|| "sends without a limit".into())))
 }
 
 /// How far the image has been led back, in words.

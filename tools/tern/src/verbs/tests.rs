@@ -123,14 +123,16 @@ fn refusal(code: &str) -> String {
 
 /// A status of one volume, with every field.
 pub fn example_status() -> Value {
-    json!({"site": "osaka", "id": "5f", "volumes": [{"name": "vm1", "size_bytes": 10u64 << 30, "role": "primary", "state": "catching-up",
+    let mut status = json!({"site": "osaka", "id": "5f", "volumes": [{"name": "vm1", "size_bytes": 10u64 << 30, "role": "primary", "state": "catching-up",
         "promise_held": true, "mode": "async", "peer": "oregon", "generation": 3, "epoch_open": 812, "epoch_committed": 810,
         "rpo_seconds": 0.4, "rpo_target_seconds": 5.0, "point_age_seconds": 1.4, "schedule": null, "next_cut": null, "bandwidth_bits_per_second": 50_000_000, "backlog_bytes": 12u64 << 20,
         "dirty_blocks": 3072, "changed_bytes": 3u64 << 30, "wire_bytes_sent": 1u64 << 30, "wire_bytes_received": 5 << 20,
         "zero_blocks": 6, "duplicate_blocks": 7, "delta_blocks": 8, "full_blocks": 9, "evacuation_seconds": 1.2,
         "attached": ["vhost-user", "nbd"], "last_error": null, "replicas": [{"site": "oregon", "mode": "async", "state": "catching-up",
             "epoch_committed": 810, "rpo_seconds": 0.4, "backlog_bytes": 12u64 << 20}]}],
-        "journal": {"used_bytes": 1u64 << 30, "quota_bytes": 20u64 << 30}, "spill": {"used_bytes": 0, "quota_bytes": 10u64 << 30}})
+        "journal": {"used_bytes": 1u64 << 30, "quota_bytes": 20u64 << 30}, "spill": {"used_bytes": 0, "quota_bytes": 10u64 << 30}});
+    status["volumes"][0]["bandwidth"] = json!("08:00-18:00=50Mbit,else=200Mbit");
+    status
 }
 
 #[test]
@@ -236,7 +238,8 @@ fn status_is_one_line_a_volume() {
     let fake = Fake::answering(200, example_status().to_string());
     let ended = fake.run("status vm1");
     let expected = "VOLUME  ROLE     STATE        MODE   PEER      RPO   BACKLOG  EVACUATION  ATTACHED\n\
-        vm1     primary  catching-up  async  oregon  0.4 s  12.0 MiB       1.2 s  vhost-user,nbd\n";
+        vm1     primary  catching-up  async  oregon  0.4 s  12.0 MiB       1.2 s  vhost-user,nbd\n\
+        vm1: sends at most 50.0 Mbit/s now, by 08:00-18:00=50Mbit,else=200Mbit in UTC\n";
     assert_eq!((ended.exit, ended.out.as_str()), (ExitCode::Done, expected));
     assert_eq!(fake.asked(), [("GET".to_owned(), "/v1/status?volume=vm1".to_owned(), Value::Null)]);
 }

@@ -46,7 +46,7 @@ fn a_volume_shows_all_that_one_wants_to_know() {
         "0.4 s / 5.0 s",
         "12.0 MiB",
         "40.0 Mbit/s",
-        "limit 50.0 Mbit/s",
+        "limit 50.0 Mbit/s now",
         "▆",
         "epoch 812 open, 810 committed",
         "6 zero, 7 duplicate, 8 delta, 9 full",

@@ -5,7 +5,7 @@ use super::{
     strips::{bar, curve},
 };
 use crate::verbs::status::{cuts, going_back, on_trial};
-use blockd_api::{Role, State, Status, Usage, VolumeStatus, human_bytes, human_rate, human_seconds};
+use blockd_api::{Bandwidth, Role, State, Status, Usage, VolumeStatus, human_bytes, human_rate, human_seconds};
 use ratatui::{
     Frame,
     layout::{Constraint, Layout, Rect},
@@ -203,8 +203,8 @@ fn facts(volume: &VolumeStatus) -> Vec<Line<'static>> {
 /// Link use as a curve of the part's full width, four lines high.
 fn draw_curve(frame: &mut Frame, area: Rect, volume: &VolumeStatus, trend: Option<&Trend>) {
     let Some(trend) = trend else { return };
-    let limit =
-        volume.bandwidth_bits_per_second.map_or_else(|| "no limit".to_owned(), |limit| format!("limit {}", human_rate(limit as f64)));
+    let now = volume.bandwidth_bits_per_second.map_or_else(|| "no limit".to_owned(), |limit| format!("limit {}", human_rate(limit as f64)));
+    let limit = if matches!(volume.bandwidth, Some(Bandwidth::By(_))) { format!("{now} now") } else { now };
     let heading = Line::from(vec![
         Span::styled("link use ", DIM),
         Span::from(human_rate(trend.rate())).bold(),
