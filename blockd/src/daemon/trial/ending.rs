@@ -35,6 +35,15 @@ fn kept_is_damaged(name: &VolumeName, damaged: &RoaringBitmap) -> ApiError {
     ApiError::new(ErrorCode::WouldLoseData, message).with_hint(cure)
 }
 
+/// A trial that is being taken back.
+struct TakenBack<'a> {
+    record: &'a VolumeRecord,
+    trial: &'a TrialRecord,
+    volume: &'a Arc<Volume>,
+    /// Blocks of which what was kept is lost are accepted.
+    force: bool,
+}
+
 impl Daemon {
     /// The trial is final: this site is primary. Clients see a pause.
     pub(in crate::daemon) async fn commit_trial(&self, name: &VolumeName) -> Outcome<Promotion> {
@@ -98,7 +107,7 @@ impl Daemon {
             recorded.inspect_err(|_| volume.gate.reopen())?;
         }
         let told = |done, total| progress.report(Progress::bytes("rollback", done, Some(total)));
-        self.put_back(&record, &trial, &volume, force, &told).await?;
+        self.put_back(&TakenBack { record: &record, trial: &trial, volume: &volume, force }, &told).await?;
         self.tell_voided(name).await;
         self.volumes.lock().await.get(name).map(status::status)
     }
@@ -111,23 +120,16 @@ impl Daemon {
     }
 
     /// What a rollback does once it is recorded; done again, from the beginning, after a crash or an error.
-    pub(super) async fn put_back(
-        &self,
-        record: &VolumeRecord,
-        trial: &TrialRecord,
-        volume: &Arc<Volume>,
-        force: bool,
-        told: &(dyn Fn(u64, u64) + Sync),
-    ) -> Outcome<()> {
-        let name = &record.name;
+    async fn put_back(&self, back: &TakenBack<'_>, told: &(dyn Fn(u64, u64) + Sync)) -> Outcome<()> {
+        let name = &back.record.name;
         let front_ends = self.volumes.lock().await.front_ends.clone();
         // A request that waits would be carried out on other content: whoever made it has to begin anew.
         let emptied = tokio::time::timeout(DRAIN_DEADLINE, async {
             front_ends.end_all(name).await;
-            volume.gate.drained().await;
+            back.volume.gate.drained().await;
         });
         let done = match emptied.await {
-            Ok(()) => self.put_all_back(record, trial, volume, force, told).await,
+            Ok(()) => self.put_all_back(back, told).await,
             Err(_) => {
                 let error = ApiError::new(ErrorCode::Timeout, format!("{name}: requests of clients do not complete"));
                 Err(error.with_hint("the disk does not answer: see the kernel's log; it is tried again"))
@@ -137,14 +139,8 @@ impl Daemon {
         done
     }
 
-    async fn put_all_back(
-        &self,
-        record: &VolumeRecord,
-        trial: &TrialRecord,
-        volume: &Arc<Volume>,
-        force: bool,
-        told: &(dyn Fn(u64, u64) + Sync),
-    ) -> Outcome<()> {
+    async fn put_all_back(&self, back: &TakenBack<'_>, told: &(dyn Fn(u64, u64) + Sync)) -> Outcome<()> {
+        let TakenBack { record, trial, volume, force } = *back;
         let (name, id) = (&record.name, volume_id(record)?);
         let (_, lineage) = goes_on_from(trial)?;
         let place = self.volumes.lock().await.kept_place(record)?;
