@@ -242,6 +242,12 @@ impl Pair {
         Self::of(directory, a, b, [&addresses[0], &addresses[1]], rpo)
     }
 
+    /// Neither of them has met what should not be.
+    pub fn assert_no_panic(&self) {
+        self.a.assert_no_panic();
+        self.b.assert_no_panic();
+    }
+
     /// The same with sites that run already, of which the first has the volume, and where each reaches the other.
     pub fn of(directory: tempfile::TempDir, a: Site, b: Site, [a_at, b_at]: [&str; 2], rpo: &str) -> Self {
         let invite = a.tern(&["peer", "invite", "--address", a_at]);
