@@ -32,6 +32,8 @@ pub struct Receiver {
     staged: RoaringBitmap,
     /// Staged by attempts that were broken off, and not confirmed since.
     unconfirmed: RoaringBitmap,
+    /// An epoch was refused: what is staged may hold blocks that its primary neither sent nor owes.
+    is_staged_in_doubt: bool,
 }
 
 /// What the shell has to do for a message.
@@ -61,7 +63,7 @@ pub enum Step {
 pub enum Staged {
     /// It stays, to be confirmed by comparing.
     Stays,
-    /// Another primary staged it: drop it.
+    /// Another primary staged it, or nobody knows who: drop it.
     Goes,
 }
 
@@ -91,6 +93,7 @@ impl Receiver {
             digest: EpochDigest::default(),
             staged: RoaringBitmap::new(),
             unconfirmed,
+            is_staged_in_doubt: false,
         }
     }
 
@@ -201,7 +204,7 @@ impl Receiver {
         }
         // A primary that has forgotten that it grew will never confirm what it sent from there.
         let beyond = self.unconfirmed.max().is_some_and(|last| u64::from(last) >= block_count(attach.size_bytes));
-        Ok(if beyond { Staged::Goes } else { staged })
+        Ok(if beyond || self.is_staged_in_doubt { Staged::Goes } else { staged })
     }
 
     fn handle_attach(&mut self, attach: Attach) -> Result<Step, Refused> {
@@ -214,6 +217,7 @@ impl Receiver {
         if staged == Staged::Goes {
             self.unconfirmed.clear();
         }
+        self.is_staged_in_doubt = false;
         self.attached = true;
         self.rival = None;
         self.lineage = attach.lineage.clone();
@@ -249,6 +253,7 @@ impl Receiver {
     }
 
     fn handle_commit(&mut self, commit: Commit) -> Result<Step, Refused> {
+        self.is_staged_in_doubt = true;
         self.check_size(commit.size_bytes)?;
         let problem = if commit.epoch <= self.committed {
             "the epoch is not after the last committed one"
@@ -261,6 +266,7 @@ impl Receiver {
         } else if self.staged.max().is_some_and(|last| u64::from(last) >= block_count(commit.size_bytes)) {
             "blocks beyond the end of the volume"
         } else {
+            self.is_staged_in_doubt = false;
             return Ok(Step::Commit(commit));
         };
         Err(self.refuse(Refusal::Protocol, problem))

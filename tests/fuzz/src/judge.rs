@@ -30,6 +30,8 @@ pub struct Judge {
     staged: BTreeMap<BlockNumber, Fingerprint>,
     /// What came in attempts that were broken off, and was not sent or found equal since.
     owed: RoaringBitmap,
+    /// A commit was refused: what is staged goes when a primary attaches.
+    is_in_doubt: bool,
     digest: EpochDigest,
     decoder: Option<Decoder>,
 }
@@ -45,6 +47,7 @@ impl Judge {
             content: BTreeMap::new(),
             staged: BTreeMap::new(),
             owed: RoaringBitmap::new(),
+            is_in_doubt: false,
             digest: EpochDigest::default(),
             decoder: None,
         }
@@ -66,7 +69,12 @@ impl Judge {
                 }
                 self.handle_disconnected();
             }
-            Err(_) => self.handle_disconnected(),
+            Err(_) => {
+                let commits =
+                    |envelope: Envelope| matches!(envelope.message, Message::Commit(_)) && envelope.generation == self.lineage.current();
+                self.is_in_doubt |= self.is_attached && envelope.is_ok_and(commits);
+                self.handle_disconnected();
+            }
         }
     }
 
@@ -80,6 +88,7 @@ impl Judge {
     /// The daemon began again: it knows of what is staged, and of nothing that failed.
     pub fn handle_reopened(&mut self) {
         self.owed.clear();
+        self.is_in_doubt = false;
         self.handle_disconnected();
     }
 
@@ -130,7 +139,7 @@ impl Judge {
             self.content.retain(|block, _| u64::from(*block) < block_count(attach.size_bytes));
         }
         let is_beyond = self.owed.max().is_some_and(|last| u64::from(last) >= block_count(attach.size_bytes));
-        if is_beyond || attach.lineage.current().id != mine {
+        if is_beyond || std::mem::take(&mut self.is_in_doubt) || attach.lineage.current().id != mine {
             self.staged.clear();
             self.owed.clear();
         }

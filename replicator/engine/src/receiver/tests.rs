@@ -65,6 +65,18 @@ fn what_was_confirmed_in_a_broken_attempt_must_be_confirmed_again() {
     }
 }
 
+#[test]
+fn a_block_that_its_primary_neither_sent_nor_owes_stops_one_stream_and_not_the_next_one() {
+    let mut receiver = receiver(Base::Point, 5);
+    attach(&mut receiver, &lineage()).unwrap();
+    send(&mut receiver, &lineage(), Message::Blocks(blocks(2))).unwrap();
+    assert_eq!(send(&mut receiver, &lineage(), commit(6, &[&blocks(1)])), Err(Refusal::Protocol));
+    receiver.handle_disconnected();
+    assert!(matches!(attach(&mut receiver, &lineage()), Ok(Step::Adopt { staged: Staged::Goes, .. })));
+    send(&mut receiver, &lineage(), Message::Blocks(blocks(1))).unwrap();
+    assert!(matches!(send(&mut receiver, &lineage(), commit(7, &[&blocks(1)])), Ok(Step::Commit(_))));
+}
+
 /// Lesson: generations come first, both ways (ceph#17979).
 #[test]
 fn an_old_generation_is_refused_before_anything_else() {
