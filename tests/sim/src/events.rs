@@ -42,6 +42,7 @@ impl World {
         if self.has_several {
             self.distance_changes();
             self.failover_follows();
+            self.guest_takes_back();
         }
         self.check_sites();
     }
@@ -283,8 +284,7 @@ impl World {
                 self.connect(primary, standby);
             }
             self.guest_progresses(primary);
-            let at = self.sites[primary].as_primary().and_then(|of| of.replicas.iter().position(|replica| replica.peer.is_at(standby)));
-            at.into_iter().for_each(|at| self.move_data_of(primary, at));
+            self.move_data_to(primary, standby);
             self.give_up_later_points(standby);
             // Overtaken by a copy that took on a later generation, and whose primary is no more.
             if self.sites[primary].record.role != Role::Primary {

@@ -15,6 +15,7 @@ mod crash_images;
 mod events;
 mod failover;
 mod faults;
+mod forgetful;
 mod group;
 mod history;
 mod network;
@@ -26,6 +27,7 @@ mod standby;
 mod standbys;
 mod storage;
 mod streams;
+mod taking_back;
 mod wiretap;
 mod world;
 

@@ -4,7 +4,7 @@ use crate::wiretap::Wiretap;
 use bytes::Bytes;
 use rand::RngExt;
 use rand::rngs::StdRng;
-use replicator_engine::wire::{Envelope, Message};
+use replicator_engine::wire::{Content, Envelope, Message};
 use std::collections::{BTreeSet, VecDeque};
 
 /// Frames on their way in one direction.
@@ -87,7 +87,7 @@ impl Direction {
         self.0.is_empty()
     }
 
-    /// A message with content is lost, or its content changes: what the digests are for. Says whether there was one.
+    /// A message with content is lost, or damaged: what the digests are for. Says whether there was one.
     pub fn tamper(&mut self, rng: &mut StdRng) -> bool {
         let content = |frame: &Bytes| match Envelope::decode(frame.clone()) {
             Ok(Envelope { generation, message: Message::Blocks(blocks) }) => Some((generation, blocks)),
@@ -95,15 +95,24 @@ impl Direction {
         };
         let found = self.0.iter().enumerate().find_map(|(at, (_, frame))| Some((at, content(frame)?)));
         let Some((at, (generation, mut blocks))) = found else { return false };
-        if blocks.payload.is_empty() || rng.random_bool(0.5) {
-            self.0.remove(at);
-        } else {
-            let mut payload = blocks.payload.to_vec();
-            let byte = rng.random_range(0..payload.len());
-            payload[byte] ^= 1 << rng.random_range(0..8);
-            blocks.payload = payload.into();
-            self.0[at].1 = Envelope { generation, message: Message::Blocks(blocks) }.encode();
+        let zeroes = blocks.runs.iter().rposition(|(_, content)| *content == Content::Zero);
+        match (rng.random_range(0..3), zeroes) {
+            (0, _) if !blocks.payload.is_empty() => blocks.payload = flipped(&blocks.payload, rng),
+            // What follows in its stream is understood all the same.
+            (1, Some(zeroes)) => _ = blocks.runs.remove(zeroes),
+            _ => {
+                self.0.remove(at);
+                return true;
+            }
         }
+        self.0[at].1 = Envelope { generation, message: Message::Blocks(blocks) }.encode();
         true
     }
+}
+
+fn flipped(payload: &[u8], rng: &mut StdRng) -> Bytes {
+    let mut payload = payload.to_vec();
+    let byte = rng.random_range(0..payload.len());
+    payload[byte] ^= 1 << rng.random_range(0..8);
+    payload.into()
 }

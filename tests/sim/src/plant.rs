@@ -34,24 +34,8 @@ pub enum Plant {
     ForgetHistory,
     /// A copy that a second primary takes over in the middle of a resync passes for one that no other primary wrote to.
     KeepBase,
-}
-
-impl Plant {
-    /// All of them.
-    pub const ALL: [Self; 14] = [
-        Self::AcknowledgeBeforeCommit,
-        Self::CoolBeforeFlush,
-        Self::FoldOutOfOrder,
-        Self::SkipActivityLog,
-        Self::ForgetDirtyBit,
-        Self::AcceptOldGeneration,
-        Self::PublishUnchecked,
-        Self::LoseTornTail,
-        Self::AcknowledgeBeforeArrival,
-        Self::KeepPromise,
-        Self::ForgetDigests,
-        Self::ForgetInOtherLane,
-        Self::ForgetHistory,
-        Self::KeepBase,
-    ];
+    /// Blocks that a copy was asked about, and had, are missing from what it knows of its epochs.
+    ForgetFoundEqual,
+    /// What was sent on a stream that broke passes for known on the next one.
+    KeepSentContent,
 }

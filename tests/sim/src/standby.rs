@@ -1,5 +1,6 @@
 //! The standby's side: the real [`Standby`], and what its service does around it.
 
+use crate::forgetful::Forgetful;
 use crate::plant::Plant;
 use crate::storage::{SimFiles, Storage};
 use bytes::Bytes;
@@ -35,6 +36,7 @@ pub struct StandbyPart {
     rival: Option<Lineage>,
     /// Whether the volume has other standbys: then it is remembered what changes here.
     has_others: bool,
+    forgetful: Forgetful,
 }
 
 /// A copy that stands still at its last recovery point.
@@ -61,7 +63,7 @@ impl StandbyPart {
     /// Starts receiving.
     pub fn start(storage: Storage, quota_bytes: u64, has_others: bool, rival: Option<Lineage>) -> Result<Self, JournalError> {
         let lineage = Lineage::first(VOLUME);
-        let mut started = Self { storage, quota_bytes, standby: None, lineage, rival, has_others };
+        let mut started = Self { storage, quota_bytes, standby: None, lineage, rival, has_others, forgetful: Forgetful::default() };
         started.lineage = started.reopen()?.place().lineage.clone();
         Ok(started)
     }
@@ -70,6 +72,7 @@ impl StandbyPart {
     pub fn everywhere(&mut self, epoch: Epoch) {
         if let Some(standby) = &mut self.standby {
             standby.handle_everywhere(epoch);
+            self.forgetful.history.forget_until(epoch);
         }
     }
 
@@ -108,18 +111,16 @@ impl StandbyPart {
 
     /// A frame came; what to answer.
     pub fn handle_frame(&mut self, frame: Bytes) -> Result<Option<Bytes>, Refused> {
-        let is_planted = self.storage.faults.plant() == Some(Plant::KeepBase);
+        let plant = self.storage.faults.plant();
         let standby = self.reopen().map_err(|error| no_storage(&error))?;
-        let before = is_planted.then(|| standby.place().clone());
-        match standby.handle_frame(frame) {
+        let before = plant.map(|plant| (plant, standby.place().clone()));
+        match standby.handle_frame(frame.clone()) {
             Ok(mut answer) => {
                 let generation = standby.generation();
-                if let (Some(Message::Attached(attached)), Some(Place { base: base @ Base::PointBut(_), committed, .. })) =
-                    (&mut answer, before)
-                {
-                    (attached.base, attached.committed) = (base, committed);
-                }
                 (self.rival, self.lineage) = (standby.rival().cloned(), standby.place().lineage.clone());
+                if let Some((plant, before)) = before {
+                    self.meddle(plant, frame, before, &mut answer);
+                }
                 Ok(answer.map(|message| Envelope { generation, message }.encode()))
             }
             Err(error) => {
@@ -131,6 +132,22 @@ impl StandbyPart {
                 self.disconnect();
                 Err(refused)
             }
+        }
+    }
+
+    /// Bugs that are planted in what an answer says, and in what is known of an epoch.
+    fn meddle(&mut self, plant: Plant, frame: Bytes, before: Place, answer: &mut Option<Message>) {
+        match (plant, answer) {
+            (Plant::KeepBase, Some(Message::Attached(attached))) if matches!(before.base, Base::PointBut(_)) => {
+                (attached.base, attached.committed) = (before.base, before.committed);
+            }
+            (Plant::ForgetFoundEqual, Some(Message::Committed(epoch))) => self.forgetful.committed(&before.base, *epoch),
+            (Plant::ForgetFoundEqual, None) => {
+                if let Ok(Envelope { message: Message::Blocks(blocks), .. }) = Envelope::decode(frame) {
+                    self.forgetful.came(&blocks);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -155,7 +172,10 @@ impl StandbyPart {
     pub fn settle(&mut self) -> io::Result<Settled> {
         let standby = self.reopen().map_err(io::Error::other)?;
         let (epoch, _) = standby.settle()?;
-        Ok(Settled { epoch, place: standby.place().clone(), damaged: standby.damaged(), history: standby.history() })
+        let (place, damaged, history) = (standby.place().clone(), standby.damaged(), standby.history());
+        let is_planted = self.has_others && self.storage.faults.plant() == Some(Plant::ForgetFoundEqual);
+        let history = if is_planted { self.forgetful.history.clone() } else { history };
+        Ok(Settled { epoch, place, damaged, history })
     }
 
     fn reopen(&mut self) -> Result<&mut Standby<SimFiles>, JournalError> {
@@ -164,6 +184,7 @@ impl StandbyPart {
             if self.has_others {
                 standby.handle_everywhere(0);
             }
+            self.forgetful = Forgetful::new(standby.place().committed);
             standby.set_rival(self.rival.clone());
             self.standby = Some(standby);
         }

@@ -11,6 +11,8 @@ use replicator_engine::wire;
 
 /// Turns in which a copy gets something that nobody else has, while it is in the middle of a resync.
 const BREAKING_TURNS: u32 = 40;
+/// Turns in which a copy follows a new primary.
+const FOLLOWING_TURNS: u32 = 40;
 /// Turns within which the writes of an epoch are done.
 const CLOSING_TURNS: u32 = 200;
 
@@ -38,18 +40,38 @@ impl World {
         }
     }
 
-    /// Failovers come one upon the other: sometimes while a copy is in the middle of its resync.
+    /// Failovers come one upon the other.
     pub fn failover_follows(&mut self) {
-        let copy = (0..self.sites.len()).find_map(|site| self.resyncs_from(site).map(|primary| (primary, site)));
-        if let Some((primary, copy)) = copy.filter(|_| self.rng.random_bool(0.2)) {
-            self.break_off(primary, copy);
-        } else if copy.is_some() || !self.rng.random_bool(0.008) {
+        if self.is_broken_off() || !self.rng.random_bool(0.012) {
             return;
         }
         let ready: Vec<usize> = (0..self.sites.len()).filter(|site| self.has_point(*site)).collect();
         if !ready.is_empty() {
             let site = ready[self.rng.random_range(0..ready.len())];
             self.promote(site, None);
+        }
+    }
+
+    /// Sometimes the next one comes while a copy is in the middle of its resync, and the copy follows the second primary.
+    fn is_broken_off(&mut self) -> bool {
+        let sites = 0..self.sites.len();
+        let Some((primary, copy)) = sites.clone().find_map(|site| Some((self.resyncs_from(site)?, site))) else { return false };
+        let lineage = self.sites[primary].record.lineage.clone();
+        let follows = |site: &mut Site| site.as_standby().is_some_and(|standby| standby.has_point() && *standby.lineage() == lineage);
+        let Some(second) = sites.into_iter().find(|site| follows(&mut self.sites[*site])) else { return false };
+        if self.rng.random_bool(0.5) {
+            self.break_off(primary, copy);
+            self.promote(second, None);
+            self.follow_up(second, copy);
+        }
+        true
+    }
+
+    /// A copy hears of the new primary before the old one is back.
+    pub fn follow_up(&mut self, primary: usize, copy: usize) {
+        for _ in 0..FOLLOWING_TURNS {
+            self.now_ms += 5;
+            self.move_data_to(primary, copy);
         }
     }
 
@@ -74,8 +96,7 @@ impl World {
             self.now_ms += 5;
             self.guest_begins(primary);
             self.guest_progresses(primary);
-            let at = self.sites[primary].as_primary().and_then(|of| of.replicas.iter().position(|replica| replica.peer.is_at(copy)));
-            at.into_iter().for_each(|at| self.move_data_of(primary, at));
+            self.move_frame_to(primary, copy);
             if self.resyncs_from(copy) != Some(primary) {
                 return;
             }

@@ -30,12 +30,38 @@ impl World {
         }
     }
 
-    /// The same for the standby at this place in its list.
-    pub fn move_data_of(&mut self, site: usize, at: usize) {
-        let Some(primary) = self.sites[site].as_primary() else { return };
-        let peer = primary.replicas[at].peer;
+    /// The same for the standby at this site, if it has one there.
+    pub fn move_data_to(&mut self, site: usize, to: usize) {
+        self.place_of(site, to).into_iter().for_each(|at| self.move_data_of(site, at));
+    }
+
+    /// The same, but at most one frame gets to the standby.
+    pub fn move_frame_to(&mut self, site: usize, to: usize) {
+        if self.place_of(site, to).is_some_and(|at| self.send_of(site, at) == Some(to)) {
+            self.deliver_down(site, to, 1);
+            self.deliver_up(site, to);
+        }
+    }
+
+    fn place_of(&mut self, site: usize, to: usize) -> Option<usize> {
+        self.sites[site].as_primary()?.replicas.iter().position(|replica| replica.peer.is_at(to))
+    }
+
+    fn move_data_of(&mut self, site: usize, at: usize) {
+        let Some(to) = self.send_of(site, at) else { return };
+        let frames = self.rng.random_range(0..6);
+        self.deliver_down(site, to, frames);
+        if self.rng.random_bool(0.5) {
+            self.fold(site, to);
+        }
+        self.deliver_up(site, to);
+    }
+
+    /// The sender of the standby at this place in the list works. To whom its stream goes, if it has one.
+    fn send_of(&mut self, site: usize, at: usize) -> Option<usize> {
+        let peer = self.sites[site].as_primary()?.replicas[at].peer;
         if self.far.is_some_and(|far| peer == Peer::At(far)) {
-            return;
+            return None;
         }
         if self.stream_of(site, peer).is_none() {
             let to = self.whom_to_meet(site, peer);
@@ -43,27 +69,24 @@ impl World {
         }
         let (steps, to) = (self.rng.random_range(1..6), self.stream_of(site, peer));
         let (now_ms, unix_ms) = (self.now_ms, self.now_ms + self.day_ms);
-        let Some(primary) = self.sites[site].as_primary() else { return };
+        let primary = self.sites[site].as_primary()?;
         let (mut frames, before) = (Vec::new(), primary.promises());
         let done = primary.run(at, &mut Scene { site, now_ms, unix_ms, history: &mut self.history }, steps, &mut frames);
         let (after, waiting) = (primary.promises(), primary.waiting());
         if before != after {
             self.note(|| format!("{} puts {after:?} in force, {waiting} requests wait", name(site)));
         }
-        let Some(to) = to else { return };
+        let to = to?;
         if let Some(session) = self.sessions.get_mut(&(site, to)) {
             let due_ms = session.due_ms(self.now_ms);
             frames.into_iter().for_each(|frame| session.down.send(due_ms, frame));
         }
         if done.is_err() {
             self.note(|| format!("{} cannot read its disk", name(site)));
-            return self.end_session(site, to);
+            self.end_session(site, to);
+            return None;
         }
-        self.deliver_down(site, to);
-        if self.rng.random_bool(0.5) {
-            self.fold(site, to);
-        }
-        self.deliver_up(site, to);
+        Some(to)
     }
 
     fn whom_to_meet(&mut self, site: usize, peer: Peer) -> usize {
@@ -83,8 +106,8 @@ impl World {
         }
     }
 
-    fn deliver_down(&mut self, site: usize, to: usize) {
-        for _ in 0..self.rng.random_range(0..6) {
+    fn deliver_down(&mut self, site: usize, to: usize, frames: u32) {
+        for _ in 0..frames {
             let Some(session) = self.sessions.get_mut(&(site, to)) else { return };
             if !self.network.passes(site, to) || self.sites[to].storage.faults.stalls() {
                 return;
@@ -286,7 +309,8 @@ impl World {
         if self.sessions.contains_key(&(site, to)) {
             if self.rng.random_bool(0.5) {
                 self.now_ms += 50;
-                self.deliver_down(site, to);
+                let frames = self.rng.random_range(0..6);
+                self.deliver_down(site, to, frames);
             }
             let ended = self.sessions.remove(&(site, to));
             if let Some(standby) = self.sites[to].as_standby().filter(|_| ended.is_some_and(|session| session.is_attached)) {

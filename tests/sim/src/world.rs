@@ -119,6 +119,12 @@ impl World {
         }
     }
 
+    /// So many stamps that no sector has; the first of them.
+    pub fn stamps(&mut self, count: usize) -> u64 {
+        self.next_stamp += count as u64;
+        self.next_stamp - count as u64
+    }
+
     pub fn guest_progresses(&mut self, site: usize) {
         if self.sites[site].storage.faults.stalls() {
             return;

@@ -88,3 +88,13 @@ fn a_history_that_is_forgotten_at_a_second_failover_is_found() {
 fn a_copy_that_is_taken_over_in_the_middle_of_a_resync_is_found_if_it_passes_for_whole() {
     is_found(Plant::KeepBase);
 }
+
+#[test]
+fn a_history_without_the_blocks_that_were_found_equal_is_found() {
+    is_found(Plant::ForgetFoundEqual);
+}
+
+#[test]
+fn a_stream_that_goes_on_with_what_another_one_brought_is_found() {
+    is_found(Plant::KeepSentContent);
+}

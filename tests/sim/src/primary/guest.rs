@@ -60,7 +60,18 @@ impl Primary {
         });
         let content = Content { first_sector, stamps: stamps.collect() };
         *next_stamp += count;
-        let run = Run::covering(first_sector * 512, count * 512).expect("a short run");
+        self.admit(content);
+    }
+
+    /// It begins to write a whole block, if it may.
+    pub fn write_block(&mut self, block: BlockNumber, content: &Stamps) {
+        if self.is_open && self.waiting() < QUEUE_DEPTH {
+            self.admit(Content { first_sector: u64::from(block) * SECTORS as u64, stamps: content.to_vec() });
+        }
+    }
+
+    fn admit(&mut self, content: Content) {
+        let run = Run::covering(content.first_sector * 512, content.stamps.len() as u64 * 512).expect("a short run");
         match self.intake.admit(run) {
             Intaken::Ready(write) => self.in_flight.push((write, content)),
             Intaken::Parked(parked) => self.parked.push((parked, content)),

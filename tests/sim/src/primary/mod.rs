@@ -202,9 +202,14 @@ impl Primary {
         self.intake.held().look(LaneId::FIRST).requests
     }
 
-    /// Whether the guest's writes are all done, and it was told so.
+    /// Whether the guest's writes are all done.
+    pub fn is_done(&self) -> bool {
+        self.parked.is_empty() && self.in_flight.is_empty()
+    }
+
+    /// The same, and it was told so.
     pub fn is_quiet(&self) -> bool {
-        self.parked.is_empty() && self.in_flight.is_empty() && self.waiting() == 0
+        self.is_done() && self.waiting() == 0
     }
 
     /// Whether this copy, which is attached, acknowledged everything.
@@ -225,10 +230,9 @@ impl Primary {
 
     /// A stream to a standby is there.
     pub fn connect(&mut self, site: usize, now_ms: u64) {
-        let size_bytes = self.storage.image.size_bytes();
+        let (size_bytes, plant) = (self.storage.image.size_bytes(), self.storage.faults.plant());
         if let Some(replica) = self.to_mut(site) {
-            replica.tell_size(size_bytes);
-            replica.sender.handle_connected(now_ms);
+            replica.connect(size_bytes, now_ms, plant);
         }
     }
 
@@ -238,9 +242,10 @@ impl Primary {
         self.to_mut(site).map_or(Ok(()), |replica| replica.receive(&storage, message, now_ms))
     }
 
-    /// Lets extents cool whose content is at every standby, as the thread of one does now and then.
+    /// Lets extents cool whose content is at every standby, and gives back memory, as the thread of one does now and then.
     pub fn cool(&mut self, at: usize) {
-        let replica = &self.replicas[at];
+        let replica = &mut self.replicas[at];
+        replica.rest();
         if !replica.is_online() {
             return;
         }

@@ -10,7 +10,7 @@ use replicator::disk::BlockDevice;
 use replicator::intake::Intake;
 use replicator::primary::{memory, read};
 use replicator_engine::acknowledgement::{Policy, Rules};
-use replicator_engine::block::{BLOCK_BYTES, Run};
+use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run};
 use replicator_engine::generation::{Id, Lineage};
 use replicator_engine::history::History;
 use replicator_engine::sender::{Action, Cuts, Known, Phase, Sender, Settings};
@@ -18,6 +18,9 @@ use replicator_engine::tracker::{Epoch, LaneId, Tracker};
 use replicator_engine::wire::{Against, Compare, Envelope, Message, Refused};
 use roaring::RoaringBitmap;
 use std::io;
+
+/// What a byte counts where it is decided how hard content is compressed.
+const CONTENT_WEIGHT: u64 = 16;
 
 /// Whom a volume is replicated to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +82,11 @@ fn settings(cuts: Cuts) -> Settings {
     Settings { cuts, rpo_ms: 400, window_bytes: 64 << 10, small_cut_bytes: 16 * BLOCK_BYTES as u64, ..Settings::default() }
 }
 
+/// What all volumes of a process have spent on compressing by then: nearly all of a core in each third second.
+fn compressing_us(now_ms: u64) -> u64 {
+    (now_ms / 3000 * 1000 + (now_ms % 3000).saturating_sub(2000)) * 900
+}
+
 impl Replica {
     pub(super) fn start(
         storage: &Storage,
@@ -136,6 +144,11 @@ impl Replica {
         self.sender.unacknowledged() | self.tracker.open().snapshot() | self.tracker.frozen().snapshot()
     }
 
+    /// Whether the standby acknowledged the last write to this block.
+    pub fn has(&self, block: BlockNumber) -> bool {
+        self.is_online() && self.sender.behind(&self.tracker, Run { start: block, len: 1 }).is_empty()
+    }
+
     /// Tells the sender how large the volume is.
     pub(super) fn tell_size(&mut self, size_bytes: u64) {
         self.sender.handle_resized(size_bytes);
@@ -152,6 +165,20 @@ impl Replica {
         self.sender.request_cut();
     }
 
+    /// A stream to the standby is there.
+    pub(super) fn connect(&mut self, size_bytes: u64, now_ms: u64, plant: Option<Plant>) {
+        if plant != Some(Plant::KeepSentContent) {
+            self.encoder.forget_history();
+        }
+        self.tell_size(size_bytes);
+        self.sender.handle_connected(now_ms);
+    }
+
+    /// What was sent is no history for what follows, if nothing was sent for a while.
+    pub(super) fn rest(&mut self) {
+        self.encoder.forget_idle_history();
+    }
+
     /// The stream broke.
     pub fn disconnect(&mut self) {
         self.sender.handle_disconnected(&self.tracker);
@@ -165,8 +192,10 @@ impl Replica {
         if self.refused().is_some() { Err(Ended::Refused) } else { Ok(()) }
     }
 
+    /// Writes are few and small here: that content is compressed harder or less hard takes a few of them.
     fn ship(&mut self, runs: &[Run], content: &[u8], now_ms: u64) -> Bytes {
-        let blocks = self.encoder.encode(runs, content);
+        let blocks = self.encoder.encode_with(runs, content, self.sender.effort.compression());
+        self.sender.effort.handle_encoded(content.len() as u64 * CONTENT_WEIGHT, compressing_us(now_ms), now_ms);
         self.sender.handle_shipped(&blocks, now_ms);
         self.sender.handle_written(blocks.payload.len() as u64, now_ms);
         self.frame(Message::Blocks(blocks))
