@@ -7,7 +7,6 @@ use crate::catalogue::{RecordedRole, VolumeRecord};
 use crate::volume::{Gate, GateState};
 use replicator::site_link::request::{self, Answer, Question, lineage_of};
 use replicator::site_link::{self, REPLICATION, REQUEST};
-use replicator::standby::StandbyService;
 use replicator::transport::{IncomingStream, ResetCode};
 use replicator_engine::generation::{Id, Lineage, Relation};
 use replicator_engine::wire::{Attach, Envelope, Message, Refusal, Refused};
@@ -72,10 +71,10 @@ impl Daemon {
         };
         match found {
             Some((Some(standby), volume, record)) => {
-                let session = StandbyService::next_session();
-                let follows = self.note_primary(&record, &from, &standby, session);
+                let begun = self.streams.begin(&from);
+                let follows = self.note_primary(&record, &from, &standby, begun.session);
                 let ended = tokio::select! {
-                    ended = standby.serve(session, stream, &volume.counters) => ended,
+                    ended = standby.serve(begun.session, stream, &volume.counters) => ended,
                     never = follows => match never {},
                 };
                 self.meet_rival(&record.name, &from, &standby).await;

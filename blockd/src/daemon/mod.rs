@@ -4,6 +4,7 @@
 //! SIGINT: the admin API first, then the front ends, which complete what they began. A signal during the start is heeded after it, and
 //! whatever can be taken by somebody else is bound before the first guest is served: volumes that were opened are closed in order.
 
+mod attached;
 mod control;
 mod create;
 mod divergence;
@@ -71,6 +72,8 @@ pub struct Daemon {
     sites: Arc<Sites>,
     volumes: Arc<Mutex<Volumes>>,
     grants: Arc<Grants>,
+    /// Whose stream each standby has.
+    streams: attached::Streams,
     /// Held by whoever makes or changes groups here, or tells other sites of them.
     group_operation: Mutex<Told>,
     /// Other sites are to hear of that.
@@ -133,6 +136,7 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots, runner: Opt
         sites: sites.clone(),
         volumes: volumes.clone(),
         grants,
+        streams: Default::default(),
         group_operation: Mutex::default(),
         regrouped: Notify::new(),
         stopped: stopping,

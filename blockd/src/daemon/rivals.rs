@@ -177,11 +177,7 @@ impl Daemon {
     /// Its primary says that every standby has this epoch.
     pub(super) async fn note_everywhere(&self, from: &str, volume: &str, epoch: Epoch) -> Outcome<()> {
         let volumes = self.volumes.lock().await;
-        match volumes.by_id(volume).filter(|open| open.record.peer_at(from).is_some()).map(|open| &open.part) {
-            Some(Part::Standby(standby)) => standby.everywhere(epoch),
-            _ => return Err(ApiError::new(ErrorCode::NotFound, "this site has no standby of the volume")),
-        }
-        Ok(())
+        self.standby_of(from, volumes.by_id(volume)).map(|standby| standby.everywhere(epoch))
     }
 
     /// Tells the standbys of volumes that have several which epoch each has, until it is aborted: what changed before need not be remembered.

@@ -134,14 +134,14 @@ impl Daemon {
     pub(super) async fn note_settings(&self, from: &str, volume: &str, told: SettingsRecord) -> Outcome<()> {
         let mut volumes = self.volumes.lock().await;
         let of = volumes.by_id(volume).filter(|open| open.record.role == RecordedRole::Standby && open.record.trial.is_none());
-        let of = of.filter(|open| open.record.peer_at(from).is_some()).map(|open| open.record.clone());
-        let old = of.ok_or_else(|| ApiError::new(ErrorCode::NotFound, "this site has no standby of the volume"))?;
+        let standby = self.standby_of(from, of)?.clone();
+        let old = of.expect("it has a standby").record.clone();
         let mut new = old.clone();
         new.follow(from);
         let peer = new.peer.as_ref().expect("it follows a site that it knows");
         let (peer, others) = (recorded(&told, peer)?, self.others_of(from, &told)?);
         (new.peer, new.others) = (Some(peer), others);
-        if let (false, Ok(Part::Standby(standby))) = (new.others.is_empty(), volumes.get(&old.name).map(|open| &open.part)) {
+        if !new.others.is_empty() {
             standby.everywhere(0);
         }
         if new == old { Ok(()) } else { volumes.change(&old.name, |record| *record = new) }

@@ -69,6 +69,10 @@ impl<F: SegmentFiles + 'static> Shell<F> {
                     _ => None,
                 };
                 self.progress = progress.unwrap_or(self.progress);
+                if progress == Some(Progress::Attached) {
+                    // Whoever hears the answer may ask for more than this stream.
+                    self.publish();
+                }
                 self.answer(answer);
                 if progress.is_some() {
                     self.ask_for_repair();

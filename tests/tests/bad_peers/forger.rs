@@ -128,11 +128,11 @@ impl Forger {
     }
 
     /// A peer, paired as any site is.
-    pub async fn paired(directory: &std::path::Path, target: &str, token: &str) -> Self {
+    pub async fn paired(directory: &std::path::Path, name: &str, target: &str, token: &str) -> Self {
         let identity = Identity::load_or_create(directory).unwrap();
         let catalogue = Arc::new(Memory::default());
         let book = Arc::new(PeerBook::open(catalogue.clone()).unwrap());
-        let desk = Arc::new(PairingDesk::open(identity.id(), "forger".into(), catalogue, book).unwrap());
+        let desk = Arc::new(PairingDesk::open(identity.id(), name.into(), catalogue, book).unwrap());
         let transport = Transport::bind("127.0.0.1:0".parse().unwrap(), identity, desk.clone(), Settings::default()).unwrap();
         soon(desk.join(&transport, token, Vec::new())).await.unwrap();
         // From here on it speaks for itself.

@@ -26,7 +26,7 @@ impl Scene {
         let pair = Pair::start(16, "500ms");
         let directory = tempfile::tempdir().unwrap();
         let token = pair.a.tern(&["peer", "invite"])["token"].as_str().unwrap().to_owned();
-        let forger = Forger::paired(directory.path(), pair.a.listen(), &token).await;
+        let forger = Forger::paired(directory.path(), "forger", pair.a.listen(), &token).await;
         let witness = NbdClient::connect(&pair.a.socket("nbd")).unwrap();
         let resident_kib = resident_kib(&pair.a);
         Self { pair, forger, witness, resident_kib, _directory: directory }

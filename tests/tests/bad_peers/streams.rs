@@ -1,10 +1,11 @@
 //! What a paired site may not send on a replication stream.
 
-use crate::forger::{Replication, ask, soon};
+use crate::forger::{Forger, Replication, ask, soon};
 use crate::{Scene, id, lineage};
 use bytes::Bytes;
 use quinn::Connection;
 use replicator::codec::Encoder;
+use replicator::identity::Identity;
 use replicator_engine::block::{BLOCK_BYTES, Run};
 use replicator_engine::generation::{Generation, Id, Lineage};
 use replicator_engine::sender::Compression;
@@ -147,6 +148,32 @@ async fn an_old_or_a_rival_generation_is_refused_and_the_newer_one_goes_on() {
     let mut stream = Replication::open(&link, volume).await;
     stream.send(&attach(volume, 16 << 20, &newer)).await;
     stream.expect_refusal(Refusal::NotStandby, "no standby of the volume").await;
+    scene.end();
+}
+
+fn settings(mode: &str, others: serde_json::Value) -> Vec<u8> {
+    let settings = json!({"mode": mode, "rpo_ms": 5000, "others": others});
+    serde_json::to_vec(&json!({"ask": "settings", "volume": id(7).to_string(), "settings": settings})).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_primary_that_is_attached_says_how_a_volume_is_replicated_or_what_others_have() {
+    let scene = Scene::start().await;
+    let (directory, token) = (tempfile::tempdir().unwrap(), scene.pair.a.tern(&["peer", "invite"]));
+    let second = Forger::paired(directory.path(), "second", scene.pair.a.listen(), token["token"].as_str().unwrap()).await;
+    let link = with_standby(&scene).await;
+    assert_eq!(ask(&link, &settings("sync", json!([]))).await["code"], "wrong-state", "nobody is attached");
+    let (stream, _) = attached(&link, &lineage()).await;
+    let site = Identity::load_or_create(directory.path()).unwrap().id().to_string();
+    let others = json!([{"site": site, "name": "second", "settings": {"mode": "async", "rpo_ms": 5000}}]);
+    assert_eq!(ask(&link, &settings("barrier", others)).await["answer"], "done");
+    let theirs = second.link().await;
+    let everywhere = json!({"ask": "everywhere", "volume": id(7).to_string(), "epoch": 9});
+    for question in [settings("async", json!([])), serde_json::to_vec(&everywhere).unwrap()] {
+        assert_eq!(ask(&theirs, &question).await["code"], "wrong-state", "another standby of the volume");
+        assert_eq!(scene.pair.a.tern(&["status", "vm7"])["volumes"][0]["mode"], "barrier");
+    }
+    drop(stream);
     scene.end();
 }
 
