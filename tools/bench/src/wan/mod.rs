@@ -1,6 +1,7 @@
 //! Bytes on a thin link: what is sent for what changed, beside what public tools would send.
 
 mod first_sync;
+mod peers;
 mod zstd;
 
 use crate::record::Benchmark;
@@ -9,4 +10,4 @@ use crate::record::Benchmark;
 pub const GROUP: &str = "wan";
 
 /// In the order in which they run.
-pub const BENCHMARKS: &[Benchmark] = &[first_sync::BENCHMARK];
+pub const BENCHMARKS: &[Benchmark] = &[first_sync::BENCHMARK, peers::BENCHMARK];
