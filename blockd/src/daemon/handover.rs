@@ -11,6 +11,7 @@ use crate::catalogue::{Granted, RecordedRole, VolumeRecord};
 use crate::volume::{GateState, Volume};
 use blockd_api::*;
 use replicator::catalogue::{Catalogue, Persist};
+use replicator::intake::LastCut;
 use replicator::primary::{Remains, Replica, memory};
 use replicator::site_link::request::{Answer, lineage_of, parse_id};
 use replicator::standby::{Lost, Place};
@@ -143,16 +144,19 @@ impl Daemon {
             Ok(()) => Err("it is fenced"),
             Err(why) => Err(why),
         };
-        if let Err(why) = emptied {
-            self.volumes.lock().await.seat_again(name);
-            if yields {
-                self.fence(name, &volume, why, None).await;
-            } else {
-                volume.gate.reopen();
+        let _last = match emptied {
+            Ok(last) => last,
+            Err(why) => {
+                self.volumes.lock().await.seat_again(name);
+                if yields {
+                    self.fence(name, &volume, why, None).await;
+                } else {
+                    volume.gate.reopen();
+                }
+                let error = ApiError::new(ErrorCode::Timeout, format!("{name} cannot be handed over: {why}"));
+                return Err(error.with_hint("`tern status` at its primary says how it stands; `tern wait --for in-sync` waits"));
             }
-            let error = ApiError::new(ErrorCode::Timeout, format!("{name} cannot be handed over: {why}"));
-            return Err(error.with_hint("`tern status` at its primary says how it stands; `tern wait --for in-sync` waits"));
-        }
+        };
         let attached = volume.clients.attached();
         if !attached.is_empty() && !force {
             // It came meanwhile.
@@ -231,8 +235,8 @@ async fn catch_up(replica: &Replica) -> Result<(), &'static str> {
 }
 
 /// Waits until no client's request is inside the gate and everything is at the standby. The others get it before, as far as they are there and
-/// quick: then they have nothing that the new primary lacks, and lack nothing.
-async fn empty(volume: &Volume, replica: &Replica, others: &[Arc<Replica>]) -> Result<(), &'static str> {
+/// quick: then they lack nothing. Those that are not get no epoch after the last one: they have nothing that the new primary lacks.
+async fn empty(volume: &Volume, replica: &Replica, others: &[Arc<Replica>]) -> Result<LastCut, &'static str> {
     tokio::time::timeout(DRAIN_DEADLINE, volume.gate.drained()).await.map_err(|_| "requests of clients do not complete")?;
     // Its last epoch is the one that is granted: no cut of its group comes behind that.
     replica.join(None);
@@ -245,8 +249,9 @@ async fn empty(volume: &Volume, replica: &Replica, others: &[Arc<Replica>]) -> R
         let first = replica.snapshot(Box::new(|_| {}));
         let _ = tokio::time::timeout(OTHERS_DEADLINE, async { tokio::join!(first, cuts.join_all()) }).await;
     }
+    let be_last = replica.be_last();
     let last = tokio::time::timeout(LAST_EPOCH_DEADLINE, replica.snapshot(Box::new(|_| {}))).await;
-    last.map_err(|_| "the last changes do not get to the standby in time")?.map(drop).map_err(|_| "the connection broke")
+    last.map_err(|_| "the last changes do not get to the standby in time")?.map(|_| be_last).map_err(|_| "the connection broke")
 }
 
 /// What a site that becomes a standby holds.

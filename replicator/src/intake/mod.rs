@@ -15,6 +15,7 @@ mod activity_log;
 mod behind;
 mod held;
 mod kept;
+mod last_cut;
 mod lease;
 mod together;
 
@@ -22,6 +23,7 @@ pub use activity_log::{ActivityLog, EXTENT_BLOCKS, blocks as extent_blocks};
 pub use behind::{AskBehind, Behind};
 pub use held::{DRAIN_LIMIT, Held, Nudge, Owner, Release};
 pub use kept::{KeptBlocks, KeptLimits};
+pub use last_cut::LastCut;
 pub use lease::{Lease, boot_ms};
 pub use together::PreparedCut;
 
@@ -54,6 +56,7 @@ pub struct Intake {
     replicated: AtomicBool,
     /// Held while old content is kept and while an epoch is cut, so that both mean the same frozen epoch.
     cutting: Mutex<[Cutting; MAX_LANES]>,
+    reserved: last_cut::Reserved,
     lane: OnceLock<mpsc::Sender<(Parked, Waiter)>>,
 }
 
@@ -104,6 +107,7 @@ impl Intake {
             held: Held::default(),
             replicated: AtomicBool::new(false),
             cutting: Mutex::new([Cutting::Frozen; MAX_LANES]),
+            reserved: Default::default(),
             lane: OnceLock::new(),
         }
     }
@@ -225,11 +229,12 @@ impl Intake {
         LaneId::all().skip(count).filter(|lane| self.sides[lane.index()].get().is_some()).for_each(|lane| self.end_lane(lane));
     }
 
-    /// Closes the open epoch to new writes and returns it: it ends what this standby is sent next. `None` while another one is closing.
+    /// Closes the open epoch to new writes and returns it: it ends what this standby is sent next. `None` while another one is closing,
+    /// or [no other one is to be cut](LastCut).
     pub fn cut(&self, lane: LaneId) -> Option<Epoch> {
         let mut cutting = self.cutting.lock().expect("no panic under this lock");
         let Side { tracker, kept } = self.side(lane);
-        tracker.is_closed().then(|| {
+        self.may_cut(lane).then(|| {
             kept.clear();
             cutting[lane.index()] = Cutting::Closing;
             tracker.cut()

@@ -31,7 +31,7 @@ pub use verify::Verified;
 use crate::catalogue::Catalogue;
 use crate::counters::Counters;
 use crate::disk::BlockDevice;
-use crate::intake::Intake;
+use crate::intake::{Intake, LastCut};
 use bytes::Bytes;
 use memory::EpochNumbers;
 use replicator_engine::acknowledgement::{Rules, Standing};
@@ -177,6 +177,8 @@ pub struct Remains {
 /// See the module's documentation. Dropped, it stops.
 pub struct Replica {
     inbox: mpsc::Sender<Input>,
+    intake: Arc<Intake>,
+    lane: LaneId,
     status: watch::Receiver<PrimaryStatus>,
     sessions: AtomicU64,
     thread: Mutex<Option<JoinHandle<Remains>>>,
@@ -199,7 +201,7 @@ impl Replica {
         let thread = std::thread::Builder::new().name("tern-primary".into()).spawn(run)?;
         // Nobody waits for an answer from a thread that is gone: with its inbox the question is dropped.
         intake.behind().set(lane, Box::new(move |run, reply| drop(asked.send(Input::Behind(run, reply)))));
-        Ok(Self { inbox, status, sessions: AtomicU64::new(1), thread: Mutex::new(Some(thread)) })
+        Ok(Self { inbox, intake, lane, status, sessions: AtomicU64::new(1), thread: Mutex::new(Some(thread)) })
     }
 
     /// How it goes; follows every change.
@@ -213,6 +215,11 @@ impl Replica {
         let (reply, answer) = oneshot::channel();
         self.tell(Input::Snapshot(on_cut, reply));
         answer.await.unwrap_or(Err(ReplicaError::Stopped))
+    }
+
+    /// Until what this returns is dropped, no other standby of the volume is given an epoch that comes after this one's.
+    pub fn be_last(&self) -> LastCut {
+        LastCut::reserve(self.intake.clone(), self.lane)
     }
 
     /// Compares both sites, block by block, while both work. One with a rate, of bytes that are read here in a second, gives way to one without, and

@@ -275,8 +275,8 @@ impl Shell {
         self.acknowledge(now_ms);
         self.keep_time(Clock { now_ms, unix_ms: unix_ms() });
         let action = self.sender.poll(&self.tracker, now_ms);
-        if action == Action::Cut && !self.tracker.is_closed() {
-            // Another standby's epoch is closing.
+        if action == Action::Cut && !self.setup.intake.may_cut(self.setup.lane) {
+            // Another standby's epoch is closing, or is to be the last one.
             self.publish();
             return CLOSING_NAP;
         }

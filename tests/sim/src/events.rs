@@ -10,8 +10,6 @@ use replicator_engine::sender::Cuts;
 
 /// Turns after which a standby must have everything, once nothing fails.
 const HEALING_TURNS: u32 = 20_000;
-/// Turns within which a handover must be done.
-const HANDOVER_TURNS: u32 = 300;
 
 impl World {
     /// One random event.
@@ -70,7 +68,7 @@ impl World {
         }
     }
 
-    fn cut_is_due(&mut self, site: usize) {
+    pub fn cut_is_due(&mut self, site: usize) {
         if let Some(primary) = self.sites[site].as_primary() {
             let at = self.rng.random_range(0..primary.replicas.len());
             primary.replicas[at].ask_for_cut();
@@ -152,45 +150,8 @@ impl World {
         self.sites[standby].start();
     }
 
-    /// A planned change of primary: nothing is lost.
-    fn hand_over(&mut self, site: usize) {
-        let streams: Vec<usize> = (0..self.sites.len()).filter(|to| self.sessions.contains_key(&(site, *to))).collect();
-        if streams.is_empty() {
-            return;
-        }
-        let to = streams[self.rng.random_range(0..streams.len())];
-        if let Some(primary) = self.sites[site].as_primary() {
-            primary.is_open = false;
-            primary.tell_size();
-        }
-        for _ in 0..HANDOVER_TURNS {
-            self.now_ms += 10;
-            self.guest_progresses(site);
-            self.cut_is_due(site);
-            self.move_data(site);
-            self.check_sites();
-            if self.is_drained(site, to) && self.is_silent(site, to) {
-                break;
-            }
-        }
-        let is_drained = self.is_drained(site, to) && self.is_silent(site, to);
-        let Some(primary) = self.sites[site].as_primary() else { return };
-        primary.is_open = true;
-        if !is_drained {
-            return;
-        }
-        self.end_sessions_of(site);
-        let replica = self.id();
-        self.note(|| format!("{} hands over to {}", name(site), name(to)));
-        match self.sites[site].step_down(to, replica) {
-            Ok(Some(epoch)) => self.promote(to, Some(epoch)),
-            Ok(None) => {}
-            Err(_) => self.sites[site].start(),
-        }
-    }
-
     /// A fuse that blew takes its site with it; nothing outgrows its limits.
-    fn check_sites(&mut self) {
+    pub fn check_sites(&mut self) {
         for site in 0..self.sites.len() {
             if self.sites[site].storage.faults.is_out() {
                 self.crash(site, Crash::Power);

@@ -17,6 +17,7 @@ mod failover;
 mod faults;
 mod forgetful;
 mod group;
+mod handing_over;
 mod history;
 mod network;
 mod past;

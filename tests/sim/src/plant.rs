@@ -36,6 +36,8 @@ pub enum Plant {
     KeepBase,
     /// Blocks that a copy was asked about, and had, are missing from what it knows of its epochs.
     ForgetFoundEqual,
+    /// Another standby gets an epoch that comes after the last one of the standby that takes over.
+    CutAfterLast,
     /// What was sent on a stream that broke passes for known on the next one.
     KeepSentContent,
 }

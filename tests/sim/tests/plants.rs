@@ -95,6 +95,11 @@ fn a_history_without_the_blocks_that_were_found_equal_is_found() {
 }
 
 #[test]
+fn an_epoch_beyond_the_one_that_is_handed_over_is_found() {
+    is_found(Plant::CutAfterLast);
+}
+
+#[test]
 fn a_stream_that_goes_on_with_what_another_one_brought_is_found() {
     is_found(Plant::KeepSentContent);
 }

@@ -16,7 +16,7 @@ use acknowledging::Telling;
 use cuts::Cuts;
 use guest::Content;
 use replicator::disk::BlockDevice;
-use replicator::intake::{ActivityLog, Intake, KeptLimits, Parked, extent_blocks};
+use replicator::intake::{ActivityLog, Intake, KeptLimits, LastCut, Parked, extent_blocks};
 use replicator::primary::memory::{self, EpochNumbers};
 use replicator_engine::acknowledgement::{Promise, Rules};
 use replicator_engine::block::{BLOCK_BYTES, BlockNumber, block_count};
@@ -157,6 +157,12 @@ impl Primary {
             self.cuts.forget(ended.tracker.first_open() - 1);
         }
         self.intake.end_lane(lane);
+    }
+
+    /// Until what this returns is dropped, no other standby gets an epoch that comes after those of this one; with it, the first of those.
+    pub fn be_last(&self, site: usize) -> Option<(LastCut, Epoch)> {
+        let last = LastCut::reserve(self.intake.clone(), self.lane_of(site)?);
+        Some((last, self.intake.tracker().open_epoch()))
     }
 
     /// The lane of a standby.

@@ -219,10 +219,10 @@ impl Primary {
                 self.intake.thaw(*lane);
             }
             self.acknowledge(at, scene);
-            let Replica { tracker, sender, .. } = &mut self.replicas[at];
+            let Replica { lane, tracker, sender, .. } = &mut self.replicas[at];
             let action = sender.poll(tracker, now_ms);
-            // Another standby's epoch may be closing: then the cut waits.
-            if matches!(action, Action::Wait(_)) || action == Action::Cut && !tracker.is_closed() {
+            // Another standby's epoch may be closing, or is to be the last one: then the cut waits.
+            if matches!(action, Action::Wait(_)) || action == Action::Cut && !self.intake.may_cut(*lane) {
                 break;
             }
             frames.extend(self.act(at, action, scene)?);
