@@ -66,6 +66,8 @@ pub struct Config {
     pub spill_quota: Size,
     /// What of it one volume keeps in memory before it goes to a file.
     pub spill_memory: Size,
+    /// Memory for what went last of hot blocks: of each stream, and of all.
+    pub delta_memory: [Size; 2],
     /// Whether this site is a witness, which holds no data.
     pub witness: bool,
     /// Which recovery points standbys keep.
@@ -199,6 +201,7 @@ impl Config {
             journal_quota: quota("journal.quota", options.journal.quota, Size::gib(20))?,
             spill_quota: quota("spill.quota", options.spill.quota, Size::gib(10))?,
             spill_memory: options.spill.memory.unwrap_or(DEFAULT_SPILL_MEMORY),
+            delta_memory: [options.delta.memory.unwrap_or(Size::mib(64)), options.delta.total.unwrap_or(Size::mib(256))],
             witness: options.witness.unwrap_or(false),
             keep: keep(options.keep, options.keep_bytes, options.keep_thinning.as_deref())?,
             on_event: options.on_event.map(program).transpose()?,

@@ -1,20 +1,28 @@
 //! Content to payload and back: zero blocks cost nothing, the rest is one zstd frame a message, or a piece of a stream that all messages of a
-//! connection are.
+//! connection are. In a stream, a block that went before may go as what differs since.
 
+mod bases;
+mod delta;
 mod history;
+
+pub use bases::{Bases, BasesMemory};
+pub use delta::exclusive_or;
 
 use bytes::Bytes;
 use history::{Deflating, Inflating};
 use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run};
 use replicator_engine::sender::Compression;
-use replicator_engine::wire::{Blocks, Compare, Content, Encoding, Fingerprint};
+use replicator_engine::wire::{Against, Blocks, Compare, Content, Encoding, Fingerprint, Message};
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 const ZERO_BLOCK: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 /// Fast enough for a link of several Gbit/s on one core.
 const LEVEL: i32 = 1;
+/// Of a stream that begins with differences.
+const LEVEL_OF_DIFFERENCES: i32 = 3;
 
 /// Microseconds that all encoders of this process have spent.
 static SPENT_US: AtomicU64 = AtomicU64::new(0);
@@ -25,6 +33,9 @@ pub struct Encoder {
     history: Option<Deflating>,
     /// Something was sent since history was last looked after.
     in_use: bool,
+    bases: Bases,
+    /// Differences are sent. Not before an epoch arrived: a standby that could not resolve them has all of it then.
+    sends_deltas: bool,
     dense: Vec<u8>,
 }
 
@@ -47,6 +58,12 @@ pub enum PayloadError {
     /// Its digest differs.
     #[error("the payload is damaged: its digest differs")]
     Digest,
+    /// A difference leads on from content that did not come, or came too long ago.
+    #[error("block {0} came as a difference to content that did not come before")]
+    NoBase(BlockNumber),
+    /// Differences do not lead to the content that was sent.
+    #[error("the payload, or what its differences lead on from, is damaged: the digest of what they lead to differs")]
+    Base,
 }
 
 /// Whether a block is all zeroes.
@@ -82,7 +99,13 @@ pub fn add_content(question: &mut Compare, blocks: impl IntoIterator<Item = Bloc
 impl Encoder {
     /// A new encoder.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { zstd: zstd::bulk::Compressor::new(LEVEL)?, history: None, in_use: false, dense: Vec::new() })
+        let zstd = zstd::bulk::Compressor::new(LEVEL)?;
+        Ok(Self { zstd, history: None, in_use: false, bases: Bases::default(), sends_deltas: false, dense: Vec::new() })
+    }
+
+    /// One that remembers what it sent, and sends differences.
+    pub fn with_bases(memory: Arc<BasesMemory>) -> io::Result<Self> {
+        Ok(Self { bases: Bases::new(memory), ..Self::new()? })
     }
 
     /// Microseconds that all encoders of this process have spent so far.
@@ -93,57 +116,122 @@ impl Encoder {
     /// Lets go of what was sent before: another connection begins.
     pub fn forget_history(&mut self) {
         self.history = None;
+        self.forget_bases();
     }
 
     /// The same, if nothing was sent since the last call: a volume at rest needs no memory for it.
     pub fn forget_idle_history(&mut self) {
         if !std::mem::take(&mut self.in_use) {
-            self.forget_history();
+            self.history = None;
         }
+        self.bases.forget_idle();
+    }
+
+    /// This goes to the standby, in this order: what it has of a block is, or may become, something else than what was sent.
+    pub fn handle_sending(&mut self, message: &Message) {
+        match message {
+            Message::Abandon => self.forget_bases(),
+            Message::Blocks(Blocks { runs, payload, .. }) if payload.is_empty() => runs.iter().for_each(|(run, _)| self.bases.forget(*run)),
+            Message::Compare(Compare { runs, against: Against::Epoch, .. }) => runs.iter().for_each(|(run, _)| self.bases.forget(*run)),
+            _ => {}
+        }
+    }
+
+    /// This came from the standby.
+    pub fn handle_answer(&mut self, message: &Message) {
+        match message {
+            Message::Committed(_) => self.sends_deltas = true,
+            Message::Damaged(runs) => runs.iter().for_each(|run| self.bases.forget(*run)),
+            _ => {}
+        }
+    }
+
+    fn forget_bases(&mut self) {
+        self.bases.clear();
+        self.sends_deltas = false;
     }
 
     /// The message for the blocks of `runs`, whose content lies one after the other in `content`, each to be understood by itself.
     pub fn encode(&mut self, runs: &[Run], content: &[u8]) -> Blocks {
-        self.encode_with(runs, content, Compression::Quick)
+        self.encode_whole(runs, content)
     }
 
     /// The same, compressed in another way.
     pub fn encode_with(&mut self, runs: &[Run], content: &[u8], compression: Compression) -> Blocks {
         let began = Instant::now();
-        let mut marked = Vec::new();
-        self.dense.clear();
-        let mut rest = content;
-        for block in runs.iter().flat_map(|run| run.blocks()) {
-            let (bytes, after) = rest.split_at(BLOCK_BYTES);
-            rest = after;
-            let kind = if is_zero(bytes) { Content::Zero } else { Content::Data };
-            if kind == Content::Data {
-                self.dense.extend_from_slice(bytes);
+        let blocks = match compression {
+            Compression::WithHistory(level) => self.encode_piece(runs, content, level),
+            // Whoever has no time to compress has it for zeroes, which are most of a difference.
+            Compression::Quick if self.are_mostly_differences(runs, content) => {
+                let level = self.history.as_ref().map_or(LEVEL_OF_DIFFERENCES, Deflating::level);
+                self.encode_piece(runs, content, level)
             }
-            match marked.last_mut() {
-                Some((Run { start, len }, last)) if *last == kind && *start + *len == block => *len += 1,
-                _ => marked.push((Run { start: block, len: 1 }, kind)),
-            }
-        }
-        let digest = *blake3::hash(&self.dense).as_bytes();
-        let (encoding, payload) = self.compress(compression);
+            Compression::Quick => None,
+        };
+        let blocks = blocks.unwrap_or_else(|| self.encode_whole(runs, content));
         SPENT_US.fetch_add(began.elapsed().as_micros() as u64, Relaxed);
+        blocks
+    }
+
+    fn are_mostly_differences(&self, runs: &[Run], content: &[u8]) -> bool {
+        let blocks = runs.iter().flat_map(|run| run.blocks()).zip(content.chunks_exact(BLOCK_BYTES));
+        let is_delta = |block, content: &[u8]| self.bases.get(block).is_some_and(|base| delta::is_worth_it(base, content));
+        self.sends_deltas && blocks.filter(|(block, content)| is_delta(*block, content)).count() * 2 * BLOCK_BYTES > content.len()
+    }
+
+    fn encode_whole(&mut self, runs: &[Run], content: &[u8]) -> Blocks {
+        // The standby does not look into it as it comes.
+        runs.iter().for_each(|run| self.bases.forget(*run));
+        let marked = mark(&mut self.dense, runs, content, |_, _| Content::Data);
+        let digest = *blake3::hash(&self.dense).as_bytes();
+        let frame = if self.dense.is_empty() { None } else { self.zstd.compress(&self.dense).ok() };
+        let (encoding, payload) = match frame {
+            Some(frame) if frame.len() < self.dense.len() => (Encoding::Zstd, frame.into()),
+            _ => (Encoding::Plain, Bytes::copy_from_slice(&self.dense)),
+        };
         Blocks { runs: marked, encoding, digest, payload }
     }
 
-    fn compress(&mut self, compression: Compression) -> (Encoding, Bytes) {
-        let compressed = match compression {
-            _ if self.dense.is_empty() => None,
-            Compression::Quick => self.zstd.compress(&self.dense).ok().map(|frame| (Encoding::Zstd, frame)),
-            // A piece of a stream goes out whatever its length: the next one is understood only after it.
-            Compression::WithHistory(level) => return self.deflate(level).unwrap_or_else(|_| self.plain()),
-        };
-        let shorter = compressed.filter(|(_, frame)| frame.len() < self.dense.len());
-        shorter.map_or_else(|| self.plain(), |(encoding, frame)| (encoding, frame.into()))
+    /// `None` if zstd fails.
+    fn encode_piece(&mut self, runs: &[Run], content: &[u8], level: i32) -> Option<Blocks> {
+        let bases = self.sends_deltas.then_some(&self.bases);
+        let is_delta =
+            |block, content: &[u8]| bases.and_then(|bases| bases.get(block)).is_some_and(|base| delta::is_worth_it(base, content));
+        let kind_of = |block, content: &[u8]| if is_delta(block, content) { Content::Delta } else { Content::Data };
+        let marked = mark(&mut self.dense, runs, content, kind_of);
+        let digest = *blake3::hash(&self.dense).as_bytes();
+        if self.dense.is_empty() {
+            runs.iter().for_each(|run| self.bases.forget(*run));
+            return Some(Blocks { runs: marked, encoding: Encoding::Plain, digest, payload: Bytes::new() });
+        }
+        self.take_differences(&marked);
+        let piece = self.deflate(level);
+        self.remember(&marked, content);
+        let (encoding, payload) = piece.ok()?;
+        Some(Blocks { runs: marked, encoding, digest, payload })
     }
 
-    fn plain(&self) -> (Encoding, Bytes) {
-        (Encoding::Plain, Bytes::copy_from_slice(&self.dense))
+    fn take_differences(&mut self, marked: &[(Run, Content)]) {
+        let mut dense = self.dense.chunks_exact_mut(BLOCK_BYTES);
+        for (block, kind) in marked.iter().flat_map(|(run, kind)| run.blocks().map(|block| (block, *kind))) {
+            let content = if kind == Content::Zero { None } else { dense.next() };
+            if let (Content::Delta, Some(content), Some(base)) = (kind, content, self.bases.get(block)) {
+                exclusive_or(base, content);
+            }
+        }
+    }
+
+    fn remember(&mut self, marked: &[(Run, Content)], content: &[u8]) {
+        let mut content = content.chunks_exact(BLOCK_BYTES);
+        for (run, kind) in marked {
+            let here = content.by_ref().take(run.len as usize);
+            if *kind == Content::Zero {
+                here.for_each(drop);
+                self.bases.forget(*run);
+            } else {
+                run.blocks().zip(here).for_each(|(block, content)| self.bases.put(block, content));
+            }
+        }
     }
 
     fn deflate(&mut self, level: i32) -> io::Result<(Encoding, Bytes)> {
@@ -154,6 +242,23 @@ impl Encoder {
         (self.history, self.in_use) = (Some(stream), true);
         Ok((encoding, piece.into()))
     }
+}
+
+/// What becomes of each block; content goes to `dense`.
+fn mark(dense: &mut Vec<u8>, runs: &[Run], content: &[u8], kind_of: impl Fn(BlockNumber, &[u8]) -> Content) -> Vec<(Run, Content)> {
+    let mut marked = Vec::new();
+    dense.clear();
+    for (block, bytes) in runs.iter().flat_map(|run| run.blocks()).zip(content.chunks_exact(BLOCK_BYTES)) {
+        let kind = if is_zero(bytes) { Content::Zero } else { kind_of(block, bytes) };
+        if kind != Content::Zero {
+            dense.extend_from_slice(bytes);
+        }
+        match marked.last_mut() {
+            Some((Run { start, len }, last)) if *last == kind && *start + *len == block => *len += 1,
+            _ => marked.push((Run { start: block, len: 1 }, kind)),
+        }
+    }
+    marked
 }
 
 impl Decoder {
@@ -167,7 +272,8 @@ impl Decoder {
         self.history = None;
     }
 
-    /// A message of a connection as one that can be understood by itself. Each one of a stream must come by here, in order.
+    /// A message of a connection as one that can be understood by itself, but for the bases of its differences. Each one of a stream must come by
+    /// here, in order.
     pub fn detach(&mut self, blocks: Blocks) -> Result<Blocks, PayloadError> {
         match blocks.encoding {
             Encoding::Plain | Encoding::Zstd => return Ok(blocks),
@@ -205,101 +311,4 @@ impl Decoder {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::documented::{PROTOCOL, example};
-    use replicator_engine::wire::{Envelope, Message};
-
-    fn content() -> Vec<u8> {
-        let text = b"a block of text ".repeat(BLOCK_BYTES / 16);
-        [vec![0; BLOCK_BYTES], text.clone(), text, vec![0; BLOCK_BYTES]].concat()
-    }
-
-    fn run(start: u32, len: u32) -> Run {
-        Run::new(start, len).unwrap()
-    }
-
-    #[test]
-    fn zero_blocks_cost_no_payload_and_content_survives() {
-        let blocks = Encoder::new().unwrap().encode(&[run(5, 2), run(9, 2)], &content());
-        assert_eq!(
-            blocks.runs,
-            [(run(5, 1), Content::Zero), (run(6, 1), Content::Data), (run(9, 1), Content::Data), (run(10, 1), Content::Zero)]
-        );
-        assert!(blocks.payload.len() < 200);
-        assert_eq!(Decoder::new().unwrap().decode(&blocks).unwrap(), &content()[BLOCK_BYTES..3 * BLOCK_BYTES]);
-    }
-
-    #[test]
-    fn the_documented_payload_is_what_its_page_says() {
-        let envelope = Envelope::decode(example(PROTOCOL, "blocks").into()).unwrap();
-        let Message::Blocks(blocks) = envelope.message else { panic!("another message") };
-        assert_eq!(Decoder::new().unwrap().decode(&blocks).unwrap(), [b'A'; BLOCK_BYTES]);
-    }
-
-    #[test]
-    fn incompressible_content_goes_as_it_is() {
-        let noise = noise(BLOCK_BYTES);
-        let blocks = Encoder::new().unwrap().encode(&[run(0, 1)], &noise);
-        assert_eq!((blocks.encoding, blocks.payload.len()), (Encoding::Plain, BLOCK_BYTES));
-    }
-
-    /// Lesson: our own use of libraries is bounded, too.
-    #[test]
-    fn a_decompression_bomb_and_a_damaged_payload_are_refused() {
-        let mut decoder = Decoder::new().unwrap();
-        let mut blocks = Encoder::new().unwrap().encode(&[run(5, 4)], &content());
-        blocks.payload = zstd::bulk::compress(&vec![1; 64 << 20], 1).unwrap().into();
-        assert!(matches!(decoder.decode(&blocks), Err(PayloadError::Length)));
-        blocks.payload = zstd::bulk::compress(&vec![1; 2 * BLOCK_BYTES], 1).unwrap().into();
-        assert!(matches!(decoder.decode(&blocks), Err(PayloadError::Digest)));
-    }
-
-    fn noise(len_bytes: usize) -> Vec<u8> {
-        let mut noise = vec![0; len_bytes];
-        blake3::Hasher::new().finalize_xof().fill(&mut noise);
-        noise
-    }
-
-    #[test]
-    fn what_was_sent_before_on_a_connection_makes_what_follows_smaller() {
-        let (mut encoder, mut decoder) = (Encoder::new().unwrap(), Decoder::new().unwrap());
-        let content = noise(8 * BLOCK_BYTES);
-        let sizes = [3, 3, 9].map(|level| {
-            let sent = encoder.encode_with(&[run(7, 8)], &content, Compression::WithHistory(level));
-            let size = sent.payload.len();
-            let detached = decoder.detach(sent).unwrap();
-            assert_eq!(decoder.decode(&detached).unwrap(), content);
-            size
-        });
-        assert!(sizes[0] < content.len() + 64 && sizes[1] < 200, "{sizes:?}");
-        assert!(sizes[2] > sizes[1], "another level begins another stream");
-    }
-
-    #[test]
-    fn a_stream_is_refused_without_its_beginning_and_by_the_journal() {
-        let mut encoder = Encoder::new().unwrap();
-        let pieces = [0, 1].map(|_| encoder.encode_with(&[run(0, 2)], &noise(2 * BLOCK_BYTES), Compression::WithHistory(3)));
-        let mut decoder = Decoder::new().unwrap();
-        assert!(matches!(decoder.detach(pieces[1].clone()), Err(PayloadError::History)));
-        assert!(matches!(decoder.decode(&pieces[0]), Err(PayloadError::History)));
-        decoder.detach(pieces[0].clone()).unwrap();
-        decoder.forget_history();
-        assert!(matches!(decoder.detach(pieces[1].clone()), Err(PayloadError::History)));
-    }
-
-    #[test]
-    fn a_piece_that_holds_more_or_less_than_its_blocks_is_refused() {
-        let mut encoder = Encoder::new().unwrap();
-        let piece = encoder.encode_with(&[run(0, 4)], &vec![1; 4 * BLOCK_BYTES], Compression::WithHistory(3));
-        for blocks in [3, 5] {
-            let wrong = Blocks { runs: vec![(run(0, blocks), Content::Data)], ..piece.clone() };
-            assert!(matches!(Decoder::new().unwrap().detach(wrong), Err(PayloadError::Length)));
-        }
-        let mut bomb = piece.clone();
-        bomb.payload = zstd::bulk::compress(&vec![1; 64 << 20], 1).unwrap().into();
-        assert!(matches!(Decoder::new().unwrap().detach(bomb), Err(PayloadError::Length)));
-        let cut = Blocks { payload: piece.payload.slice(..piece.payload.len() - 1), ..piece };
-        assert!(matches!(Decoder::new().unwrap().detach(cut), Err(PayloadError::Length)));
-    }
-}
+mod tests;

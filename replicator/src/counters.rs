@@ -20,6 +20,8 @@ pub struct Counters {
     pub zero_blocks: AtomicU64,
     /// Blocks that the standby had already.
     pub duplicate_blocks: AtomicU64,
+    /// Blocks that were sent as a difference.
+    pub delta_blocks: AtomicU64,
     /// Blocks that were sent whole.
     pub full_blocks: AtomicU64,
 }

@@ -111,6 +111,7 @@ options! {
         journal: JournalOptions,
         proof: ProofOptions,
         spill: SpillOptions,
+        delta: DeltaOptions,
         transport: TransportOptions,
         nbd: NbdOptions,
         vhost_user: VhostUserOptions,
@@ -165,6 +166,18 @@ options! {
         /// What each volume keeps in memory of it before it goes to a file [default: 64MiB]
         #[arg(id = "spill-memory", long = "spill-memory", value_name = "SIZE")]
         memory: Size,
+    }
+}
+
+options! {
+    /// `[delta]`: what was sent, or came, last of hot blocks; they then go as what differs.
+    DeltaOptions {
+        /// Most memory for it for each volume and standby; 0 for none [default: 64MiB]
+        #[arg(id = "delta-memory", long = "delta-memory", value_name = "SIZE")]
+        memory: Size,
+        /// Most memory for it for all of them together [default: 256MiB]
+        #[arg(long = "delta-total", value_name = "SIZE")]
+        total: Size,
     }
 }
 

@@ -69,6 +69,9 @@ fn a_file_sets_every_key_and_flags_win() {
         [spill]
         quota = "1GiB"
         memory = "8MiB"
+        [delta]
+        memory = "0"
+        total = "128MiB"
         [transport]
         congestion = "bbr"
         bandwidth = "500Mbit"
@@ -107,6 +110,7 @@ fn a_file_sets_every_key_and_flags_win() {
         journal_quota: Size::gib(2),
         spill_quota: Size::gib(1),
         spill_memory: Size::mib(8),
+        delta_memory: [Size::mib(0), Size::mib(128)],
         keep: Keep {
             span_ms: 7 * 86_400_000,
             max_bytes: 200 << 30,
@@ -139,7 +143,7 @@ fn every_flag_is_a_key_of_the_file() {
     assert!(flags.len() > 15, "{flags:?}");
     for flag in flags {
         let key = flag.replace('-', "_");
-        let sections = ["sockets", "journal", "proof", "spill", "transport", "nbd", "vhost_user", "sandbox", "danger_zone"];
+        let sections = ["sockets", "journal", "proof", "spill", "delta", "transport", "nbd", "vhost_user", "sandbox", "danger_zone"];
         let line = match sections.iter().find_map(|section| Some((section, key.strip_prefix(&format!("{section}_"))?))) {
             Some((section, key)) => format!("[{section}]\n{key} = {{}}"),
             None => format!("{key} = {{}}"),

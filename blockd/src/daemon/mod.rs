@@ -48,6 +48,7 @@ use blockd_api::SiteName;
 use exports::FrontEnds;
 use groups::{GroupRecord, Groups, Told};
 use lease::{Duty, Grants};
+use replicator::codec::BasesMemory;
 use replicator::identity::Identity;
 use sites::Sites;
 use state_dir::StateDir;
@@ -117,6 +118,7 @@ pub async fn run(config: Config, inherited: Inherited, roots: Roots, runner: Opt
         metrics: registry.clone(),
         spill_quota_bytes: config.spill_quota.bytes(),
         spill_memory_bytes: config.spill_memory.bytes(),
+        bases: BasesMemory::new(config.delta_memory.map(|size| size.bytes())),
         journal_quota_bytes: config.journal_quota.bytes(),
         keep: config.keep,
         scrub: config.proof.scrub,

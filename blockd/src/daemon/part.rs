@@ -262,6 +262,7 @@ impl Volumes {
             owed,
             compare_first: if compare { marked } else { RoaringBitmap::new() },
             counters: volume.counters.clone(),
+            bases: self.bases.clone(),
             on_commit: Box::new(move |elapsed| metrics.epoch_commit.observe(elapsed)),
             on_standing: part.suspended.of(lane),
         };
@@ -287,7 +288,7 @@ impl Volumes {
         let (dir, quota_bytes) = (self.state_dir.journal(&record.id), self.journal_quota_bytes);
         let (undo, keep, digests) = (self.state_dir.undo(&record.id), self.keep, self.state_dir.digests(&record.id));
         let (has_others, rival) = (!record.others.is_empty(), lineage_of(&record.successor));
-        let old_dir = self.state_dir.old(&record.id);
+        let (old_dir, bases) = (self.state_dir.old(&record.id), self.bases.clone());
         let of_group = GroupPlace::new(self.groups.place_of(&record.id).map(|(group, member)| (group.board.clone(), member)));
         let open = move || {
             let catalogue: Arc<dyn Catalogue> = recorded.clone();
@@ -297,6 +298,7 @@ impl Volumes {
             let (device, kept) = old::open(&old_dir, &place, &recorded, &image)?;
             let mut standby = Standby::open(place, SegmentDir::open(&dir)?, quota_bytes, device, catalogue)?;
             standby.set_old_state(kept);
+            standby.remember_bases(bases.clone());
             standby.check_digests(Box::new(DigestsOnDisk::open(&digests)?))?;
             standby.set_group_place(of_group.clone());
             let [all, fewer, fewest] = &undo;

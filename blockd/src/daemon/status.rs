@@ -122,6 +122,7 @@ pub(super) fn status(open: &OpenVolume) -> VolumeStatus {
         wire_bytes_received: read(&counters.wire_bytes_received),
         zero_blocks: read(&counters.zero_blocks),
         duplicate_blocks: read(&counters.duplicate_blocks),
+        delta_blocks: read(&counters.delta_blocks),
         full_blocks: read(&counters.full_blocks),
         attached: attached.iter().filter_map(|word| word.parse().ok()).collect(),
         ..recorded_status(&open.record)

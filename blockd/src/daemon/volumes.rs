@@ -16,6 +16,7 @@ use crate::store::{Image, StoreError};
 use crate::volume::{Clients, Gate, GateState, OriginSlot, Volume};
 use blockd_api::{ApiError, ErrorCode, VolumeName};
 use replicator::catalogue::{Catalogue, Persist};
+use replicator::codec::BasesMemory;
 use replicator::counters::Counters;
 use replicator::intake::{ActivityLog, Intake, KeptLimits, extent_blocks};
 use replicator::primary::memory::{self, EpochNumbers};
@@ -48,6 +49,8 @@ pub(super) struct Volumes {
     pub spill_quota_bytes: u64,
     /// Content that is kept in memory for one volume before it is spilled.
     pub spill_memory_bytes: u64,
+    /// Memory for what went last of hot blocks.
+    pub bases: Arc<BasesMemory>,
     pub journal_quota_bytes: u64,
     /// Which recovery points standbys keep.
     pub keep: Keep,

@@ -54,8 +54,8 @@ pub enum Step {
     Compare(Compare),
     /// Make the epoch durable, call [`Receiver::handle_committed`], answer [`Message::Committed`].
     Commit(Commit),
-    /// Nothing.
-    Nothing,
+    /// The epoch under way was given up: what came of it is no base for what comes.
+    Abandon,
 }
 
 /// What becomes of content that an earlier attempt staged.
@@ -160,7 +160,7 @@ impl Receiver {
             Message::Commit(commit) => self.handle_commit(commit),
             Message::Abandon => {
                 self.restart_epoch();
-                Ok(Step::Nothing)
+                Ok(Step::Abandon)
             }
             _ => Err(self.refuse(Refusal::Protocol, "the message goes from a standby to a primary, not to a standby")),
         }
@@ -246,7 +246,7 @@ impl Receiver {
             self.staged.insert_range(run.blocks());
             self.unconfirmed.remove_range(run.blocks());
         }
-        if self.base == Base::Blank && blocks.runs.iter().any(|(_, content)| *content == Content::Data) {
+        if self.base == Base::Blank && blocks.runs.iter().any(|(_, content)| *content != Content::Zero) {
             self.base = Base::Unfinished;
         }
         Step::Stage(blocks)

@@ -37,6 +37,13 @@ pub struct Position {
     pub offset: u64,
 }
 
+impl Position {
+    /// So many bytes further on, in the same segment.
+    pub fn beyond(self, len_bytes: u64) -> Self {
+        Self { offset: self.offset + len_bytes, ..self }
+    }
+}
+
 /// See the module's documentation.
 pub struct Journal<F> {
     files: F,
@@ -196,6 +203,21 @@ impl<F: SegmentFiles> Journal<F> {
     #[cfg(test)]
     pub(crate) fn set_quota_bytes(&mut self, quota_bytes: u64) {
         self.quota_bytes = quota_bytes;
+    }
+
+    /// Where the payload of a frame lies that was appended at a place.
+    pub fn payload_at(at: Position, frame: &Bytes, payload: &Bytes) -> Position {
+        at.beyond((RECORD_HEADER_BYTES + frame.len() - payload.len()) as u64)
+    }
+
+    /// Whether the segment of a place is there still.
+    pub fn holds(&self, at: Position) -> bool {
+        at.segment >= self.oldest_segment
+    }
+
+    /// Bytes of a record, unchecked.
+    pub fn read_content(&self, at: Position, content: &mut [u8]) -> io::Result<()> {
+        self.files.read(at.segment, at.offset, content)
     }
 
     /// Drops what is staged.

@@ -29,6 +29,7 @@ pub use told::Told;
 pub use verify::Verified;
 
 use crate::catalogue::Catalogue;
+use crate::codec::BasesMemory;
 use crate::counters::Counters;
 use crate::disk::BlockDevice;
 use crate::intake::{Intake, LastCut};
@@ -95,6 +96,8 @@ pub struct Setup {
     pub compare_first: RoaringBitmap,
     /// The volume's totals.
     pub counters: Arc<Counters>,
+    /// Memory for what was sent last of hot blocks.
+    pub bases: Arc<BasesMemory>,
     /// Told how long each epoch took from its cut to its commit.
     pub on_commit: Box<dyn Fn(Duration) + Send>,
     /// Told when the mode's promise stands otherwise than before, and in the end that nothing is asked of requests any more. While it is

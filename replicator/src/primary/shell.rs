@@ -87,7 +87,7 @@ impl Shell {
         let recorded = load_promise(&*setup.catalogue, &setup.promise_key)?;
         let mut scheduling = Scheduling::new(load_point(&*setup.catalogue, &setup.point_key)?);
         scheduling.set(setup.orders.schedule.clone(), Clock { now_ms: FIRST_MS, unix_ms: unix_ms() });
-        let now = Instant::now();
+        let (now, encoder) = (Instant::now(), Encoder::with_bases(setup.bases.clone())?);
         Ok(Self {
             stored: setup.known,
             acknowledging: Acknowledging::new(setup.orders.rules, recorded),
@@ -95,7 +95,7 @@ impl Shell {
             setup,
             tracker,
             sender,
-            encoder: Encoder::new()?,
+            encoder,
             connection: None,
             round_trip: Duration::ZERO,
             asked: HashMap::new(),
@@ -152,7 +152,6 @@ impl Shell {
             Input::Connected(session, sink) => {
                 self.disconnect();
                 self.connection = Some((session, sink));
-                self.encoder.forget_history();
                 self.sender.handle_resized(self.setup.image.size_bytes());
                 self.sender.handle_connected(now_ms);
                 self.cut_again();
@@ -196,6 +195,7 @@ impl Shell {
     fn disconnect(&mut self) {
         if self.connection.take().is_some() {
             self.sender.handle_disconnected(&self.tracker);
+            self.encoder.forget_history();
             self.seat.iter().for_each(Seat::handle_broken);
             self.asked.clear();
             if let Some(verification) = &mut self.verification {
@@ -212,6 +212,7 @@ impl Shell {
             }
             self.count_duplicates(compared);
         }
+        self.encoder.handle_answer(&message);
         self.sender.handle_message(&self.tracker, message, now_ms)?;
         if self.sender.known() != self.stored {
             self.remember();
@@ -361,12 +362,14 @@ impl Shell {
             let counter = match content {
                 Content::Zero => &self.setup.counters.zero_blocks,
                 Content::Data => &self.setup.counters.full_blocks,
+                Content::Delta => &self.setup.counters.delta_blocks,
             };
             counters::add(counter, u64::from(run.len));
         }
     }
 
-    pub(super) fn send(&self, message: Message, payload_bytes: u64) {
+    pub(super) fn send(&mut self, message: Message, payload_bytes: u64) {
+        self.encoder.handle_sending(&message);
         let Some((_, sink)) = &self.connection else { return };
         let frame = Envelope { generation: self.sender.lineage().current(), message }.encode();
         // A connection that ended says so through the inbox.

@@ -22,7 +22,7 @@ impl<F: SegmentFiles> Standby<F> {
         let zero = fingerprint(&[0; BLOCK_BYTES]);
         for (run, content) in &compare.runs {
             match content {
-                Content::Data => self.read_pieces(*run, |block, content| {
+                Content::Data | Content::Delta => self.read_pieces(*run, |block, content| {
                     let from_journal = staged.and_then(|staged| staged.fingerprint(block));
                     let here = from_journal.unwrap_or_else(|| fingerprint(content));
                     if fingerprints.next() != Some(&here) {
@@ -62,6 +62,7 @@ impl<F: SegmentFiles> Standby<F> {
         equal -= &different;
         if compare.against == Against::Epoch {
             self.found_equal |= &equal;
+            compare.runs.iter().for_each(|(run, _)| self.arrived.forget(*run));
         }
         let equal: Vec<Run> = runs(&equal).collect();
         if let Some(checked) = &checked {

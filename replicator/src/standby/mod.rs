@@ -7,6 +7,7 @@
 //!
 //! Before the first recovery point, content goes straight into the image. One thread owns a [`Standby`]; every call may block on the disk.
 
+mod arrived;
 mod checked;
 mod compare;
 pub mod connection;
@@ -41,10 +42,11 @@ pub use status::{Settled, StandbyStatus};
 pub use views::OpenView;
 
 use crate::catalogue::{Catalogue, Persist};
-use crate::codec::{Decoder, PayloadError};
+use crate::codec::{BasesMemory, Decoder, PayloadError};
 use crate::disk::{BlockDevice, Pages, SegmentFiles};
-use crate::journal::{Journal, JournalError};
+use crate::journal::{Journal, JournalError, Position};
 use crate::undo::Point;
+use arrived::Arrived;
 use bytes::Bytes;
 use checked::Checked;
 use fold::Fold;
@@ -58,6 +60,7 @@ use roaring::RoaringBitmap;
 use staged::StagedContent;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Largest piece of the image that is read or written at once.
 const WRITE_BLOCKS: u32 = 256;
@@ -83,6 +86,16 @@ pub struct Standby<F> {
     old: Option<Arc<OldState<F>>>,
     catalogue: Arc<dyn Catalogue>,
     decoder: Decoder,
+    /// What differences may lead on from.
+    arrived: Arrived,
+}
+
+/// A message as the journal needs it.
+struct Detached {
+    frame: Bytes,
+    envelope: Envelope,
+    /// It came as a piece of a stream.
+    is_piece: bool,
 }
 
 /// Why a stream has to end. Answer with [`StandbyError::refusal`], then close it.
@@ -152,6 +165,7 @@ impl<F: SegmentFiles> Standby<F> {
             old: None,
             catalogue,
             decoder: Decoder::new()?,
+            arrived: Arrived::default(),
         };
         // A grown image may not have been grown yet when the power went.
         standby.grow(standby.place.size_bytes)?;
@@ -176,14 +190,23 @@ impl<F: SegmentFiles> Standby<F> {
 
     /// A frame came. Returns the answer, if there is one.
     pub fn handle_frame(&mut self, frame: Bytes) -> Result<Option<Message>, StandbyError> {
-        let (frame, envelope) = self.detach(frame)?;
+        let Detached { frame, envelope, is_piece } = self.detach(frame)?;
         match self.receiver.handle_message(envelope).map_err(StandbyError::Refused)? {
             Step::Adopt { lineage, staged, answer } => {
                 self.adopt(lineage, staged)?;
                 Ok(Some(answer))
             }
             Step::Stage(blocks) => {
-                self.stage(&frame, &blocks)?;
+                let at = self.stage(&frame, &blocks)?;
+                if is_piece {
+                    self.arrived.add(&blocks, at.map(|at| Journal::<F>::payload_at(at, &frame, &blocks.payload)));
+                } else {
+                    blocks.runs.iter().for_each(|(run, _)| self.arrived.forget(*run));
+                }
+                Ok(None)
+            }
+            Step::Abandon => {
+                self.arrived.clear();
                 Ok(None)
             }
             Step::Compare(compare) => Ok(Some(Message::Compared(self.compare(&compare)?))),
@@ -191,7 +214,6 @@ impl<F: SegmentFiles> Standby<F> {
                 self.commit(&frame, &commit)?;
                 Ok(Some(Message::Committed(commit.epoch)))
             }
-            Step::Nothing => Ok(None),
         }
     }
 
@@ -228,19 +250,35 @@ impl<F: SegmentFiles> Standby<F> {
     }
 
     /// A frame that can be understood by itself, as the journal needs it.
-    fn detach(&mut self, frame: Bytes) -> Result<(Bytes, Envelope), StandbyError> {
-        let Envelope { generation, message } = Envelope::decode(frame.clone())?;
-        let Message::Blocks(blocks) = message else { return Ok((frame, Envelope { generation, message })) };
-        let needs_history = blocks.encoding.needs_history();
-        let envelope = Envelope { generation, message: Message::Blocks(self.decoder.detach(blocks)?) };
-        Ok((if needs_history { envelope.encode() } else { frame }, envelope))
+    fn detach(&mut self, frame: Bytes) -> Result<Detached, StandbyError> {
+        let envelope = Envelope::decode(frame.clone())?;
+        match envelope.message {
+            Message::Blocks(blocks) if blocks.encoding.needs_history() => {
+                let blocks = self.decoder.detach(blocks)?;
+                let blocks = if blocks.has_deltas() { self.resolve(blocks)? } else { blocks };
+                let envelope = Envelope { message: Message::Blocks(blocks), ..envelope };
+                Ok(Detached { frame: envelope.encode(), envelope, is_piece: true })
+            }
+            _ => Ok(Detached { frame, envelope, is_piece: false }),
+        }
     }
 
     /// The stream broke.
     pub fn handle_disconnected(&mut self) {
         self.receiver.handle_disconnected();
         self.decoder.forget_history();
+        self.arrived.clear();
         self.staged = None;
+    }
+
+    /// Memory for what came last of hot blocks.
+    pub fn remember_bases(&mut self, memory: Arc<BasesMemory>) {
+        self.arrived = Arrived::new(memory);
+    }
+
+    /// Gives memory back that is not in use; says when to ask again.
+    pub fn forget_idle(&mut self) -> Duration {
+        self.arrived.forget_idle()
     }
 
     /// Drops what is staged and folds everything: afterwards the image is the last recovery point, and the journal empty. The epoch and
@@ -259,6 +297,7 @@ impl<F: SegmentFiles> Standby<F> {
 
     fn adopt(&mut self, lineage: Lineage, staged: Staged) -> io::Result<()> {
         self.staged = None;
+        self.arrived.clear();
         if staged == Staged::Goes {
             self.journal.drop_staged()?;
         }
@@ -277,13 +316,14 @@ impl<F: SegmentFiles> Standby<F> {
         Ok(())
     }
 
-    fn stage(&mut self, frame: &Bytes, blocks: &Blocks) -> Result<(), StandbyError> {
+    /// Where the frame is in the journal; `None` if its content went to the image.
+    fn stage(&mut self, frame: &Bytes, blocks: &Blocks) -> Result<Option<Position>, StandbyError> {
         if self.receiver.needs_journal() {
             match &mut self.staged {
                 Some(staged) => staged.add(blocks, &mut self.decoder)?,
                 None => drop(self.decoder.decode(blocks)?),
             }
-            return self.append(frame).map_err(StandbyError::Disk);
+            return Ok(Some(self.append(frame)?));
         }
         reach(&*self.image, blocks.runs.iter().map(|(run, _)| *run))?;
         if self.place.base != *self.receiver.base() || self.place.size_bytes < self.image.size_bytes() {
@@ -292,14 +332,14 @@ impl<F: SegmentFiles> Standby<F> {
             self.place.size_bytes = self.place.size_bytes.max(self.image.size_bytes());
             self.place.store(&*self.catalogue, Persist::Synced)?;
         }
-        self.write_blocks(blocks)
+        self.write_blocks(blocks).map(|()| None)
     }
 
     /// Appends to the journal; makes room by folding if it is full.
-    fn append(&mut self, frame: &Bytes) -> io::Result<()> {
+    fn append(&mut self, frame: &Bytes) -> io::Result<Position> {
         loop {
             match self.journal.append(frame) {
-                Ok(_) => return Ok(()),
+                Ok(at) => return Ok(at),
                 Err(error) if self.fold.make_room(&error) => {}
                 Err(error) if error.kind() == io::ErrorKind::StorageFull && !self.journal.is_folded() => while self.fold_one()? {},
                 Err(error) => return Err(error),

@@ -209,6 +209,7 @@ impl<F: SegmentFiles + 'static> Shell<F> {
                     let wait = self.fold_not_before.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
                     let wait = wait.min(self.scrub.wait());
                     let wait = wait.min(self.group_wait());
+                    let wait = wait.min(self.standby.as_mut().map_or(Duration::MAX, Standby::forget_idle));
                     match inputs.recv_timeout(wait) {
                         Ok(input) => input,
                         Err(RecvTimeoutError::Timeout) => continue,

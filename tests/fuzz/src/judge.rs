@@ -5,7 +5,7 @@
 
 use crate::disk::Image;
 use bytes::Bytes;
-use replicator::codec::{Decoder, fingerprint};
+use replicator::codec::{Decoder, PayloadError, exclusive_or, fingerprint};
 use replicator::standby::{Place, StandbyError};
 use replicator_engine::block::{BLOCK_BYTES, BlockNumber, Run, block_count};
 use replicator_engine::generation::Lineage;
@@ -34,6 +34,8 @@ pub struct Judge {
     is_in_doubt: bool,
     digest: EpochDigest,
     decoder: Option<Decoder>,
+    /// What came last for each block, if a difference may lead on from it.
+    bases: BTreeMap<BlockNumber, Vec<u8>>,
 }
 
 impl Judge {
@@ -50,6 +52,7 @@ impl Judge {
             is_in_doubt: false,
             digest: EpochDigest::default(),
             decoder: None,
+            bases: BTreeMap::new(),
         }
     }
 
@@ -63,8 +66,11 @@ impl Judge {
                 assert!(matches!(kind, ErrorKind::StorageFull | ErrorKind::Other), "what was written cannot be read: {error}");
                 self.handle_reopened();
             }
-            Err(StandbyError::Payload(_)) => {
-                if let Ok(Envelope { message: Message::Blocks(blocks), .. }) = envelope {
+            Err(StandbyError::Payload(error)) => {
+                // A piece of a stream that leads nowhere is refused before it is looked at.
+                if let Ok(Envelope { message: Message::Blocks(blocks), .. }) = envelope
+                    && (matches!(error, PayloadError::Digest) || !blocks.encoding.needs_history())
+                {
                     insert(&mut self.owed, blocks.runs.iter().map(|(run, _)| run));
                 }
                 self.handle_disconnected();
@@ -82,6 +88,7 @@ impl Judge {
     pub fn handle_disconnected(&mut self) {
         self.is_attached = false;
         self.decoder.iter_mut().for_each(Decoder::forget_history);
+        self.bases.clear();
         self.restart_epoch();
     }
 
@@ -120,7 +127,10 @@ impl Judge {
             (Message::Blocks(blocks), None) => self.stage(blocks),
             (Message::Compare(compare), Some(Message::Compared(compared))) => self.compare(&compare, compared),
             (Message::Commit(commit), Some(Message::Committed(epoch))) if commit.epoch == *epoch => self.commit(&commit),
-            (Message::Abandon, None) => self.restart_epoch(),
+            (Message::Abandon, None) => {
+                self.bases.clear();
+                self.restart_epoch();
+            }
             (message, answer) => panic!("{message:?} was answered with {answer:?}"),
         }
     }
@@ -133,6 +143,7 @@ impl Judge {
             let branch = theirs.get(at + 1).map_or(u64::MAX, |next| next.branch_epoch);
             assert!(!self.has_point() || self.committed <= branch, "a primary was taken that never had epoch {}", self.committed);
         }
+        self.bases.clear();
         assert!(!self.has_point() || attach.size_bytes >= self.size_bytes, "the copy is larger than the primary's volume");
         self.restart_epoch();
         if !self.has_point() {
@@ -150,7 +161,9 @@ impl Judge {
     fn stage(&mut self, blocks: Blocks) {
         self.digest.add(&blocks);
         let decoder = self.decoder.get_or_insert_with(|| Decoder::new().expect("a decoder"));
+        let is_piece = blocks.encoding.needs_history();
         let blocks = decoder.detach(blocks).expect("a piece of a stream that does not decode was taken");
+        let blocks = resolve(blocks, &mut self.bases, is_piece);
         let content = decoder.decode(&blocks).expect("a payload that does not decode was taken");
         assert!(blake3::hash(content) == blocks.digest, "a damaged payload was taken");
         let mut content = content.chunks_exact(BLOCK_BYTES).map(fingerprint);
@@ -189,6 +202,7 @@ impl Judge {
             assert_eq!(answered, different, "a comparison found other blocks to be different");
         }
         if compare.against == Against::Epoch {
+            asked.iter().for_each(|block| drop(self.bases.remove(&block)));
             self.owed -= asked - answered;
         }
     }
@@ -218,6 +232,30 @@ impl Judge {
             self.owed.clear();
         }
     }
+}
+
+/// Content in the place of differences; what it says may be a base from then on.
+fn resolve(blocks: Blocks, bases: &mut BTreeMap<BlockNumber, Vec<u8>>, is_piece: bool) -> Blocks {
+    let (mut payload, mut came) = (blocks.payload.to_vec(), Vec::new());
+    let mut content = payload.chunks_exact_mut(BLOCK_BYTES);
+    for (run, kind) in &blocks.runs {
+        if *kind == Content::Zero || !is_piece {
+            came.push((*run, None));
+            continue;
+        }
+        for block in run.blocks() {
+            let content = content.next().expect("content for each block");
+            if *kind == Content::Delta {
+                exclusive_or(bases.get(&block).expect("a difference to what did not come was taken"), content);
+            }
+            came.push((Run { start: block, len: 1 }, Some(content.to_vec())));
+        }
+    }
+    for (run, content) in came {
+        bases.extract_if(run.blocks(), |_, _| true).for_each(drop);
+        bases.extend(content.map(|content| (run.start, content)));
+    }
+    Blocks { payload: payload.into(), ..blocks }
 }
 
 fn insert<'a>(blocks: &mut RoaringBitmap, runs: impl IntoIterator<Item = &'a Run>) {

@@ -2,7 +2,7 @@
 
 use crate::Bytes;
 use bytes::Bytes as Frame;
-use replicator::codec::{Encoder, fingerprint};
+use replicator::codec::{BasesMemory, Encoder, fingerprint};
 use replicator_engine::block::{BLOCK_BYTES, Run};
 use replicator_engine::generation::{Generation, Id, Lineage};
 use replicator_engine::sender::Compression;
@@ -152,9 +152,13 @@ impl Writer {
             let short: Vec<Run> = runs.into_iter().filter(|run| run.len < 300).collect();
             let mut content = Vec::new();
             for block in short.iter().flat_map(|run| run.blocks()) {
-                content.resize(content.len() + BLOCK_BYTES, bytes.u8() % 3 * (1 + block as u8 % 8));
+                let byte = bytes.u8();
+                content.resize(content.len() + BLOCK_BYTES, byte % 3 * (1 + block as u8 % 8));
+                if let Some(last) = content.last_mut().filter(|last| **last > 0) {
+                    *last += byte / 4;
+                }
             }
-            let encoder = self.encoder.get_or_insert_with(|| Encoder::new().expect("an encoder"));
+            let encoder = self.encoder.get_or_insert_with(|| Encoder::with_bases(BasesMemory::new([1 << 20; 2])).expect("an encoder"));
             let compression = if bytes.u8().is_multiple_of(2) { Compression::Quick } else { Compression::WithHistory(3) };
             encoder.encode_with(&short, &content, compression)
         };
@@ -171,6 +175,7 @@ impl Writer {
             _ => {}
         }
         self.epoch += 1;
+        self.encoder.iter_mut().for_each(|encoder| encoder.handle_answer(&Message::Committed(self.epoch)));
         let epoch = number(bytes, self.epoch);
         Message::Commit(Commit { epoch, blocks, digest, size_bytes: size, cut_unix_ms: bytes.u64(), group: None })
     }

@@ -138,9 +138,10 @@ impl Input {
             let content = match self.u8()? {
                 0 => Content::Zero,
                 1 => Content::Data,
+                2 => Content::Delta,
                 _ => return Err(DecodeError::OutOfRange("content")),
             };
-            if content == Content::Data {
+            if content != Content::Zero {
                 content_blocks = content_blocks.checked_add(run.len).ok_or(DecodeError::OutOfRange("content"))?;
             }
             runs.push((run, content));
@@ -198,7 +199,9 @@ impl Input {
         if content_blocks > MAX_CONTENT_BLOCKS || plain || payload.len() > (MAX_CONTENT_BLOCKS as usize + 1) * BLOCK_BYTES {
             return Err(DecodeError::OutOfRange("content"));
         }
-        Ok(Blocks { runs, encoding, digest, payload })
+        let blocks = Blocks { runs, encoding, digest, payload };
+        let is_misplaced = !encoding.needs_history() && blocks.has_deltas();
+        if is_misplaced { Err(DecodeError::OutOfRange("content")) } else { Ok(blocks) }
     }
 
     fn compare(&mut self) -> Result<Compare> {
@@ -212,6 +215,9 @@ impl Input {
         let blocks: u64 = runs.iter().map(|(run, _)| u64::from(run.len)).sum();
         if content_blocks > MAX_COMPARE_BLOCKS || blocks > u64::from(MAX_COMPARE_ZEROES) {
             return Err(DecodeError::OutOfRange("number of blocks"));
+        }
+        if runs.iter().any(|(_, content)| *content == Content::Delta) {
+            return Err(DecodeError::OutOfRange("content"));
         }
         let fingerprints = (0..content_blocks).map(|_| self.array()).collect::<Result<_>>()?;
         Ok(Compare { ticket, against, runs, fingerprints })

@@ -28,6 +28,17 @@ fn blocks() -> Blocks {
     Blocks { runs, encoding: Encoding::Zstd, digest: *blake3::hash(&content()).as_bytes(), payload }
 }
 
+/// The payload is a zstd block by hand, too: 4096 times the same byte.
+fn difference() -> Blocks {
+    let payload = Bytes::from_static(&[0x02, 0x80, 0x00, b'A' ^ b'B']);
+    Blocks {
+        runs: vec![(run(5, 1), Content::Delta)],
+        encoding: Encoding::History,
+        digest: *blake3::hash(&[b'B'; 4096]).as_bytes(),
+        payload,
+    }
+}
+
 fn commit() -> Commit {
     let mut digest = EpochDigest::default();
     digest.add(&blocks());
@@ -39,7 +50,7 @@ fn attached(base: Base) -> Message {
     Message::Attached(Attached { replica: Id([0x88; 16]), committed: 17, base })
 }
 
-fn messages() -> [(&'static str, Message); 12] {
+fn messages() -> [(&'static str, Message); 13] {
     let mut compare = Compare::new(7, Against::Epoch);
     compare.add(9, fingerprint(&content()));
     compare.add_zeroes(run(20, 900));
@@ -47,6 +58,7 @@ fn messages() -> [(&'static str, Message); 12] {
     [
         ("attach", Message::Attach(Attach { volume: Id([0x77; 16]), size_bytes: 1 << 30, lineage: lineage() })),
         ("blocks", Message::Blocks(blocks())),
+        ("blocks-with-a-difference", Message::Blocks(difference())),
         ("compare", Message::Compare(compare)),
         ("commit", Message::Commit(commit())),
         ("commit-of-a-group", Message::Commit(Commit { group: Some(GroupCut { group: Id([0x99; 16]), number: 21 }), ..commit() })),
@@ -82,6 +94,7 @@ fn every_code_of_an_enum_is_documented() {
 
 #[test]
 fn every_limit_is_documented() {
+    check_limit(PROTOCOL, "MAX_BASE_AGE_BLOCKS", MAX_BASE_AGE_BLOCKS);
     check_limit(PROTOCOL, "MAX_RUNS", MAX_RUNS as u64);
     check_limit(PROTOCOL, "MAX_CONTENT_BLOCKS", MAX_CONTENT_BLOCKS.into());
     check_limit(PROTOCOL, "MAX_COMPARE_BLOCKS", MAX_COMPARE_BLOCKS.into());

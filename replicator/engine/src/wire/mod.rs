@@ -18,6 +18,8 @@ use roaring::RoaringBitmap;
 
 /// Most blocks of content in one [`Blocks`] message.
 pub const MAX_CONTENT_BLOCKS: u32 = 1024;
+/// A difference leads on from content that came with at most so many blocks of content between, itself included.
+pub const MAX_BASE_AGE_BLOCKS: u64 = 1 << 16;
 /// Most runs in one message.
 pub const MAX_RUNS: usize = 4096;
 /// Most blocks with a fingerprint in one [`Compare`] message.
@@ -142,9 +144,9 @@ pub struct Blocks {
     pub runs: Vec<(Run, Content)>,
     /// How the payload is encoded.
     pub encoding: Encoding,
-    /// BLAKE3 of the decoded payload.
+    /// BLAKE3 of the content of all runs that have some: of the decoded payload, where no run is a difference.
     pub digest: Digest,
-    /// The content of all data runs, one after the other.
+    /// The content of all runs that have some, one after the other.
     pub payload: Bytes,
 }
 
@@ -156,6 +158,15 @@ pub enum Content {
     Zero = 0,
     /// In the payload.
     Data = 1,
+    /// In the payload is the exclusive or of it and what came for the block before. Only in a piece of a stream.
+    Delta = 2,
+}
+
+impl Content {
+    /// What a difference leads to is content like any other.
+    pub fn resolved(self) -> Self {
+        if self == Self::Delta { Self::Data } else { self }
+    }
 }
 
 /// How a payload is encoded.
@@ -260,7 +271,12 @@ impl Blocks {
 
     /// Number of blocks with content.
     pub fn content_blocks(&self) -> u32 {
-        self.runs.iter().filter(|(_, content)| *content == Content::Data).map(|(run, _)| run.len).sum()
+        self.runs.iter().filter(|(_, content)| *content != Content::Zero).map(|(run, _)| run.len).sum()
+    }
+
+    /// Whether some are differences.
+    pub fn has_deltas(&self) -> bool {
+        self.runs.iter().any(|(_, content)| *content == Content::Delta)
     }
 }
 
@@ -278,7 +294,7 @@ impl EpochDigest {
         for (run, content) in &blocks.runs {
             self.hasher.update(&run.start.to_le_bytes());
             self.hasher.update(&run.len.to_le_bytes());
-            self.hasher.update(&[*content as u8]);
+            self.hasher.update(&[content.resolved() as u8]);
         }
         self.hasher.update(&blocks.digest);
     }

@@ -77,7 +77,7 @@ impl Standby {
                 self.receiver.handle_committed(&commit);
                 Some(Message::Committed(commit.epoch))
             }
-            Step::Nothing => None,
+            Step::Abandon => None,
         }
     }
 

@@ -5,7 +5,7 @@ use crate::plant::Plant;
 use crate::standby::VOLUME;
 use crate::storage::Storage;
 use bytes::Bytes;
-use replicator::codec::Encoder;
+use replicator::codec::{BasesMemory, Encoder};
 use replicator::disk::BlockDevice;
 use replicator::intake::Intake;
 use replicator::primary::{memory, read};
@@ -104,7 +104,7 @@ impl Replica {
         sender.handle_promoted(&tracker, owed);
         let recorded = super::recorded_promise(&*storage.catalogue, peer)?;
         intake.held().open(lane, recorded, Box::new(|| {}));
-        let (policy, encoder) = (Policy::new(rules, recorded), Encoder::new()?);
+        let (policy, encoder) = (Policy::new(rules, recorded), Encoder::with_bases(BasesMemory::new([1 << 20; 2]))?);
         Ok(Self { peer, lane, tracker, sender, policy, encoder, stored: known })
     }
 
@@ -186,6 +186,7 @@ impl Replica {
 
     /// A message came. `Err` says that the stream ends.
     pub(super) fn receive(&mut self, storage: &Storage, message: Message, now_ms: u64) -> Result<(), Ended> {
+        self.encoder.handle_answer(&message);
         self.sender.handle_message(&self.tracker, message, now_ms).map_err(Ended::Protocol)?;
         let (key, known) = (known_key(self.peer), self.sender.known());
         memory::remember_known(&*storage.catalogue, &key, &mut self.stored, known).map_err(|_| Ended::Disk)?;
@@ -201,7 +202,8 @@ impl Replica {
         self.frame(Message::Blocks(blocks))
     }
 
-    fn frame(&self, message: Message) -> Bytes {
+    fn frame(&mut self, message: Message) -> Bytes {
+        self.encoder.handle_sending(&message);
         Envelope { generation: self.sender.lineage().current(), message }.encode()
     }
 }
