@@ -16,6 +16,10 @@ pub const VOLUME_OP: &str = "/v1/volumes/{volume}/{op}";
 pub const POINTS: &str = "/v1/volumes/{volume}/points";
 /// GET → [`crate::DrillList`].
 pub const DRILLS: &str = "/v1/volumes/{volume}/drills";
+/// GET → [`crate::ForecastList`]; `?volume=NAME` for one volume or group, `&to=SITE` for one standby.
+pub const FORECAST: &str = "/v1/forecast";
+/// GET → [`crate::HandoverList`]; `?volume=NAME` for one volume or group.
+pub const HANDOVERS: &str = "/v1/handovers";
 /// GET → [`crate::GroupList`]; POST [`crate::CreateGroup`] → [`crate::GroupStatus`].
 pub const GROUPS: &str = "/v1/groups";
 /// GET → [`crate::GroupStatus`]; DELETE → [`crate::Done`].
@@ -159,6 +163,18 @@ pub fn delete_volume(name: &VolumeName, request: &crate::DeleteVolume) -> String
 /// The path of the status of one volume, or of all.
 pub fn status(name: Option<&VolumeName>) -> String {
     name.map_or_else(|| STATUS.to_owned(), |name| format!("{STATUS}?volume={name}"))
+}
+
+/// The path of forecasts: of one volume or all, to one standby or all.
+pub fn forecast(name: Option<&VolumeName>, to: Option<&SiteName>) -> String {
+    let volume = name.map(|name| format!("volume={name}"));
+    let query = volume.into_iter().chain(to.map(|to| format!("to={to}"))).collect::<Vec<_>>().join("&");
+    if query.is_empty() { FORECAST.to_owned() } else { format!("{FORECAST}?{query}") }
+}
+
+/// The path of the handovers of one volume, or of all.
+pub fn handovers(name: Option<&VolumeName>) -> String {
+    name.map_or_else(|| HANDOVERS.to_owned(), |name| format!("{HANDOVERS}?volume={name}"))
 }
 
 /// The path that forgets a peer.

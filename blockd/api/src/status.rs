@@ -200,6 +200,9 @@ pub struct ReplicaStatus {
     pub rpo_seconds: Option<f64>,
     /// What it still has to get, uncompressed.
     pub backlog_bytes: u64,
+    /// How long an evacuation to it would take now; `null` when nobody can tell.
+    #[serde(default)]
+    pub evacuation_seconds: Option<f64>,
 }
 
 /// Declares an enum of words with their list and their text.

@@ -6,9 +6,9 @@
 use super::progress::ProgressSink;
 use blockd_api::{
     ApiError, BeginDrill, ChangeGroup, Condition, CreateGroup, CreateVolume, DeleteVolume, Demote, Done, Drill, DrillList, Export,
-    GroupList, GroupStatus, Invite, InvitePeer, JoinPeer, Peer, PeerList, PointList, Promote, Promotion, Replicate, ResizeVolume, Resync,
-    Resynced, ScrubStatus, SetMode, SiteName, Snapshot, Status, StopReplication, TakeBack, Unexport, Verification, VolumeInfo, VolumeList,
-    VolumeName, VolumeStatus, Waited,
+    ForecastList, GroupList, GroupStatus, HandoverList, Invite, InvitePeer, JoinPeer, Peer, PeerList, PointList, Promote, Promotion,
+    Replicate, ResizeVolume, Resync, Resynced, ScrubStatus, SetMode, SiteName, Snapshot, Status, StopReplication, TakeBack, Unexport,
+    Verification, VolumeInfo, VolumeList, VolumeName, VolumeStatus, Waited,
 };
 
 /// What an operation comes to.
@@ -19,6 +19,11 @@ pub type Outcome<T> = Result<T, ApiError>;
 pub trait Control: Send + Sync + 'static {
     /// The state of one volume, or of all. Cheap: dashboards and metrics ask every few seconds.
     fn status(&self, volume: Option<VolumeName>) -> impl Future<Output = Outcome<Status>> + Send;
+
+    /// How long it would take to hand volumes over now.
+    fn forecast(&self, volume: Option<VolumeName>, to: Option<SiteName>) -> impl Future<Output = Outcome<ForecastList>> + Send;
+    /// How long it took.
+    fn handovers(&self, volume: Option<VolumeName>) -> impl Future<Output = Outcome<HandoverList>> + Send;
 
     /// Makes a volume, and imports its first content.
     fn create_volume(&self, request: CreateVolume, progress: ProgressSink) -> impl Future<Output = Outcome<VolumeInfo>> + Send;

@@ -15,8 +15,9 @@ use axum::{
 };
 use blockd_api::{
     ApiError, BeginDrill, ChangeGroup, CreateGroup, CreateVolume, DeleteVolume, Demote, Done, Drill, DrillList, ErrorCode, Export,
-    GroupList, GroupStatus, Invite, InvitePeer, JoinPeer, Peer, PeerList, PointList, Promote, Promotion, Replicate, ResizeVolume, Resync,
-    SetMode, SiteName, Status, StopReplication, TakeBack, Unexport, VolumeInfo, VolumeList, VolumeName, VolumeStatus, Wait, Waited,
+    ForecastList, GroupList, GroupStatus, HandoverList, Invite, InvitePeer, JoinPeer, Peer, PeerList, PointList, Promote, Promotion,
+    Replicate, ResizeVolume, Resync, SetMode, SiteName, Status, StopReplication, TakeBack, Unexport, VolumeInfo, VolumeList, VolumeName,
+    VolumeStatus, Wait, Waited,
     routes::{self, VolumeOp},
 };
 use serde::Deserialize;
@@ -29,6 +30,8 @@ pub fn router<C: Control>(control: Arc<C>) -> Router {
         .route(routes::STATUS, get(status::<C>))
         .route(routes::VOLUMES, get(list_volumes::<C>).post(create_volume::<C>))
         .route(routes::VOLUME, get(show_volume::<C>).delete(delete_volume::<C>))
+        .route(routes::FORECAST, get(forecast::<C>))
+        .route(routes::HANDOVERS, get(list_handovers::<C>))
         .route(routes::POINTS, get(list_points::<C>))
         .route(routes::DRILLS, get(list_drills::<C>))
         .route(&op(VolumeOp::Drill), post(begin_drill::<C>))
@@ -71,6 +74,13 @@ struct StatusQuery {
     volume: Option<VolumeName>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ForecastQuery {
+    volume: Option<VolumeName>,
+    to: Option<SiteName>,
+}
+
 async fn no_such_route(method: Method, uri: Uri) -> Refusal {
     let message = format!("no such operation: {method} {}", uri.path());
     ApiError::new(ErrorCode::NotFound, message).with_hint("the client may be newer than the daemon").into()
@@ -83,6 +93,14 @@ async fn no_such_method(method: Method, uri: Uri) -> Refusal {
 
 async fn status<C: Control>(State(control): Daemon<C>, Parameters(query): Parameters<StatusQuery>) -> Reply<Status> {
     read(async move { control.status(query.volume).await }).await
+}
+
+async fn forecast<C: Control>(State(control): Daemon<C>, Parameters(query): Parameters<ForecastQuery>) -> Reply<ForecastList> {
+    read(async move { control.forecast(query.volume, query.to).await }).await
+}
+
+async fn list_handovers<C: Control>(State(control): Daemon<C>, Parameters(query): Parameters<StatusQuery>) -> Reply<HandoverList> {
+    read(async move { control.handovers(query.volume).await }).await
 }
 
 async fn list_volumes<C: Control>(State(control): Daemon<C>) -> Reply<VolumeList> {

@@ -4,9 +4,10 @@ use super::*;
 use crate::unix_socket::SocketAccess;
 use blockd_api::{
     ApiError, BeginDrill, ChangeGroup, Condition, CreateGroup, CreateVolume, DeleteVolume, Demote, Done, Drill, DrillList, ErrorCode,
-    ErrorDocument, Event, Export, GroupList, GroupStatus, Invite, InvitePeer, JoinPeer, MAX_REQUEST_BYTES, Peer, PeerList, PointList,
-    Progress, Promote, Promotion, PromotionKind, Replicate, ResizeVolume, Resync, Resynced, ScrubStatus, SetMode, SiteName, Snapshot,
-    Status, StopReplication, TakeBack, Unexport, Verification, VolumeInfo, VolumeList, VolumeName, VolumeStatus, Waited,
+    ErrorDocument, Event, Export, ForecastList, GroupList, GroupStatus, HandoverList, Invite, InvitePeer, JoinPeer, MAX_REQUEST_BYTES,
+    Peer, PeerList, PointList, Progress, Promote, Promotion, PromotionKind, Replicate, ResizeVolume, Resync, Resynced, ScrubStatus,
+    SetMode, SiteName, Snapshot, Status, StopReplication, TakeBack, Unexport, Verification, VolumeInfo, VolumeList, VolumeName,
+    VolumeStatus, Waited,
 };
 use serde_json::Value;
 use std::{path::PathBuf, time::Duration};
@@ -54,6 +55,12 @@ impl Control for Fake {
                 spill: blockd_api::Usage::default(),
             }),
         }
+    }
+    async fn forecast(&self, _: Option<VolumeName>, _: Option<SiteName>) -> Outcome<ForecastList> {
+        refused()
+    }
+    async fn handovers(&self, _: Option<VolumeName>) -> Outcome<HandoverList> {
+        refused()
     }
     async fn create_volume(&self, request: CreateVolume, _: ProgressSink) -> Outcome<VolumeInfo> {
         Err(ApiError::new(ErrorCode::AlreadyExists, format!("{} exists", request.name)))

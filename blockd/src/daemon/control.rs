@@ -2,6 +2,7 @@
 
 use super::Daemon;
 use super::create;
+use super::forecast;
 use super::groups::statuses;
 use super::part::Part;
 use super::proof;
@@ -70,6 +71,7 @@ impl Control for Daemon {
             volume.diverged = asked.get(&volume.name).copied();
             if let Ok(open) = volumes.get(&volume.name) {
                 proof::add_verified(volume, &*volumes.catalogue, &open.record.id);
+                forecast::add_to(volume, &*volumes.catalogue, open);
             }
         }
         // Each volume has its own.
@@ -81,6 +83,14 @@ impl Control for Daemon {
         let journal_quota = volumes.journal_quota_bytes.saturating_mul(count);
         let journal = Usage { used_bytes: journal_bytes(&volumes), quota_bytes: journal_quota };
         Ok(Status { site: self.site.clone(), id: self.id.clone(), volumes: chosen, groups, journal, spill })
+    }
+
+    async fn forecast(&self, volume: Option<VolumeName>, to: Option<SiteName>) -> Outcome<ForecastList> {
+        self.forecasts(volume.as_ref(), to.as_ref()).await
+    }
+
+    async fn handovers(&self, volume: Option<VolumeName>) -> Outcome<HandoverList> {
+        self.list_handovers(volume.as_ref()).await
     }
 
     async fn create_volume(&self, request: CreateVolume, progress: ProgressSink) -> Outcome<VolumeInfo> {

@@ -1,5 +1,6 @@
 //! The primary steps down: because its standby asks for it, or its own operator.
 
+use super::forecast::Begun;
 use super::going_back::check_whole;
 use super::part::volume_id;
 use super::status;
@@ -13,6 +14,7 @@ use blockd_api::*;
 use replicator::catalogue::{Catalogue, Persist};
 use replicator::intake::LastCut;
 use replicator::primary::{Remains, Replica, memory};
+use replicator::site_link::forecast::HandedOver;
 use replicator::site_link::request::{Answer, lineage_of, parse_id};
 use replicator::standby::{Lost, Place};
 use replicator::undo::Point;
@@ -31,7 +33,7 @@ pub(super) const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 /// For what is not at the standby yet to arrive there while clients go on.
 const CATCH_UP_DEADLINE: Duration = Duration::from_secs(60);
 /// For the other standbys to have it, too.
-const OTHERS_DEADLINE: Duration = Duration::from_secs(5);
+pub(super) const OTHERS_DEADLINE: Duration = Duration::from_secs(5);
 /// For the last epoch to arrive.
 const LAST_EPOCH_DEADLINE: Duration = Duration::from_secs(30);
 /// For the answer to a handover: longer than the five before.
@@ -67,23 +69,26 @@ impl Daemon {
             }
             RecordedRole::Primary => {
                 self.check_clients_of_group(&record, force).await?;
-                let epoch = self.step_down(record, force, Some((from, generation))).await?;
-                Ok(Answer::Granted { epoch })
+                let (epoch, handed) = self.step_down(record, force, Some((from, generation))).await?;
+                Ok(Answer::Granted { epoch, handed: Some(handed) })
             }
             RecordedRole::Standby => {
                 not_on_trial(&record)?;
                 if let Some(granted) = record.granted.filter(|granted| granted.generation == generation) {
-                    return Ok(Answer::Granted { epoch: granted.epoch });
+                    let handed = self.handed_at(&record.id, granted.epoch).await;
+                    return Ok(Answer::Granted { epoch: granted.epoch, handed });
                 }
                 if let Some(primary) = record.peer.as_ref().filter(|peer| peer.site != from) {
                     let message = format!("{name} has another primary, {}, as far as that site knows", primary.name);
                     return Err(wrong_state(message, "--force promotes without it"));
                 }
                 // Who asks takes over: a handover that this site asked for itself is void from now on.
-                let mut volumes = self.volumes.lock().await;
-                volumes.change(&record.name, |record| (record.wanted_generation, record.granted) = (None, None))?;
-                let committed = status::status(volumes.get(&record.name)?).epoch_committed;
-                Ok(Answer::NotPrimary { committed })
+                let committed = {
+                    let mut volumes = self.volumes.lock().await;
+                    volumes.change(&record.name, |record| (record.wanted_generation, record.granted) = (None, None))?;
+                    status::status(volumes.get(&record.name)?).epoch_committed
+                };
+                Ok(Answer::NotPrimary { committed, handed: self.handed_at(&record.id, committed).await })
             }
             RecordedRole::Standalone => Err(unknown()),
             RecordedRole::Stale | RecordedRole::SplitBrain => {
@@ -119,7 +124,7 @@ impl Daemon {
     }
 
     /// Stops being primary: everything is at the standby, and recorded, on return. Clients go on until little is left.
-    async fn step_down(&self, record: VolumeRecord, force: bool, successor: Option<(&str, String)>) -> Outcome<Epoch> {
+    async fn step_down(&self, record: VolumeRecord, force: bool, successor: Option<(&str, String)>) -> Outcome<(Epoch, HandedOver)> {
         let name = &record.name;
         if record.role != RecordedRole::Primary {
             return Err(ApiError::new(ErrorCode::WrongState, format!("{name} is not a replicated primary here")));
@@ -138,6 +143,7 @@ impl Daemon {
         if !attached.is_empty() && !force {
             return Err(client_active(name, &attached));
         }
+        let mut begun = self.begin_handover(name, successor.as_ref().map(|(site, _)| *site)).await?;
         self.settings_heard(name).await;
         let emptied = match catch_up(&replica).await {
             Ok(()) if volume.gate.shut() => empty(&volume, &replica, &others).await,
@@ -157,6 +163,7 @@ impl Daemon {
                 return Err(error.with_hint("`tern status` at its primary says how it stands; `tern wait --for in-sync` waits"));
             }
         };
+        begun.sent();
         let attached = volume.clients.attached();
         if !attached.is_empty() && !force {
             // It came meanwhile.
@@ -170,7 +177,7 @@ impl Daemon {
             part.stop();
             remains
         });
-        let done = self.hand_everything_over(&record, &volume, remains, successor).await;
+        let done = self.hand_everything_over(&record, &volume, remains, successor, &begun).await;
         if let Err(error) = &done {
             if yields {
                 self.fence(name, &volume, &error.message, None).await;
@@ -201,7 +208,8 @@ impl Daemon {
         volume: &Arc<Volume>,
         remains: Option<Remains>,
         successor: Option<(&str, String)>,
-    ) -> Outcome<Epoch> {
+        begun: &Begun,
+    ) -> Outcome<(Epoch, HandedOver)> {
         check_whole(record, volume)?;
         let known = remains.filter(|remains| remains.changed.is_empty()).and_then(|remains| remains.known);
         let known = known.ok_or_else(|| ApiError::new(ErrorCode::Internal, "something changed behind the gate"))?;
@@ -210,9 +218,10 @@ impl Daemon {
         let copy = Copy { committed: known.acked, base: Base::Point, lineage, follows, old: None };
         let granted = successor.map(|(_, generation)| Granted { generation, epoch: known.acked });
         tokio::task::block_in_place(|| volume.image.sync_data()).map_err(io_error)?;
+        self.note_handed(record, begun, known.acked).await;
         self.volumes.lock().await.become_standby(volume, &record.name, copy, granted)?;
         tracing::info!(volume = %record.name, epoch = known.acked, "stepped down");
-        Ok(known.acked)
+        Ok((known.acked, self.note_handed(record, begun, known.acked).await))
     }
 }
 

@@ -159,6 +159,10 @@ impl Daemon {
                 let recorded = tokio::task::block_in_place(|| self.grants.withdrawn(&from.to_string(), &volume, term));
                 answer_or_why(recorded.map(|()| Answer::Done))
             }
+            Ok(Question::Forecast { volume }) => answer_of(self.tell_forecast(&from.to_string(), &volume).await),
+            Ok(Question::TookOver { volume, epoch, took_ms }) => {
+                answer_of(self.note_took_over(&from.to_string(), &volume, epoch, took_ms).await)
+            }
             Ok(Question::Detach { volume }) => {
                 tracing::info!(volume, site = %from, "the primary does not replicate this volume to here any more");
                 Answer::Done

@@ -11,6 +11,7 @@ mod divergence;
 mod drills;
 mod events;
 mod exports;
+mod forecast;
 mod going_back;
 mod groups;
 mod handover;

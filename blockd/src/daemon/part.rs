@@ -245,6 +245,7 @@ impl Volumes {
         volume.intake.tracker_of(lane).mark(&marked, Some(1).filter(|_| !marked.is_empty()));
         let metrics = self.metrics.volume(&record.name);
         let (marks_exactly, told) = (!compare || marked.is_empty(), Arc::<Told>::default());
+        let limit = Arc::new(Limit::new(peer.bandwidth.clone(), unix_ms));
         let setup = Setup {
             volume: id,
             lineage,
@@ -263,6 +264,7 @@ impl Volumes {
             compare_first: if compare { marked } else { RoaringBitmap::new() },
             counters: volume.counters.clone(),
             bases: self.bases.clone(),
+            limit: limit.watch(),
             on_commit: Box::new(move |elapsed| metrics.epoch_commit.observe(elapsed)),
             on_standing: part.suspended.of(lane),
         };
@@ -270,7 +272,6 @@ impl Volumes {
         // A volume of a group has one standby.
         let place = self.groups.place_of(&record.id).filter(|_| record.others.is_empty());
         replica.join(place.map(|(group, member)| (&group.cutter, member)));
-        let limit = Arc::new(Limit::new(peer.bandwidth.clone(), unix_ms));
         let route =
             Route { links: self.sites.links.clone(), site, volume: id, bandwidth: limit.watch(), counters: volume.counters.clone() };
         let ((settings, teller_settings), (hear, heard)) = (watch::channel(told_to(record, peer)), watch::channel(None));

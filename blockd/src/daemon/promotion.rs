@@ -114,10 +114,15 @@ impl Daemon {
         expected: Option<Epoch>,
         how: PromotionKind,
     ) -> Outcome<(Epoch, u64)> {
+        let began = Instant::now();
         let promoted = self.settle_and_become(name, standby, older, expected, how).await;
-        if promoted.is_err() {
-            standby.resume();
-            self.volumes.lock().await.restore(name);
+        match &promoted {
+            Err(_) => {
+                standby.resume();
+                self.volumes.lock().await.restore(name);
+            }
+            Ok((epoch, _)) if how == PromotionKind::Handover => self.note_taken_over(name, *epoch, began.elapsed()).await,
+            Ok(_) => {}
         }
         promoted
     }
@@ -154,6 +159,7 @@ impl Daemon {
     pub(super) async fn ask_for_handover(&self, record: &VolumeRecord, standby: &StandbyService, force: bool) -> Outcome<Option<Epoch>> {
         let name = &record.name;
         let Some(peer) = &record.peer else { return Ok(None) };
+        let began = Instant::now();
         let unreachable = |why: String| {
             if force {
                 tracing::warn!(volume = %name, why, "failing over without the primary");
@@ -175,11 +181,17 @@ impl Daemon {
             None => random_id()?.to_string(),
         };
         self.volumes.lock().await.change(name, |record| record.wanted_generation = Some(generation.clone()))?;
-        let question = Question::Handover { volume: record.id.clone(), generation, force };
+        let question = Question::Handover { volume: record.id.clone(), generation: generation.clone(), force };
         match request::ask(links, &site, &question, HANDOVER_DEADLINE).await {
-            Ok(Answer::Granted { epoch }) => Ok(Some(epoch)),
-            Ok(Answer::NotPrimary { committed }) => {
+            Ok(Answer::Granted { epoch, handed }) => {
+                self.note_granted(record, &generation, epoch, handed, began.elapsed()).await;
+                Ok(Some(epoch))
+            }
+            Ok(Answer::NotPrimary { committed, handed }) => {
                 let mine = standby.status().borrow().committed;
+                let stepped_down = handed.map_or(Duration::ZERO, |handed| Duration::from_millis(handed.took_ms));
+                let granted = stepped_down.saturating_add(began.elapsed());
+                self.note_granted(record, &generation, committed, handed.filter(|_| committed == mine), granted).await;
                 if committed <= mine {
                     return Ok(Some(mine));
                 }

@@ -216,6 +216,7 @@ fn of_replica(status: &VolumeStatus) -> ReplicaStatus {
         epoch_committed: status.epoch_committed,
         rpo_seconds: status.rpo_seconds,
         backlog_bytes: status.backlog_bytes,
+        evacuation_seconds: None,
     }
 }
 
@@ -234,7 +235,6 @@ fn of_primary(status: &mut VolumeStatus, seen: &PrimaryStatus, peer: &PeerRecord
     status.next_cut = seen.next_cut_unix_ms.and_then(|ms| UtcTime::from_unix_seconds(i64::try_from(ms / 1000).ok()?));
     status.backlog_bytes = seen.backlog.unsent_blocks * block;
     status.dirty_blocks = seen.backlog.in_doubt_blocks;
-    status.evacuation_seconds = (seen.rate_bytes_per_second > 0).then(|| status.backlog_bytes as f64 / seen.rate_bytes_per_second as f64);
     let refused = seen.refused.as_ref().map(|refused| refused.text.clone());
     status.last_error = seen.error.clone().or(refused).or_else(|| match status.state {
         State::Degraded => {

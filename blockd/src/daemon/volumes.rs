@@ -2,6 +2,7 @@
 
 use super::drills::{self, RunningDrill};
 use super::exports::FrontEnds;
+use super::forecast;
 use super::groups::Groups;
 use super::lease::Grants;
 use super::old;
@@ -319,6 +320,7 @@ impl Volumes {
             .and_then(|()| self.forget_trial(record).map_err(io::Error::other))
             .and_then(|()| drills::forget_all(&*self.catalogue, &record.id))
             .and_then(|()| proof::forget(&*self.catalogue, &record.id))
+            .and_then(|()| forecast::forget(&*self.catalogue, &record.id))
             .and_then(|()| self.grants.forget(&record.id))
             .and_then(|()| match record.made_by {
                 MadeBy::Daemon => if_there(std::fs::remove_file(&record.backing)),

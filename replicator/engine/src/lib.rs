@@ -13,6 +13,7 @@
 //! - [`block`]: block numbers and runs of blocks.
 //! - [`tracker`]: the epoch word, writes in flight and the dirty maps that the request path touches.
 //! - [`generation`]: who may be primary; lineage, staleness and split brain.
+//! - [`forecast`]: how long a handover would take now.
 //! - [`group`]: one cut for several volumes.
 //! - [`history`]: what changed from epoch to epoch, for the other standbys of one that is promoted.
 //! - [`wire`]: the messages between two sites and their encoding.
@@ -26,6 +27,7 @@
 
 pub mod acknowledgement;
 pub mod block;
+pub mod forecast;
 pub mod generation;
 pub mod group;
 pub mod history;

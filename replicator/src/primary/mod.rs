@@ -48,7 +48,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, mpsc as tokio_mpsc, oneshot, watch};
 
 /// What the operator wants.
@@ -98,6 +98,8 @@ pub struct Setup {
     pub counters: Arc<Counters>,
     /// Memory for what was sent last of hot blocks.
     pub bases: Arc<BasesMemory>,
+    /// The limit that is in force, in bits a second.
+    pub limit: watch::Receiver<Option<u64>>,
     /// Told how long each epoch took from its cut to its commit.
     pub on_commit: Box<dyn Fn(Duration) + Send>,
     /// Told when the mode's promise stands otherwise than before, and in the end that nothing is asked of requests any more. While it is
@@ -184,6 +186,7 @@ pub struct Replica {
     lane: LaneId,
     status: watch::Receiver<PrimaryStatus>,
     sessions: AtomicU64,
+    started: Instant,
     thread: Mutex<Option<JoinHandle<Remains>>>,
 }
 
@@ -194,7 +197,7 @@ impl Replica {
         let (publish, status) = watch::channel(PrimaryStatus::default());
         let (asked, intake, lane, on_standing) = (inbox.clone(), setup.intake.clone(), setup.lane, setup.on_standing.clone());
         let shell = shell::Shell::new(setup, publish)?;
-        let nudge = inbox.clone();
+        let (nudge, started) = (inbox.clone(), shell.started);
         intake.held().open(lane, shell.in_force(), Box::new(move || drop(nudge.send(Input::Held))));
         let closes = ClosesHeld(intake.clone(), lane, on_standing);
         let run = move || {
@@ -204,12 +207,18 @@ impl Replica {
         let thread = std::thread::Builder::new().name("tern-primary".into()).spawn(run)?;
         // Nobody waits for an answer from a thread that is gone: with its inbox the question is dropped.
         intake.behind().set(lane, Box::new(move |run, reply| drop(asked.send(Input::Behind(run, reply)))));
-        Ok(Self { inbox, intake, lane, status, sessions: AtomicU64::new(1), thread: Mutex::new(Some(thread)) })
+        let sessions = AtomicU64::new(1);
+        Ok(Self { inbox, intake, lane, status, sessions, started, thread: Mutex::new(Some(thread)) })
     }
 
     /// How it goes; follows every change.
     pub fn status(&self) -> watch::Receiver<PrimaryStatus> {
         self.status.clone()
+    }
+
+    /// The time, by the clock of what it measures.
+    pub fn now_ms(&self) -> u64 {
+        shell::millis_since(self.started)
     }
 
     /// Cuts now; answers with the epoch once the standby has it durably, however long that takes. `on_cut` is told when it is cut, and again

@@ -41,6 +41,11 @@ pub(super) struct Snapshot {
     reply: oneshot::Sender<Result<Epoch, ReplicaError>>,
 }
 
+/// The thread's clock.
+pub(super) fn millis_since(started: Instant) -> u64 {
+    started.elapsed().as_millis() as u64 + FIRST_MS
+}
+
 /// See the module's documentation.
 pub(super) struct Shell {
     pub(super) setup: Setup,
@@ -143,7 +148,7 @@ impl Shell {
     }
 
     fn now_ms(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64 + FIRST_MS
+        millis_since(self.started)
     }
 
     fn handle(&mut self, input: Input) {
@@ -400,6 +405,9 @@ impl Shell {
         let now_ms = self.now_ms();
         let known = self.sender.known();
         let phase = self.sender.phase().clone();
+        self.sender.gauge.set_limit(*self.setup.limit.borrow());
+        let clients_bytes = counters::read(&self.setup.counters.changed_bytes);
+        let outlook = self.sender.outlook(tracker, clients_bytes, self.round_trip.as_millis() as u64, now_ms);
         let mut status = PrimaryStatus {
             refused: match &phase {
                 Phase::Refused(refused) => Some(refused.clone()),
@@ -412,7 +420,7 @@ impl Shell {
             backlog: self.sender.backlog(tracker),
             rpo_ms: self.sender.rpo_ms(tracker, now_ms),
             converged: self.sender.is_converged(tracker, now_ms),
-            rate_bytes_per_second: self.sender.pace().rate_bytes_per_second(),
+            outlook,
             error: self.error.clone(),
             promise: self.acknowledging.status,
             point_unix_ms: known.and(self.scheduling.point_unix_ms),

@@ -1,6 +1,7 @@
 //! What the rest of the daemon sees of a replica: computed from counts each time, never a flag that somebody set.
 
 use super::PromiseStatus;
+use replicator_engine::forecast::Outlook;
 use replicator_engine::schedule::Dues;
 use replicator_engine::sender::{Backlog, Known, Phase};
 use replicator_engine::tracker::Epoch;
@@ -25,8 +26,8 @@ pub struct PrimaryStatus {
     pub rpo_ms: Option<u64>,
     /// Whether what is left to send fits an epoch.
     pub converged: bool,
-    /// Bytes a second that the network takes; 0 until measured.
-    pub rate_bytes_per_second: u64,
+    /// What a handover would be up against, if that can be said.
+    pub outlook: Option<Outlook>,
     /// How the mode's promise stands.
     pub promise: PromiseStatus,
     /// When the newest recovery point was cut, by the clock on the wall, if that is known.
@@ -50,7 +51,7 @@ impl Default for PrimaryStatus {
             backlog: Backlog::default(),
             rpo_ms: None,
             converged: false,
-            rate_bytes_per_second: 0,
+            outlook: None,
             promise: PromiseStatus::default(),
             point_unix_ms: None,
             next_cut_unix_ms: None,

@@ -3,6 +3,7 @@
 //! - [`REPLICATION`]: the primary opens one for each volume; its header is the volume's id. What travels is the engine's messages.
 //! - [`REQUEST`]: one question and one answer, see [`request`]; those about leases in [`lease`].
 
+pub mod forecast;
 pub mod lease;
 pub mod request;
 mod throttle;

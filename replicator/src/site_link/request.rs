@@ -5,6 +5,7 @@
 //! at the same time, is asked again over that one.
 
 use super::REQUEST;
+use super::forecast::{ForecastRecord, HandedOver};
 use super::lease::{CandidacyRecord, LeaseRequest, NotConsented, NotLeased};
 use crate::identity::SiteId;
 use crate::transport::{IncomingStream, Link, Links, StreamError};
@@ -203,6 +204,20 @@ pub enum Question {
         /// The term, with all before it.
         term: u64,
     },
+    /// How long would it take to hand this volume over to me now?
+    Forecast {
+        /// The volume's id, in hexadecimal.
+        volume: String,
+    },
+    /// I am primary of this volume, which you handed over at this epoch.
+    TookOver {
+        /// The volume's id, in hexadecimal.
+        volume: String,
+        /// The volume's last epoch before.
+        epoch: u64,
+        /// How long it took, from the order on.
+        took_ms: u64,
+    },
     /// I do not replicate this volume to you any more.
     Detach {
         /// The volume's id, in hexadecimal.
@@ -220,11 +235,17 @@ pub enum Answer {
     Granted {
         /// The volume's last epoch.
         epoch: u64,
+        /// How that went.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        handed: Option<HandedOver>,
     },
     /// This site is not primary either, and will not become it for what it knows.
     NotPrimary {
         /// Its newest recovery point.
         committed: u64,
+        /// How it stepped down there, if it did.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        handed: Option<HandedOver>,
     },
     /// This site has what the asker lacks.
     Alone {
@@ -245,6 +266,8 @@ pub enum Answer {
         /// Which, and why.
         refused: Vec<GroupRefused>,
     },
+    /// This is what I reckon.
+    Forecast(ForecastRecord),
     /// You have the lease, from when you asked.
     Leased,
     /// You do not have it, and this is why.
@@ -374,8 +397,8 @@ pub(super) mod tests {
         check(&Question::Groups { groups: vec![group] });
         check(&Question::Detach { volume });
         check(&Answer::Done);
-        check(&Answer::Granted { epoch: 17 });
-        check(&Answer::NotPrimary { committed: 17 });
+        check(&Answer::Granted { epoch: 17, handed: None });
+        check(&Answer::NotPrimary { committed: 17, handed: None });
         let (since_unix_ms, common_unix_ms) = (Some(1_795_300_000_500), Some(1_795_300_000_000));
         check(&Answer::Alone { blocks: Some(3), exact: true, since_unix_ms, common_unix_ms });
         let refused = vec![GroupRefused { name: "shop".into(), message: "a volume shop exists there already".into() }];

@@ -29,6 +29,7 @@ impl Sender {
         let mut blocks = RoaringBitmap::new();
         damaged.iter().for_each(|run| _ = blocks.insert_range(run.blocks()));
         tracker.mark(&(blocks & self.all_blocks()), None);
+        self.gauge.handle_marked();
         Ok(())
     }
 

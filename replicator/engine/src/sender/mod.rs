@@ -19,6 +19,7 @@
 mod backlog;
 mod behind;
 mod effort;
+mod outlook;
 mod pace;
 mod poll;
 
@@ -27,7 +28,8 @@ pub use effort::{Compression, Effort};
 pub use pace::{Cuts, Pace, Settings};
 pub use poll::Action;
 
-use crate::block::BlockNumber;
+use crate::block::{BLOCK_BYTES, BlockNumber};
+use crate::forecast::Gauge;
 use crate::generation::{Id, Lineage, Relation};
 use crate::group::GroupCut;
 use crate::history::History;
@@ -67,6 +69,8 @@ pub struct Sender {
     pace: Pace,
     /// How hard content is compressed.
     pub effort: Effort,
+    /// What forecasts are made from.
+    pub gauge: Gauge,
     cut_requested: bool,
     /// The group's cut, and its time, that the epoch being cut is a part of.
     cut_with: Option<(GroupCut, u64)>,
@@ -149,6 +153,7 @@ impl Sender {
             cursor: 0,
             pace: Pace::default(),
             effort: Effort::default(),
+            gauge: Gauge::default(),
             cut_requested: false,
             cut_with: None,
             told_bytes: None,
@@ -176,32 +181,6 @@ impl Sender {
     /// The lineage that goes into every message.
     pub fn lineage(&self) -> &Lineage {
         &self.lineage
-    }
-
-    /// Rates and times, for forecasts.
-    pub fn pace(&self) -> &Pace {
-        &self.pace
-    }
-
-    /// Time of the oldest write that is not in an acknowledged epoch.
-    fn oldest_unacknowledged_ms(&self, tracker: &Tracker) -> Option<u64> {
-        let cut = match &self.cut {
-            Cut::None => None,
-            Cut::Closing(..) => tracker.frozen_oldest_ms(),
-            Cut::Frozen(frozen) => frozen.oldest_ms,
-        };
-        self.pending.iter().filter_map(|pending| pending.oldest_ms).chain(cut).chain(tracker.open_oldest_ms()).min()
-    }
-
-    /// Age of the oldest write that is in no recovery point; `None` if there is none to go back to, or if nobody knows.
-    pub fn rpo_ms(&self, tracker: &Tracker, now_ms: u64) -> Option<u64> {
-        let told = self.has_point && !self.of_unknown_age;
-        told.then(|| self.oldest_unacknowledged_ms(tracker).map_or(0, |oldest| now_ms.saturating_sub(oldest)))
-    }
-
-    /// What is marked now was written at some time before.
-    pub fn forget_ages(&mut self) {
-        self.of_unknown_age = true;
     }
 
     /// How much the standby does not have. Computed, never stored.
@@ -258,6 +237,7 @@ impl Sender {
     pub fn handle_connected(&mut self, now_ms: u64) {
         self.phase = Phase::Attaching;
         self.pace.handle_connected(now_ms);
+        self.gauge.handle_connected();
         let attach = Attach { volume: self.volume, size_bytes: self.size_bytes, lineage: self.lineage.clone() };
         self.outgoing = VecDeque::from([Message::Attach(attach)]);
     }
@@ -287,7 +267,7 @@ impl Sender {
                 self.phase = Phase::Refused(refused);
                 Ok(())
             }
-            (Message::Compared(compared), Phase::Online) => self.handle_compared(tracker, compared),
+            (Message::Compared(compared), Phase::Online) => self.handle_compared(tracker, compared, now_ms),
             (Message::Committed(epoch), Phase::Online) => self.handle_committed(epoch, now_ms),
             (Message::Damaged(runs), Phase::Online) => self.handle_damaged(tracker, &runs),
             _ => Err("the message does not belong here"),
@@ -339,6 +319,7 @@ impl Sender {
     /// The allocated blocks, asked for by [`Action::FindAllocated`]. Writes since then are marked by themselves.
     pub fn handle_allocated(&mut self, tracker: &Tracker, allocated: &RoaringBitmap) {
         tracker.mark(allocated, None);
+        self.gauge.handle_marked();
         if self.mark_base.take() == Some(MarkBase::Everything) {
             self.compare_first |= allocated;
             let free = self.all_blocks() - allocated;
@@ -346,7 +327,7 @@ impl Sender {
         }
     }
 
-    fn handle_compared(&mut self, tracker: &Tracker, compared: Compared) -> Result<(), &'static str> {
+    fn handle_compared(&mut self, tracker: &Tracker, compared: Compared, now_ms: u64) -> Result<(), &'static str> {
         // What breaks the protocol changes nothing: the blocks stay where they are, and come again.
         let asked = self.asked.get(&compared.ticket).ok_or("an answer to a question that was not asked")?;
         let mut different = RoaringBitmap::new();
@@ -356,6 +337,7 @@ impl Sender {
             }
             different.insert_range(run.blocks());
         }
+        self.gauge.handle_gone((asked.len() - different.len()) * BLOCK_BYTES as u64, 0, now_ms);
         self.early |= asked - &different;
         self.asked.remove(&compared.ticket);
         tracker.mark(&different, None);
@@ -368,6 +350,7 @@ impl Sender {
         self.has_point = true;
         self.of_unknown_age = false;
         self.pace.handle_committed(&first, now_ms);
+        self.gauge.handle_committed(epoch, now_ms);
         Ok(())
     }
 
@@ -375,11 +358,13 @@ impl Sender {
     pub fn handle_shipped(&mut self, blocks: &Blocks, now_ms: u64) {
         self.digest.add(blocks);
         self.pace.handle_enqueued(blocks.payload.len() as u64, now_ms);
+        self.gauge.handle_shipped(blocks, now_ms);
     }
 
     /// The network took bytes that were handed to it.
     pub fn handle_written(&mut self, len_bytes: u64, now_ms: u64) {
         self.pace.handle_written(len_bytes, now_ms);
+        self.gauge.handle_written(len_bytes, now_ms);
     }
 
     /// The cut that was asked for is done.
@@ -387,6 +372,7 @@ impl Sender {
         self.cut = Cut::Closing(epoch, self.size_bytes);
         (self.cut_requested, self.cut_with) = (false, None);
         self.pace.handle_cut(now_ms);
+        self.gauge.handle_cut(epoch, now_ms);
     }
 
     /// The epoch that was cut has closed; `changed` is what was not sent early.
@@ -432,6 +418,7 @@ impl Sender {
 
     fn mark_again(&mut self, tracker: &Tracker, blocks: &RoaringBitmap, oldest_ms: Option<u64>) {
         tracker.mark(blocks, oldest_ms);
+        self.gauge.handle_marked();
         self.compare_first |= blocks;
     }
 }

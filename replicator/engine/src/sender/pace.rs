@@ -64,11 +64,6 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Bytes per second that the network takes; 0 until measured.
-    pub fn rate_bytes_per_second(&self) -> u64 {
-        self.rate
-    }
-
     /// When the last epoch was acknowledged.
     pub fn last_commit_ms(&self) -> u64 {
         self.last_commit_ms
@@ -154,9 +149,14 @@ impl Pace {
     /// Whether a backlog of `dirty` blocks may be frozen: it is small, or leaves in time, or cannot be awaited any longer.
     pub(super) fn fits_a_cut(&self, settings: &Settings, dirty: u64, now_ms: u64) -> bool {
         let bytes = dirty * BLOCK_BYTES as u64;
-        let in_time = u128::from(self.rate) * u128::from(settings.rpo_ms) / 4 / 1000;
         let overdue_ms = (settings.rpo_ms * OVERDUE_RPOS).max(OVERDUE_MIN_MS);
         let overdue = now_ms.saturating_sub(self.last_commit_ms) >= overdue_ms && !self.gave_up_often();
-        bytes <= settings.small_cut_bytes || u128::from(bytes) <= in_time || (overdue && bytes <= settings.large_cut_bytes)
+        bytes <= self.cut_bytes(settings) || (overdue && bytes <= settings.large_cut_bytes)
+    }
+
+    /// A backlog up to this may be frozen: it is small, or leaves in time.
+    pub(super) fn cut_bytes(&self, settings: &Settings) -> u64 {
+        let in_time = u128::from(self.rate) * u128::from(settings.rpo_ms) / 4 / 1000;
+        settings.small_cut_bytes.max(u64::try_from(in_time).unwrap_or(u64::MAX))
     }
 }

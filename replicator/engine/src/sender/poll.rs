@@ -55,7 +55,11 @@ impl Sender {
         if !self.holes.unsent().is_empty() {
             return Action::Send(Message::Blocks(self.next_holes()));
         }
-        if matches!(self.cut, Cut::Frozen(_)) { self.poll_frozen() } else { self.poll_open(tracker, now_ms) }
+        let next = if matches!(self.cut, Cut::Frozen(_)) { self.poll_frozen() } else { self.poll_open(tracker, now_ms) };
+        if matches!(next, Action::Wait(_)) {
+            self.gauge.handle_idle();
+        }
+        next
     }
 
     fn next_holes(&mut self) -> Blocks {
@@ -114,7 +118,7 @@ impl Sender {
     }
 
     /// Whether a backlog of any size is frozen: there is a recovery point to go back to, and freezing did not fail again and again.
-    fn may_freeze_all(&self) -> bool {
+    pub(super) fn may_freeze_all(&self) -> bool {
         self.settings.cuts == Cuts::Asked && self.known.is_some() && !self.pace.gave_up_often()
     }
 

@@ -10,7 +10,7 @@ mod volume;
 pub use group::GroupVerb;
 pub use recovery::{DemoteArgs, DrillArgs, DrillAt, PromoteArgs, ResyncArgs, RollbackArgs};
 pub use replication::{ModeArgs, ReplicateArgs, SnapshotArgs, WaitArgs};
-pub use site::{PeerVerb, StatusArgs};
+pub use site::{ForecastArgs, PeerVerb, StatusArgs};
 pub use volume::{CreateArgs, ExportArgs, ShowArgs, VolumeVerb};
 
 use blockd_api::{DEFAULT_ADMIN_PATH, VolumeName};
@@ -91,11 +91,7 @@ pub enum Verb {
         volume: VolumeName,
     },
     /// Estimate how long an evacuation would take now
-    Forecast {
-        /// Which volume; all if left out
-        #[arg(value_name = "NAME")]
-        volume: Option<VolumeName>,
-    },
+    Forecast(ForecastArgs),
     /// Print completions for a shell
     #[command(hide = true)]
     Completions {

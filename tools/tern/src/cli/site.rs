@@ -45,3 +45,17 @@ pub struct StatusArgs {
     #[arg(long, value_name = "DURATION", default_value = "1s", requires = "watch")]
     pub interval: Span,
 }
+
+/// Estimates how long an evacuation would take.
+#[derive(Debug, Args)]
+pub struct ForecastArgs {
+    /// Which volume or group; all if left out
+    #[arg(value_name = "NAME")]
+    pub volume: Option<VolumeName>,
+    /// To which standby; to each if left out
+    #[arg(long, value_name = "SITE", conflicts_with = "history")]
+    pub to: Option<SiteName>,
+    /// Show earlier handovers instead: what was forecast when each was ordered, and how long it took
+    #[arg(long)]
+    pub history: bool,
+}

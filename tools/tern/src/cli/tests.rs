@@ -73,6 +73,8 @@ fn every_command_line_of_the_contract_parses() {
         "scrub vm1",
         "forecast",
         "forecast vm1",
+        "forecast vm1 --to oregon",
+        "forecast vm1 --history",
         "completions bash",
         "man /tmp",
     ] {
@@ -95,6 +97,7 @@ fn wrong_command_lines_are_usage() {
         "volume show vm1 --qemu --libvirt",
         "volume show vm1 --qemu=new",
         "volume show vm1 --memory 1G",
+        "forecast vm1 --to oregon --history",
         "replicate vm1",
         "replicate vm1 --to oregon --mode fast",
         "replicate vm1 --stop --rpo 5s",

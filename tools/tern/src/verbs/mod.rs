@@ -1,8 +1,8 @@
 //! Verbs: arguments into a request, the answer into a report.
 
 mod drill;
+mod forecast;
 mod group;
-mod later;
 mod peer;
 mod proof;
 mod quiesce;
@@ -47,7 +47,7 @@ pub async fn run(verb: Verb, client: &Client, format: Format, progress: &Progres
         Verb::Scrub { volume } => proof::scrub(context, volume).await,
         Verb::Points { volume } => recovery::points(context, volume).await,
         Verb::Drill(arguments) => drill::drill(context, arguments).await,
-        Verb::Forecast { .. } => Err(later::not_yet("`tern forecast`")),
+        Verb::Forecast(arguments) => forecast::forecast(context, arguments).await,
         // Handled before there is a client.
         Verb::Completions { .. } | Verb::Man { .. } => Err(ApiError::new(ErrorCode::Internal, "this verb needs no daemon")),
     }

@@ -80,9 +80,10 @@ fn table(status: &Status) -> String {
 
 /// One standby of several, in words.
 fn standby(replica: &ReplicaStatus) -> String {
-    let ReplicaStatus { site, mode, state, promise_held: _, epoch_committed, rpo_seconds, backlog_bytes } = replica;
+    let ReplicaStatus { site, mode, state, promise_held: _, epoch_committed, rpo_seconds, backlog_bytes, evacuation_seconds } = replica;
     let behind = rpo_seconds.map_or_else(|| "nobody knows how far behind".to_owned(), |rpo| format!("{} behind", human_seconds(rpo)));
-    format!("{site} {mode}, {state}, recovery point {epoch_committed}, {behind}, {} to go", human_bytes(*backlog_bytes))
+    let there = evacuation_seconds.map_or_else(String::new, |seconds| format!(", there in {}", human_seconds(seconds)));
+    format!("{site} {mode}, {state}, recovery point {epoch_committed}, {behind}, {} to go{there}", human_bytes(*backlog_bytes))
 }
 
 /// The cuts of a volume in mode `snapshot`, in words.

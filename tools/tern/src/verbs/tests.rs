@@ -212,15 +212,23 @@ fn help_and_version_are_no_errors() {
 }
 
 #[test]
-fn what_this_version_does_not_have_says_so() {
-    let fake = Fake::answering(200, "{}");
-    for line in ["forecast", "forecast vm1"] {
-        let ended = fake.run(line);
-        assert_eq!(ended.exit, ExitCode::Failed, "{line}");
-        assert!(ended.err.contains(" is not in version "), "{line}: {}", ended.err);
-        assert_eq!(fake.run(&format!("{line} --json")).document()["error"]["code"], "not-supported");
-    }
-    assert!(fake.asked().is_empty(), "the daemon need not know");
+fn a_forecast_is_one_line_a_standby_with_what_is_to_be_known_of_it() {
+    let forecast = json!({"name": "vm1", "to": "oregon", "seconds": 2.5, "seconds_if_idle": 1.5, "bytes": 5_242_880, "confidence": "low",
+        "backlog_bytes": 10_485_760, "write_bytes_per_second": 1_250_000, "link_bytes_per_second": 10_000_000, "wire_per_byte": 0.5,
+        "fixed_seconds": null, "note": "no handover has been seen yet"});
+    let fake = Fake::answering(200, json!({ "volumes": [forecast] }).to_string());
+    let expected = "VOLUME  TO      EVACUATION  IF IDLE   TO SEND   BACKLOG       WRITES         LINK  SHRINKS TO  CONFIDENCE\n\
+        vm1     oregon       2.5 s    1.5 s  5.00 MiB  10.0 MiB  10.0 Mbit/s  80.0 Mbit/s        50 %  low\n\
+        vm1 to oregon: no handover has been seen yet\n";
+    assert_eq!(fake.run("forecast vm1 --to oregon").out, expected);
+    assert_eq!(fake.asked()[0].1, "/v1/forecast?volume=vm1&to=oregon");
+    let past = json!({"name": "vm1", "time": "2026-11-22T09:00:00Z", "from": "osaka", "to": null, "epoch": 7, "forecast_seconds": 2.0,
+        "actual_seconds": null, "error_percent": null, "forecast_bytes": 0});
+    let fake = Fake::answering(200, json!({ "handovers": [past] }).to_string());
+    let expected = "VOLUME  TIME                  FROM   TO  FORECAST  ACTUAL  ERROR  TO SEND\n\
+        vm1     2026-11-22T09:00:00Z  osaka  -      2.0 s       -      -      0 B\n";
+    assert_eq!(fake.run("forecast --history").out, expected);
+    assert_eq!(fake.asked()[0].1, "/v1/handovers");
 }
 
 #[test]
