@@ -3,6 +3,7 @@
 use crate::PATIENCE;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use serde_json::Value;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,8 @@ pub struct Site {
     /// Its name.
     pub name: &'static str,
     directory: PathBuf,
+    /// What runs the daemon: in another network, perhaps.
+    program: Vec<OsString>,
     listen: String,
     flags: Vec<String>,
     environment: Vec<(String, String)>,
@@ -38,8 +41,18 @@ impl Site {
     /// The same with more flags for the daemon.
     pub fn start_with(name: &'static str, parent: &Path, flags: &[&str]) -> Self {
         let free = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port");
-        let mut site =
-            Self { name, directory: parent.join(name), listen: free.to_string(), flags: Vec::new(), environment: Vec::new(), daemon: None };
+        Self::start_by(name, parent, vec![program("blockd").into()], &free.to_string(), flags)
+    }
+
+    /// The same with a daemon that this command starts, and that listens there.
+    pub fn start_at(name: &'static str, parent: &Path, command: &Command, listen: &str) -> Self {
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        Self::start_by(name, parent, words.map(OsStr::to_owned).collect(), listen, &[])
+    }
+
+    fn start_by(name: &'static str, parent: &Path, program: Vec<OsString>, listen: &str, flags: &[&str]) -> Self {
+        let directory = parent.join(name);
+        let mut site = Self { name, directory, program, listen: listen.into(), flags: Vec::new(), environment: Vec::new(), daemon: None };
         site.set_flags(flags);
         std::fs::create_dir_all(&site.directory).expect("a temporary directory");
         site.restart();
@@ -80,7 +93,8 @@ impl Site {
     pub fn restart(&mut self) {
         self.kill();
         let log = File::options().create(true).append(true).open(self.directory.join("log")).expect("a log");
-        let daemon = Command::new(program("blockd"))
+        let daemon = Command::new(&self.program[0])
+            .args(&self.program[1..])
             .args(["--site", self.name, "--listen", &self.listen])
             .arg("--state-dir")
             .arg(self.state_dir())
