@@ -203,7 +203,8 @@ impl Receiver {
             return Err(self.refuse(Refusal::Protocol, &smaller(self.size_bytes)));
         }
         // A primary that has forgotten that it grew will never confirm what it sent from there.
-        let beyond = self.unconfirmed.max().is_some_and(|last| u64::from(last) >= block_count(attach.size_bytes));
+        let last = self.unconfirmed.max().max(self.staged.max());
+        let beyond = last.is_some_and(|last| u64::from(last) >= block_count(attach.size_bytes));
         Ok(if beyond || self.is_staged_in_doubt { Staged::Goes } else { staged })
     }
 
