@@ -162,7 +162,8 @@ impl World {
     /// Nothing that comes from this primary is looked at any more.
     fn refuse(&mut self, site: usize, to: usize, refused: Refused) {
         let Some(session) = self.sessions.get_mut(&(site, to)) else { return };
-        let is_fault = session.is_tampered || refused.reason != Refusal::Protocol;
+        // What a difference leads on from may have rotted.
+        let is_fault = session.is_tampered || self.sites[to].is_flipped || refused.reason != Refusal::Protocol;
         assert!(is_fault, "{} refuses what keeps to the protocol: {}", name(to), refused.text);
         (session.is_refused, session.is_attached) = (true, false);
         self.note(|| format!("{} refuses {}: {}", name(to), name(site), refused.text));
